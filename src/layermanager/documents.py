@@ -1,0 +1,161 @@
+"""Reading JSON documents that somebody else wrote, with errors that name the place.
+
+One small reader serves every document: the configuration, the desired layers, the package's
+descriptor. The standard library parses; a validating library would cost every start more time
+and memory than these few keys are worth (docs/dependencies.md).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Never, Self, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+Default = TypeVar("Default")
+
+
+class DocumentError(ValueError):
+    """A JSON document is not what it should be; the message names the place in it.
+
+    Whoever read the document turns this into the error of its kind, with the document's name.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class JsonObject:
+    """A JSON object that knows its place in the document.
+
+    A member that is ``null`` counts as absent, as Go's ``encoding/json`` has it. Every method
+    raises ``DocumentError`` when a member has another type than the one asked for.
+    """
+
+    members: Mapping[str, object]
+    place: str
+
+    @classmethod
+    def of(cls, value: object, place: str) -> Self:
+        """Take *value*, found at *place*, as an object."""
+        if not isinstance(value, dict):
+            raise DocumentError(
+                f"{place or 'the document'}: expected an object, found {_kind(value)}"
+            )
+        return cls(value, place)
+
+    def text(self, key: str, default: Default) -> str | Default:
+        """The text at *key*, or *default*."""
+        value = self.members.get(key)
+        if value is None:
+            return default
+        if not isinstance(value, str):
+            raise self._wrong(key, "a text", value)
+        return value
+
+    def required_text(self, key: str) -> str:
+        """The text at *key*, which must be there and not be empty."""
+        value = self.text(key, None)
+        if not value:
+            raise DocumentError(f"{self.at(key)}: is missing or empty")
+        return value
+
+    def integer(
+        self, key: str, default: Default, *, minimum: int = 0, maximum: int | None = None
+    ) -> int | Default:
+        """The integer at *key*, within its bounds, or *default*."""
+        value = self.members.get(key)
+        if value is None:
+            return default
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise self._wrong(key, "an integer", value)
+        if value < minimum or (maximum is not None and value > maximum):
+            bounds = f"at least {minimum}" if maximum is None else f"{minimum} to {maximum}"
+            raise DocumentError(f"{self.at(key)}: must be {bounds}, not {value}")
+        return value
+
+    def number(self, key: str, default: Default, *, minimum: float = 0) -> float | Default:
+        """The number at *key*, at least *minimum*, or *default*."""
+        value = self.members.get(key)
+        if value is None:
+            return default
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise self._wrong(key, "a number", value)
+        if value < minimum:
+            raise DocumentError(f"{self.at(key)}: must be at least {minimum}, not {value}")
+        return float(value)
+
+    def child(self, key: str) -> Self:
+        """The object at *key*; where there is none, an empty one."""
+        value = self.members.get(key)
+        return self.of({} if value is None else value, self.at(key))
+
+    def refuse_others(self, known: frozenset[str]) -> None:
+        """Raise if there is a key that is not *known*: most often it is misspelt."""
+        for key in self.members:
+            if key not in known:
+                raise DocumentError(
+                    f"{self.at(key)}: unknown key; known: {', '.join(sorted(known))}"
+                )
+
+    def at(self, key: str) -> str:
+        """The place of *key*, such as ``[2].url``."""
+        return f"{self.place}.{key}" if self.place else key
+
+    def _wrong(self, key: str, expected: str, found: object) -> DocumentError:
+        return DocumentError(f"{self.at(key)}: expected {expected}, found {_kind(found)}")
+
+
+def parse(document: bytes | str) -> object:
+    """Parse one JSON document; a key that occurs twice in an object is an error.
+
+    Raises:
+        DocumentError: *document* is not JSON.
+    """
+    try:
+        return json.loads(
+            document, parse_constant=_refuse_constant, object_pairs_hook=_unique_members
+        )
+    except RecursionError:
+        raise DocumentError("not JSON that can be read: nested too deeply") from None
+    except DocumentError:
+        raise
+    except ValueError as error:  # JSONDecodeError, or bytes that are no UTF-8
+        raise DocumentError(f"not JSON: {error}") from error
+
+
+def objects(value: object, place: str) -> Iterator[JsonObject]:
+    """Take *value*, found at *place*, as an array of objects."""
+    if not isinstance(value, list):
+        raise DocumentError(f"{place or 'the document'}: expected an array, found {_kind(value)}")
+    for index, element in enumerate(value):
+        yield JsonObject.of(element, f"{place}[{index}]")
+
+
+def _refuse_constant(name: str) -> Never:
+    raise DocumentError(f"not JSON: {name} is no JSON number")
+
+
+def _unique_members(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        keys = [key for key, _ in pairs]
+        doubled = next(key for key in keys if keys.count(key) > 1)
+        raise DocumentError(f"key {doubled!r:.80} occurs twice in one object")
+    return members
+
+
+def _kind(value: object) -> str:
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "a boolean"
+        case int() | float():
+            return "a number"
+        case str():
+            return "a text"
+        case list():
+            return "an array"
+        case _:
+            return "an object"

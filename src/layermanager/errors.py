@@ -1,0 +1,221 @@
+"""Everything that can go wrong, named by what the caller can do about it.
+
+::
+
+    LayerManagerError
+    ├── InputError                 mend the input, then call again           exit 2
+    │   ├── InvalidDigestError     not a digest of the OCI grammar
+    │   ├── DesiredStateError      the list of desired layers contradicts itself or cannot be read
+    │   ├── ConfigError            the configuration cannot be used
+    │   └── PackError              the directory or tar cannot become a layer
+    ├── LayerError                 one layer; the others are not affected    exit 1
+    │   ├── LayerNotExistError     no such layer is installed
+    │   ├── IntegrityError         a digest, checksum or size is not the desired one
+    │   ├── PackageError           not an Aos layer package
+    │   ├── ArchiveError           the layer's tar or its compression is malformed
+    │   ├── LimitExceededError     larger than the configured limits allow
+    │   ├── SourceError            the bytes cannot be had
+    │   │   └── SourceTimeoutError … in time: try again later
+    │   ├── NotEnoughSpaceError    free space or raise the limit
+    │   └── UnpackerError          the unpacker process ended without a verdict
+    ├── LayersFailedError          an exception group: some layers failed, the rest was done
+    ├── StoreError                 the directories of the store cannot be used
+    │   └── StoreBusyError         another process changes this store        exit 3
+    ├── StorageError               the database cannot be used
+    └── CancelledError             the manager was closed while this went on
+
+Data is in attributes; the message is for people. ``exit_code`` is the command's exit status,
+``hint`` says what to do where the message alone does not.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from layermanager.model import ApplyResult
+
+
+class LayerManagerError(Exception):
+    """Root of all errors that this package raises on purpose."""
+
+    exit_code: ClassVar[int] = 1
+    hint: ClassVar[str | None] = None
+
+
+class InputError(LayerManagerError):
+    """The input cannot be used as it is; nothing was done."""
+
+    exit_code = 2
+
+
+class InvalidDigestError(InputError):
+    """A text is no digest of the OCI grammar, or of an algorithm that is not supported."""
+
+    hint = "a digest is sha256:, sha384: or sha512: followed by lower-case hex digits"
+
+
+class DesiredStateError(InputError):
+    """The desired layers cannot be read, or contradict each other."""
+
+
+class ConfigError(InputError):
+    """The configuration cannot be read or used."""
+
+
+class PackError(InputError):
+    """The directory or tar that was given cannot become a layer."""
+
+
+class LayerError(LayerManagerError):
+    """Something about one layer; the operation goes on for the others.
+
+    Attributes:
+        digest: the layer's digest where the raiser knows it, else an empty text.
+    """
+
+    def __init__(self, message: str, *, digest: str = "") -> None:
+        super().__init__(message)
+        self.digest = digest
+
+
+class LayerNotExistError(LayerError):
+    """No layer with that digest is installed (the seed's ``ErrNotExist``)."""
+
+    hint = "`layermanager ls` lists the installed layers"
+
+
+class IntegrityError(LayerError):
+    """What arrived is not what was desired.
+
+    Attributes:
+        subject: what was compared, such as ``package checksum``.
+        expected: the desired value, as text.
+        found: the value of what arrived, as text.
+    """
+
+    hint = "the publisher's file changed, or the transfer was damaged: fetch again or publish again"
+
+    def __init__(self, subject: str, *, expected: object, found: object, digest: str = "") -> None:
+        super().__init__(f"{subject}: expected {expected}, found {found}", digest=digest)
+        self.subject = subject
+        self.expected = str(expected)
+        self.found = str(found)
+
+
+class PackageError(LayerError):
+    """The file is not an Aos layer package."""
+
+
+class ArchiveError(LayerError):
+    """The layer's tar, or the compression around it, is malformed."""
+
+
+class LimitExceededError(LayerError):
+    """The layer is larger than the limits of the configuration allow."""
+
+    hint = "if the layer is honest, raise that limit in the configuration"
+
+
+class SourceError(LayerError):
+    """The bytes of a layer cannot be had from where they should be.
+
+    Attributes:
+        url: the address that was asked, without credentials.
+    """
+
+    def __init__(self, message: str, *, url: str, digest: str = "") -> None:
+        super().__init__(f"{message}: {url}", digest=digest)
+        self.url = url
+
+
+class SourceTimeoutError(SourceError):
+    """The source did not answer, or stopped sending, for too long; it may work later."""
+
+
+class NotEnoughSpaceError(LayerError):
+    """The layer does not fit, even after removing all that may be removed.
+
+    Attributes (bytes):
+        needed: what was asked for.
+        free: what is free now, within the limit if there is one.
+        limit: the allocator's limit, 0 when there is none.
+        reclaimable: what removing cached layers would give.
+        limit_reached: True when the configured limit is in the way, False when the partition is
+            full: only then can freeing something else on the partition help.
+    """
+
+    hint = "free space on the partition, raise layersPartLimit, or desire fewer layers"
+
+    def __init__(
+        self,
+        *,
+        needed: int,
+        free: int,
+        limit: int,
+        reclaimable: int,
+        limit_reached: bool,
+        digest: str = "",
+    ) -> None:
+        super().__init__(
+            f"not enough space: needed {needed}, free {free}, limit {limit or 'none'}, "
+            f"reclaimable {reclaimable} bytes",
+            digest=digest,
+        )
+        self.needed = needed
+        self.free = free
+        self.limit = limit
+        self.reclaimable = reclaimable
+        self.limit_reached = limit_reached
+
+    @property
+    def missing(self) -> int:
+        """How many bytes more would have to be free."""
+        return max(0, self.needed - self.free - self.reclaimable)
+
+
+class UnpackerError(LayerError):
+    """The unpacker process was killed, crashed, or broke its protocol."""
+
+
+class LayersFailedError(ExceptionGroup[LayerManagerError], LayerManagerError):
+    """Some desired layers could not be installed; everything else was done.
+
+    Attributes:
+        result: what was kept, restored, cached and installed.
+        exceptions: one error a failed layer.
+    """
+
+    result: ApplyResult
+
+    @classmethod
+    def of(cls, errors: Sequence[LayerManagerError], result: ApplyResult) -> LayersFailedError:
+        """Group *errors* with the *result* of what went well."""
+        group = cls("some desired layers could not be installed", errors)
+        group.result = result
+        return group
+
+    def derive(self, excs: Sequence[LayerManagerError]) -> LayersFailedError:  # type: ignore[override]
+        """Keep the result when a part of the group is handled by ``except*``."""
+        return LayersFailedError.of(excs, self.result)
+
+
+class StoreError(LayerManagerError):
+    """A directory of the store cannot be used."""
+
+
+class StoreBusyError(StoreError):
+    """Another process is changing this store."""
+
+    exit_code = 3
+    hint = "try again when it has finished, or wait for it with --wait"
+
+
+class StorageError(LayerManagerError):
+    """The database of the installed layers cannot be used."""
+
+
+class CancelledError(LayerManagerError):
+    """The manager was closed, or the operation cancelled, while it was under way."""

@@ -1,0 +1,188 @@
+"""The values that everything else speaks of: digests, desired and installed layers, results."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from layermanager.errors import DesiredStateError, InvalidDigestError
+
+if TYPE_CHECKING:
+    from datetime import datetime
+    from pathlib import Path
+
+    from layermanager.errors import LayerManagerError
+
+_HEX_LENGTHS: Final = {"sha256": 64, "sha384": 96, "sha512": 128}
+_GRAMMAR: Final = re.compile(
+    r"(?P<algorithm>[a-z0-9]+(?:[.+_-][a-z0-9]+)*):(?P<encoded>[a-zA-Z0-9=_-]+)"
+)
+_LOWER_HEX: Final = re.compile(r"[0-9a-f]+")
+
+
+class Digest(str):
+    """A content digest, ``sha256:<hex>``: a text that was checked when it was made.
+
+    It follows the grammar of the OCI image specification (descriptor.md, "Digests") and admits
+    the algorithms that the specification registers: sha256 and sha512, and sha384 besides.
+    Being checked, it can be used as a file name: it holds no separator and no dot.
+
+    Raises:
+        InvalidDigestError: the text is something else.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, text: str) -> Digest:
+        """Check *text* and return it as a digest."""
+        if isinstance(text, cls):
+            return text
+        match = _GRAMMAR.fullmatch(text)
+        if match is None:
+            raise InvalidDigestError(f"not a digest: {text!r:.200}")
+        length = _HEX_LENGTHS.get(match["algorithm"])
+        if length is None:
+            raise InvalidDigestError(
+                f"digest algorithm {match['algorithm']!r:.80} is not supported: {text!r:.200}"
+            )
+        if len(match["encoded"]) != length or not _LOWER_HEX.fullmatch(match["encoded"]):
+            raise InvalidDigestError(
+                f"a {match['algorithm']} digest has {length} lower-case hex digits: {text!r:.200}"
+            )
+        return super().__new__(cls, text)
+
+    @property
+    def algorithm(self) -> str:
+        """The part before the colon, such as ``sha256``; hashlib knows it by this name."""
+        return self.partition(":")[0]
+
+    @property
+    def encoded(self) -> str:
+        """The hex digits after the colon."""
+        return self.partition(":")[2]
+
+
+@dataclass(frozen=True, slots=True)
+class DesiredLayer:
+    """A layer that should be on this node (the seed's ``aostypes.LayerInfo``).
+
+    Attributes:
+        digest: the digest of the layer blob, the layer's identity everywhere.
+        url: where to fetch it: ``file://``, ``http://`` or ``https://``.
+        layer_id: the name of the layer.
+        version: free text, normally a semantic version.
+        sha256: the checksum of the package file, 32 bytes. Despite its name Aos fills it with the
+            SHA3-256; either is accepted. Empty: *url* names the layer blob itself, no package.
+        size: the size in bytes of the file at *url*; None when it is not known.
+
+    Raises:
+        InvalidDigestError: *digest* is no digest.
+        DesiredStateError: another attribute cannot be used.
+    """
+
+    digest: Digest
+    url: str
+    layer_id: str = ""
+    version: str = ""
+    sha256: bytes = b""
+    size: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "digest", Digest(self.digest))
+        if not self.url:
+            raise DesiredStateError(f"{self.digest}: url is empty")
+        if len(self.sha256) not in (0, 32):
+            raise DesiredStateError(
+                f"{self.digest}: sha256 must be 32 bytes, not {len(self.sha256)}"
+            )
+        if self.size is not None and self.size < 0:
+            raise DesiredStateError(f"{self.digest}: size is negative: {self.size}")
+
+    @property
+    def is_package(self) -> bool:
+        """Whether *url* names an Aos package rather than the layer blob itself."""
+        return bool(self.sha256)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerInfo:
+    """An installed layer (the seed's ``LayerInfo``).
+
+    Attributes:
+        digest: the digest of the layer blob.
+        layer_id: the name that it was desired by.
+        version: the version that it was desired in.
+        path: the unpacked layer, ready to be an overlayfs lower directory.
+        os_version: ``platform["os.version"]`` of the package's descriptor, or an empty text.
+        timestamp: when it was installed or, if later, last cached or restored; UTC.
+        cached: no longer desired, kept while there is room and until its time to live is over.
+        size: the bytes that it takes on disk, counted in blocks of the file system.
+    """
+
+    digest: Digest
+    layer_id: str
+    version: str
+    path: Path
+    os_version: str
+    timestamp: datetime
+    cached: bool
+    size: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "digest", Digest(self.digest))
+
+
+@dataclass(frozen=True, slots=True)
+class ApplyResult:
+    """What ``process_desired_layers`` did, in the order in which it was done.
+
+    Attributes:
+        kept: desired and already there.
+        restored: were cached, are desired again.
+        cached: were desired, are kept as cached.
+        installed: fetched and unpacked now.
+        failed: the desired layers that could not be installed, each with its error.
+    """
+
+    kept: tuple[LayerInfo, ...] = ()
+    restored: tuple[LayerInfo, ...] = ()
+    cached: tuple[LayerInfo, ...] = ()
+    installed: tuple[LayerInfo, ...] = ()
+    failed: tuple[FailedLayer, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FailedLayer:
+    """A desired layer and why it is not installed."""
+
+    desired: DesiredLayer
+    error: LayerManagerError
+
+
+_MIB: Final = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Bounds that no honest layer meets; what exceeds one is refused by name.
+
+    Attributes:
+        package_bytes: the package or blob as it is transferred.
+        unpacked_bytes: the content of all files of one layer.
+        entries: members of one layer's tar.
+        path_bytes: the longest path of an entry.
+        path_depth: directories on the way to an entry.
+        header_bytes: extended headers (PAX records, long names) of one entry.
+        xattr_bytes: all extended attributes of one entry.
+        zstd_window_bytes: the memory a zstd frame may ask of its reader.
+    """
+
+    package_bytes: int = field(default=64 * 1024 * _MIB)
+    unpacked_bytes: int = field(default=256 * 1024 * _MIB)
+    entries: int = 4_000_000
+    path_bytes: int = 4096
+    path_depth: int = 256
+    header_bytes: int = 1 * _MIB
+    xattr_bytes: int = 256 * 1024
+    zstd_window_bytes: int = 128 * _MIB

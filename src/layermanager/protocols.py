@@ -1,0 +1,200 @@
+"""The seams: what the manager asks of the storage, of the space, of sources and of time.
+
+Each has one real implementation, which the manager is given as an argument, and a conformance
+suite in ``tests/`` that runs on every implementation, also on those of ``layermanager.testing``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable, Sequence
+    from datetime import datetime
+    from pathlib import Path
+    from types import TracebackType
+
+    from layermanager.model import Digest, LayerInfo
+
+    Remover = Callable[[str], None]
+
+
+class LayerStorage(Protocol):
+    """The record of the installed layers (the seed's ``LayerStorage``).
+
+    Every method may be called from any thread. A change is durable when its method returns, and
+    is there as a whole or not at all after a power cut. All raise ``StorageError`` when the
+    record cannot be used.
+    """
+
+    def add_layer(self, layer: LayerInfo) -> None:
+        """Add *layer*; one of the same digest is replaced."""
+
+    def delete_layer_by_digest(self, digest: Digest) -> None:
+        """Forget a layer; one that is not there is no error, so it may be repeated."""
+
+    def get_layers_info(self) -> Sequence[LayerInfo]:
+        """All layers, ordered by digest."""
+
+    def get_layer_info_by_digest(self, digest: Digest) -> LayerInfo:
+        """One layer.
+
+        Raises:
+            LayerNotExistError: it is not there.
+        """
+
+    def set_layer_cached(self, digest: Digest, cached: bool) -> None:  # noqa: FBT001 - the seed's
+        """Note that a layer is cached from now on, or is desired again.
+
+        The layer's timestamp becomes the current time, so that a cached layer's time to live
+        counts from when it stopped being desired.
+
+        Raises:
+            LayerNotExistError: it is not there.
+        """
+
+
+class SpaceAllocator(Protocol):
+    """A neighbour that can make room for layers (the seed's ``SpaceAllocator``)."""
+
+    def allocate_layers_space(self, extra_space: int) -> int:
+        """Free *extra_space* bytes of the neighbour's own items on the layers' partition.
+
+        It is asked when removing all cached layers would not be enough. It may free more or less;
+        the space is looked at again afterwards, nothing is believed.
+
+        Returns:
+            The number of bytes that were freed.
+        """
+
+
+class Space(Protocol):
+    """Bytes that were set aside and are neither kept nor given back yet.
+
+    As a context manager it is released at the end unless it was accepted.
+    """
+
+    @property
+    def size(self) -> int:
+        """How many bytes it holds."""
+
+    def grow(self, extra: int) -> None:
+        """Set *extra* bytes more aside.
+
+        Raises:
+            NotEnoughSpaceError: they cannot be had; what was held before is still held.
+        """
+
+    def note_written(self, size: int) -> None:
+        """Note that *size* bytes of it are on disk: the file system counts them as used now."""
+
+    def accept(self, size: int | None = None) -> None:
+        """Keep it: *size* bytes of it if given, the rest is given back."""
+
+    def release(self) -> None:
+        """Give all of it back; after ``accept`` or ``release`` this does nothing."""
+
+    def __enter__(self) -> Space: ...
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+
+
+class Allocator(Protocol):
+    """Hands out the space of one directory within its limit.
+
+    Every method may be called from any thread.
+    """
+
+    def allocate_space(self, size: int) -> Space:
+        """Set *size* bytes aside, removing reclaimable items, oldest first, where needed.
+
+        Raises:
+            NotEnoughSpaceError: not even removing all of them would do; none was removed.
+        """
+
+    def note_used_space(self, size: int) -> None:
+        """Note that the items of the directory take *size* bytes in all, outdated ones included.
+
+        It is said when an operation begins, since other processes may have changed the store; what
+        is set aside and neither accepted nor released comes on top.
+        """
+
+    def free_space(self, size: int) -> None:
+        """Note that *size* accepted bytes are free again: something was removed."""
+
+    def add_outdated_item(self, item_id: str, size: int, timestamp: datetime) -> None:
+        """Note that an item of *size* bytes may be removed when space is short.
+
+        The item's bytes stay counted as used until it is removed. An item that is already known
+        is replaced.
+        """
+
+    def restore_outdated_item(self, item_id: str) -> None:
+        """Note that an item must be kept; one that is not known is no error."""
+
+    def close(self) -> None:
+        """End; the directory no longer takes part in its partition."""
+
+
+class NewSpaceAllocator(Protocol):
+    """Makes an allocator (the seed's ``NewSpaceAllocator`` variable)."""
+
+    def __call__(self, path: Path, part_limit: int, remover: Remover) -> Allocator:
+        """Make the allocator of the directory *path*.
+
+        Args:
+            path: an existing directory.
+            part_limit: the share of its partition that it may use, in per cent; 0 for no limit.
+            remover: removes one outdated item, given its id, and returns when its space is free.
+        """
+
+
+class ByteStream(Protocol):
+    """The bytes of one layer as they arrive; to be read by one thread and then closed."""
+
+    @property
+    def size(self) -> int | None:
+        """How many bytes there will be, where the source knows."""
+
+    def read(self, size: int) -> bytes:
+        """Up to *size* bytes, as soon as some are there; empty at the end.
+
+        Raises:
+            SourceError: the source failed, or ended before ``size`` bytes.
+        """
+
+    def abort(self) -> None:
+        """Make a ``read`` in another thread end soon, with an error; safe from any thread."""
+
+    def close(self) -> None:
+        """Release the source; may be repeated."""
+
+
+class Source(Protocol):
+    """A way to fetch layers, chosen by the scheme of their URL."""
+
+    def open(self, url: str) -> ByteStream:
+        """Start to fetch *url*.
+
+        Raises:
+            SourceError: it is not there, or the source cannot be reached.
+        """
+
+    def close(self) -> None:
+        """Release what is kept between transfers, such as connections."""
+
+
+class Clock(Protocol):
+    """Time as the manager sees it."""
+
+    def now(self) -> datetime:
+        """The current time, UTC."""
+
+    def wait(self, event: threading.Event, seconds: float) -> bool:
+        """Wait until *event* is set, at most *seconds*; return whether it is set."""
