@@ -1,3 +1,182 @@
-"""Make the filesystem layers on this node's disk be exactly the desired ones."""
+"""Make the filesystem layers on this node's disk be exactly the desired ones.
+
+The names below are the public interface. Each is loaded when it is first used: the process that
+unpacks a layer, and a command that only prints its help, need few of them and start the sooner.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from layermanager.config import REMOVE_CACHED_LAYERS_PERIOD, Config, load_config
+    from layermanager.desired import desired_to_json, read_desired
+    from layermanager.errors import (
+        ArchiveError,
+        CancelledError,
+        ConfigError,
+        DesiredStateError,
+        InputError,
+        IntegrityError,
+        InvalidDigestError,
+        LayerError,
+        LayerManagerError,
+        LayerNotExistError,
+        LayersFailedError,
+        LimitExceededError,
+        NotEnoughSpaceError,
+        PackageError,
+        PackError,
+        SourceError,
+        SourceTimeoutError,
+        StorageError,
+        StoreBusyError,
+        StoreError,
+        UnpackerError,
+    )
+    from layermanager.inventory import Inventory, StoreUsage
+    from layermanager.manager import LayerManager
+    from layermanager.model import (
+        ApplyResult,
+        DesiredLayer,
+        Digest,
+        FailedLayer,
+        LayerInfo,
+        LayerProgress,
+        Limits,
+        Phase,
+    )
+    from layermanager.pack import Compression, pack
+    from layermanager.plan import Plan
+    from layermanager.protocols import (
+        Allocator,
+        ByteStream,
+        Clock,
+        LayerStorage,
+        NewSpaceAllocator,
+        Source,
+        Space,
+        SpaceAllocator,
+        Transactional,
+    )
+    from layermanager.space import Partitions
+    from layermanager.storage import SqliteLayerStorage
 
 __version__ = "0.1.0"
+
+_MODULES = {
+    "config": ("REMOVE_CACHED_LAYERS_PERIOD", "Config", "load_config"),
+    "desired": ("desired_to_json", "read_desired"),
+    "errors": (
+        "ArchiveError",
+        "CancelledError",
+        "ConfigError",
+        "DesiredStateError",
+        "InputError",
+        "IntegrityError",
+        "InvalidDigestError",
+        "LayerError",
+        "LayerManagerError",
+        "LayerNotExistError",
+        "LayersFailedError",
+        "LimitExceededError",
+        "NotEnoughSpaceError",
+        "PackError",
+        "PackageError",
+        "SourceError",
+        "SourceTimeoutError",
+        "StorageError",
+        "StoreBusyError",
+        "StoreError",
+        "UnpackerError",
+    ),
+    "inventory": ("Inventory", "StoreUsage"),
+    "manager": ("LayerManager",),
+    "model": (
+        "ApplyResult",
+        "DesiredLayer",
+        "Digest",
+        "FailedLayer",
+        "LayerInfo",
+        "LayerProgress",
+        "Limits",
+        "Phase",
+    ),
+    "pack": ("Compression", "pack"),
+    "plan": ("Plan",),
+    "protocols": (
+        "Allocator",
+        "ByteStream",
+        "Clock",
+        "LayerStorage",
+        "NewSpaceAllocator",
+        "Source",
+        "Space",
+        "SpaceAllocator",
+        "Transactional",
+    ),
+    "space": ("Partitions",),
+    "storage": ("SqliteLayerStorage",),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = [
+    "REMOVE_CACHED_LAYERS_PERIOD",
+    "Allocator",
+    "ApplyResult",
+    "ArchiveError",
+    "ByteStream",
+    "CancelledError",
+    "Clock",
+    "Compression",
+    "Config",
+    "ConfigError",
+    "DesiredLayer",
+    "DesiredStateError",
+    "Digest",
+    "FailedLayer",
+    "InputError",
+    "IntegrityError",
+    "InvalidDigestError",
+    "Inventory",
+    "LayerError",
+    "LayerInfo",
+    "LayerManager",
+    "LayerManagerError",
+    "LayerNotExistError",
+    "LayerProgress",
+    "LayerStorage",
+    "LayersFailedError",
+    "LimitExceededError",
+    "Limits",
+    "NewSpaceAllocator",
+    "NotEnoughSpaceError",
+    "PackError",
+    "PackageError",
+    "Partitions",
+    "Phase",
+    "Plan",
+    "Source",
+    "SourceError",
+    "SourceTimeoutError",
+    "Space",
+    "SpaceAllocator",
+    "SqliteLayerStorage",
+    "StorageError",
+    "StoreBusyError",
+    "StoreError",
+    "StoreUsage",
+    "Transactional",
+    "UnpackerError",
+    "desired_to_json",
+    "load_config",
+    "pack",
+    "read_desired",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)

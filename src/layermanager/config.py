@@ -157,7 +157,10 @@ def _path(document: JsonObject, key: str, default: Default) -> Path | Default:
 
 
 def _seconds(document: JsonObject, key: str, default: timedelta) -> timedelta:
-    return timedelta(seconds=document.number(key, default.total_seconds()))
+    longest = timedelta.max.days * 24 * 60 * 60
+    return timedelta(
+        seconds=document.number(key, default.total_seconds(), minimum=0, maximum=longest)
+    )
 
 
 def _camel_case(name: str) -> str:

@@ -8,13 +8,16 @@ and memory than these few keys are worth (docs/dependencies.md).
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Never, Self, TypeVar
+from typing import TYPE_CHECKING, Final, Never, Self, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 Default = TypeVar("Default")
+
+_UNUSABLE: Final = re.compile(r"[\x00\ud800-\udfff]")
 
 
 class DocumentError(ValueError):
@@ -45,12 +48,17 @@ class JsonObject:
         return cls(value, place)
 
     def text(self, key: str, default: Default) -> str | Default:
-        """The text at *key*, or *default*."""
+        """The text at *key*, or *default*.
+
+        A NUL or half a surrogate pair is refused: no file name, database or terminal takes it.
+        """
         value = self.members.get(key)
         if value is None:
             return default
         if not isinstance(value, str):
             raise self._wrong(key, "a text", value)
+        if _UNUSABLE.search(value):
+            raise DocumentError(f"{self.at(key)}: holds a character that is none: {value!r:.80}")
         return value
 
     def required_text(self, key: str) -> str:
@@ -74,15 +82,17 @@ class JsonObject:
             raise DocumentError(f"{self.at(key)}: must be {bounds}, not {value}")
         return value
 
-    def number(self, key: str, default: Default, *, minimum: float = 0) -> float | Default:
-        """The number at *key*, at least *minimum*, or *default*."""
+    def number(
+        self, key: str, default: Default, *, minimum: float, maximum: float
+    ) -> float | Default:
+        """The number at *key*, within its bounds, or *default*."""
         value = self.members.get(key)
         if value is None:
             return default
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise self._wrong(key, "a number", value)
-        if value < minimum:
-            raise DocumentError(f"{self.at(key)}: must be at least {minimum}, not {value}")
+        if not minimum <= value <= maximum:
+            raise DocumentError(f"{self.at(key)}: must be {minimum} to {maximum}, not {value}")
         return float(value)
 
     def child(self, key: str) -> Self:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
@@ -158,6 +159,37 @@ class FailedLayer:
 
     desired: DesiredLayer
     error: LayerManagerError
+
+
+class Phase(enum.StrEnum):
+    """How far the installation of a layer is."""
+
+    PENDING = "pending"
+    INSTALLING = "installing"
+    COMMITTING = "committing"
+    INSTALLED = "installed"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class LayerProgress:
+    """A moment in the installation of one layer.
+
+    Attributes:
+        desired: the layer.
+        phase: what is being done.
+        transferred: bytes fetched so far.
+        size: bytes to fetch, where that is known.
+        unpacked: bytes on disk so far, as of the last time that space was asked for.
+        error: why it failed, in the phase ``FAILED``.
+    """
+
+    desired: DesiredLayer
+    phase: Phase
+    transferred: int = 0
+    size: int | None = None
+    unpacked: int = 0
+    error: LayerManagerError | None = None
 
 
 _MIB: Final = 1024 * 1024

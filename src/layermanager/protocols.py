@@ -6,11 +6,12 @@ suite in ``tests/`` that runs on every implementation, also on those of ``layerm
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
     from datetime import datetime
     from pathlib import Path
     from types import TracebackType
@@ -53,6 +54,14 @@ class LayerStorage(Protocol):
         Raises:
             LayerNotExistError: it is not there.
         """
+
+
+@runtime_checkable
+class Transactional(Protocol):
+    """What a storage may offer besides: one durable change instead of many small ones."""
+
+    def transaction(self) -> AbstractContextManager[None]:
+        """Make all changes within the context one; an exception takes them all back."""
 
 
 class SpaceAllocator(Protocol):

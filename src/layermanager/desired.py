@@ -1,0 +1,91 @@
+"""The list of desired layers as a JSON document, in the words of Aos.
+
+The document is an array of objects with the keys ``layerId``, ``digest``, ``version``, ``url``,
+``sha256`` and ``size``. Keys beyond these belong to other parts of Aos and are ignored.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from typing import Final
+
+from layermanager.documents import DocumentError, JsonObject, objects, parse
+from layermanager.errors import DesiredStateError, InvalidDigestError
+from layermanager.model import DesiredLayer, Digest
+
+_CHECKSUM_BYTES: Final = 32
+_HEX_CHECKSUM: Final = re.compile(r"[0-9a-fA-F]{64}")
+
+
+def read_desired(document: bytes | str, name: str) -> list[DesiredLayer]:
+    """Read the desired layers from a JSON *document*, in its order.
+
+    Args:
+        document: the text, as bytes in UTF-8 or decoded.
+        name: what the errors call the document: its path or address.
+
+    Raises:
+        DesiredStateError: the document is not such a list; the message names the key.
+        InvalidDigestError: the digest of a layer is none; the message names the key.
+    """
+    try:
+        return [_read_layer(entry) for entry in objects(parse(document), "")]
+    except InvalidDigestError as error:
+        raise InvalidDigestError(f"{name}: {error}") from error
+    except DocumentError as error:
+        raise DesiredStateError(f"{name}: {error}") from error
+
+
+def desired_to_json(layer: DesiredLayer) -> dict[str, object]:
+    """The members of *layer*'s object in the document; what is not known is left out."""
+    members: dict[str, object] = {
+        "layerId": layer.layer_id,
+        "digest": str(layer.digest),
+        "version": layer.version,
+        "url": layer.url,
+    }
+    if layer.sha256:
+        members["sha256"] = base64.b64encode(layer.sha256).decode("ascii")
+    if layer.size is not None:
+        members["size"] = layer.size
+    return members
+
+
+def _read_layer(entry: JsonObject) -> DesiredLayer:
+    return DesiredLayer(
+        digest=_digest(entry),
+        url=entry.required_text("url"),
+        layer_id=entry.text("layerId", ""),
+        version=entry.text("version", ""),
+        sha256=_checksum(entry),
+        size=entry.integer("size", None),
+    )
+
+
+def _digest(entry: JsonObject) -> Digest:
+    try:
+        return Digest(entry.required_text("digest"))
+    except InvalidDigestError as error:
+        raise InvalidDigestError(f"{entry.at('digest')}: {error}") from error
+
+
+def _checksum(entry: JsonObject) -> bytes:
+    """The checksum at ``sha256``; empty when there is none.
+
+    64 hex digits are base64 too, but of 48 bytes: a text can be meant in one way only.
+    """
+    text = entry.text("sha256", "")
+    if _HEX_CHECKSUM.fullmatch(text):
+        return bytes.fromhex(text)
+    try:
+        checksum = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        checksum = None
+    if checksum is None or len(checksum) not in {0, _CHECKSUM_BYTES}:
+        raise DocumentError(
+            f"{entry.at('sha256')}: expected {_CHECKSUM_BYTES} bytes in base64 or hex, "
+            f"found {text!r:.80}"
+        )
+    return checksum

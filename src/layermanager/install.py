@@ -1,0 +1,224 @@
+"""One layer from its source into staging, verified; what is left to do is to commit it."""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from layermanager.errors import (
+    IntegrityError,
+    LayerError,
+    LayerManagerError,
+    NotEnoughSpaceError,
+    StoreError,
+)
+from layermanager.model import LayerProgress, Phase
+from layermanager.transfer import Transfer
+from layermanager.unpack.messages import Job
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from layermanager.cancellation import Cancellation
+    from layermanager.model import DesiredLayer, Limits
+    from layermanager.protocols import Allocator, ByteStream, Space, SpaceAllocator
+    from layermanager.store import StagedLayer, Store
+    from layermanager.unpack.client import Unpacker
+    from layermanager.unpack.messages import Unpacked
+
+Result = TypeVar("Result")
+
+_RESERVED_STEP_BYTES: Final = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedLayer:
+    """A layer in staging that is what was desired.
+
+    Attributes:
+        desired: what was desired.
+        staged: where it is.
+        unpacked: what it turned out to be.
+        space: what it takes; to be accepted when it is committed.
+        leftovers: closing this removes from staging and gives back what was not committed.
+    """
+
+    desired: DesiredLayer
+    staged: StagedLayer
+    unpacked: Unpacked
+    space: Space
+    leftovers: ExitStack
+
+
+class Installer:
+    """Installs layers up to the commit; used by several threads at once.
+
+    Args:
+        open_stream: starts to fetch an address.
+        unpacker: unpacks.
+        store: where layers are staged.
+        allocator: hands out the space of the store.
+        neighbour: can free more, if there is one.
+        limits: what to refuse.
+        on_progress: is told what happens, in the thread in which it happens.
+    """
+
+    def __init__(
+        self,
+        *,
+        open_stream: Callable[[str], ByteStream],
+        unpacker: Unpacker,
+        store: Store,
+        allocator: Allocator,
+        neighbour: SpaceAllocator | None,
+        limits: Limits,
+        on_progress: Callable[[LayerProgress], None],
+    ) -> None:
+        self._open_stream = open_stream
+        self._unpacker = unpacker
+        self._store = store
+        self._allocator = allocator
+        self._neighbour = neighbour
+        self._limits = limits
+        self._on_progress = on_progress
+
+    def install(self, desired: DesiredLayer, cancellation: Cancellation) -> VerifiedLayer:
+        """Fetch, unpack and verify one layer; nothing is left behind where that fails.
+
+        Raises:
+            LayerManagerError: the layer cannot be had, is not the desired one, or does not fit.
+        """
+        try:
+            cancellation.check()
+            with ExitStack() as leftovers:
+                space = leftovers.enter_context(self._first_space(desired))
+                staged = leftovers.enter_context(self._store.stage(desired.digest))
+                unpacked = self._unpack(desired, staged, space, cancellation)
+                return VerifiedLayer(desired, staged, unpacked, space, leftovers.pop_all())
+        except LayerError as error:
+            error.digest = error.digest or desired.digest
+            raise
+
+    def _unpack(
+        self, desired: DesiredLayer, staged: StagedLayer, space: Space, cancellation: Cancellation
+    ) -> Unpacked:
+        with ExitStack() as stack:
+            stream = self._open_stream(desired.url)
+            stack.callback(stream.close)
+            stack.enter_context(cancellation.interrupting(stream.abort))
+            transfer = Transfer(desired, stream, self._limits)
+            granting = _Granting(self._grow, space)
+            job = Job(
+                digest=desired.digest,
+                is_package=desired.is_package,
+                limits=self._limits,
+                granted=space.size,
+                block_bytes=os.fstatvfs(staged.descriptor).f_frsize,
+            )
+            unpacking = stack.enter_context(
+                self._unpacker.start(job, staged.descriptor, granting.grant)
+            )
+            stack.enter_context(cancellation.interrupting(unpacking.kill))
+            try:
+                for chunk in transfer.chunks():
+                    self._report(desired, transfer, granting)
+                    unpacking.feed(chunk)
+                transfer.verify()
+                unpacked = unpacking.finish()
+            except OSError as error:
+                raise _disk_error(error, staged, space) from error
+            self._report(desired, transfer, granting)
+            if unpacked.blob_digest != desired.digest:
+                raise IntegrityError(
+                    "layer digest", expected=desired.digest, found=unpacked.blob_digest
+                )
+            return unpacked
+
+    def _first_space(self, desired: DesiredLayer) -> Space:
+        """Set aside what the layer takes at least.
+
+        How large it is unpacked shows only while it unpacks; hardly ever is it smaller than the
+        compressed file, so that what can never fit is refused before anything is evicted for it.
+        """
+        return self._with_neighbour(lambda: self._allocator.allocate_space(desired.size or 0))
+
+    def _grow(self, space: Space, size: int) -> None:
+        """Have *space* hold *size* bytes, and a step more if there is room."""
+        missing = size - space.size
+        try:
+            space.grow(missing + _RESERVED_STEP_BYTES)
+        except NotEnoughSpaceError:
+            self._grow_exactly(space, missing)
+
+    def _grow_exactly(self, space: Space, missing: int) -> None:
+        try:
+            self._with_neighbour(lambda: space.grow(missing))
+        except NotEnoughSpaceError as error:
+            # From the layer's point of view: what it needs so far, and what it could have had.
+            raise NotEnoughSpaceError(
+                needed=space.size + missing,
+                free=space.size + error.free,
+                limit=error.limit,
+                reclaimable=error.reclaimable,
+                limit_reached=error.limit_reached,
+            ) from error
+
+    def _with_neighbour(self, allocate: Callable[[], Result]) -> Result:
+        """Call *allocate*; where the partition is too full, ask the neighbour and call it again."""
+        try:
+            return allocate()
+        except NotEnoughSpaceError as error:
+            # Only the partition is shared: against our own limit the neighbour cannot help.
+            if self._neighbour is None or error.limit_reached:
+                raise
+            self._neighbour.allocate_layers_space(error.missing)
+        return allocate()
+
+    def _report(self, desired: DesiredLayer, transfer: Transfer, granting: _Granting) -> None:
+        self._on_progress(
+            LayerProgress(
+                desired,
+                Phase.INSTALLING,
+                transferred=transfer.transferred,
+                size=transfer.size,
+                unpacked=granting.written,
+            )
+        )
+
+
+class _Granting:
+    """Answers one worker's requests for space.
+
+    Attributes:
+        written: the bytes on disk, as of the last request.
+    """
+
+    def __init__(self, grow: Callable[[Space, int], None], space: Space) -> None:
+        self._grow = grow
+        self._space = space
+        self.written = 0
+
+    def grant(self, written: int, needed: int) -> int:
+        """Return how many bytes the layer may take in all."""
+        self.written = written
+        self._space.note_written(written)
+        if written + needed > self._space.size:
+            self._grow(self._space, written + needed)
+        return self._space.size
+
+
+def _disk_error(error: OSError, staged: StagedLayer, space: Space) -> LayerManagerError:
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return StoreError(f"cannot unpack {staged.digest}: {error.strerror}")
+    usage = os.fstatvfs(staged.descriptor)
+    return NotEnoughSpaceError(
+        needed=space.size,
+        free=usage.f_bavail * usage.f_frsize,
+        limit=0,
+        reclaimable=0,
+        limit_reached=False,
+        digest=staged.digest,
+    )

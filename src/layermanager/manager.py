@@ -1,0 +1,464 @@
+"""The layer manager: makes the layers on disk the desired ones, and keeps them in order.
+
+Decisions are made in ``plan``; here they are carried out, one operation at a time. An operation
+holds two locks: one of this object, so that its threads take turns, and the store's, so that
+processes do. A third, short one guards the moment in which a layer is restored or evicted, since
+a neighbour of the same process may evict cached layers while an operation is under way.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager, nullcontext
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final, Self
+
+from layermanager.cancellation import Cancellation
+from layermanager.clock import SystemClock
+from layermanager.errors import (
+    CancelledError,
+    LayerManagerError,
+    LayerNotExistError,
+    LayersFailedError,
+    StoreError,
+)
+from layermanager.install import Installer
+from layermanager.lock import StoreLock
+from layermanager.model import (
+    ApplyResult,
+    Digest,
+    FailedLayer,
+    LayerInfo,
+    LayerProgress,
+    Phase,
+)
+from layermanager.plan import expired, oldest_to_free, plan, reconcile
+from layermanager.protocols import Transactional
+from layermanager.sources import default_sources, open_stream
+from layermanager.space import Partitions
+from layermanager.storage import SqliteLayerStorage
+from layermanager.store import Store
+from layermanager.unpack.client import Unpacker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+    from types import TracebackType
+
+    from layermanager.config import Config
+    from layermanager.install import VerifiedLayer
+    from layermanager.model import DesiredLayer
+    from layermanager.plan import Plan
+    from layermanager.protocols import (
+        Clock,
+        LayerStorage,
+        NewSpaceAllocator,
+        Source,
+        SpaceAllocator,
+    )
+
+_LOGGER: Final = logging.getLogger(__name__)
+_NOT_AT_ALL: Final = timedelta(0)
+
+
+class LayerManager:
+    """Manages the layers of one node (the seed's ``LayerManager``); a context manager.
+
+    Making it is the seed's ``New``: leftovers of a crash are cleaned up, cached layers past their
+    time to live are removed, and the timer that does so from then on is started. Its methods may
+    be called from any thread.
+
+    Args:
+        config: where the store is and within which bounds it works.
+        layer_storage: the record of the installed layers; by default the SQLite database of
+            *config*, which is then closed by ``close``.
+        new_space_allocator: makes the allocator of the layers' directory; pass the method of one
+            ``Partitions`` object to all that share a partition in this process.
+        space_allocator: a neighbour that can free more space when cached layers are not enough.
+        sources: where to fetch from, by URL scheme.
+        clock: the time.
+        patience: how long to wait for another process that is changing the store.
+        on_progress: is told how far each installation is, from the thread that installs; it must
+            not block and not call this object.
+
+    Raises:
+        StoreBusyError: another process is changing the store.
+        StoreError, StorageError: the directories or the database cannot be used.
+        ConfigError: the limits on the partition sum up to more than it has.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        layer_storage: LayerStorage | None = None,
+        *,
+        new_space_allocator: NewSpaceAllocator | None = None,
+        space_allocator: SpaceAllocator | None = None,
+        sources: Mapping[str, Source] | None = None,
+        clock: Clock | None = None,
+        patience: timedelta = _NOT_AT_ALL,
+        on_progress: Callable[[LayerProgress], None] = lambda _: None,
+    ) -> None:
+        self._config = config
+        self._clock = clock or SystemClock()
+        self._patience = patience
+        self._on_progress = on_progress
+        self._cancellation = Cancellation()
+        self._operation_lock = threading.Lock()
+        self._state_lock = threading.Lock()
+        self._reclaimable: set[Digest] = set()
+        with ExitStack() as stack:
+            _make_directory(config.working_dir)
+            if layer_storage is None:
+                layer_storage = stack.enter_context(
+                    SqliteLayerStorage(config.database, self._clock)
+                )
+            self._storage = layer_storage
+            self._store = Store(config.layers_dir)
+            self._lock = StoreLock(config.working_dir, self._clock)
+            new_allocator = new_space_allocator or Partitions().new_allocator
+            self._allocator = new_allocator(
+                config.layers_dir, config.layers_part_limit, self._evict
+            )
+            stack.callback(self._allocator.close)
+            sources = default_sources(config) if sources is None else sources
+            for source in {id(source): source for source in sources.values()}.values():
+                stack.callback(source.close)
+            unpacker = Unpacker()
+            stack.callback(unpacker.close)
+            self._installer = Installer(
+                open_stream=lambda url: open_stream(sources, url),
+                unpacker=unpacker,
+                store=self._store,
+                allocator=self._allocator,
+                neighbour=space_allocator,
+                limits=config.limits,
+                on_progress=on_progress,
+            )
+            self.remove_expired_layers()
+            self._timer = threading.Thread(
+                target=self._remove_expired_periodically, name="layer-ttl", daemon=True
+            )
+            self._timer.start()
+            self._resources = stack.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all threads and child processes (the seed's ``Close``); may be repeated.
+
+        An operation that is under way in another thread is cancelled: it leaves nothing half done
+        and raises ``CancelledError`` there.
+        """
+        self._cancellation.cancel()
+        self._timer.join()
+        with self._operation_lock:
+            self._resources.close()
+
+    # Asking
+
+    def get_layer_info_by_digest(self, digest: str) -> LayerInfo:
+        """One installed layer (the seed's ``GetLayerInfoByDigest``).
+
+        Raises:
+            LayerNotExistError: it is not installed.
+            InvalidDigestError: *digest* is no digest.
+        """
+        return self._storage.get_layer_info_by_digest(Digest(digest))
+
+    def get_layers_info(self) -> Sequence[LayerInfo]:
+        """All installed layers, cached ones included, ordered by digest."""
+        return self._storage.get_layers_info()
+
+    # Changing
+
+    def process_desired_layers(self, desired_layers: Iterable[DesiredLayer]) -> ApplyResult:
+        """Make the layers on disk the desired ones (the seed's ``ProcessDesiredLayers``).
+
+        Cached layers that are desired again are restored, installed ones that are not desired any
+        longer are cached, missing ones are installed, several at once. A layer that fails stops no
+        other.
+
+        Returns:
+            What was done.
+
+        Raises:
+            LayersFailedError: some layers failed; it holds their errors and what was done.
+            DesiredStateError: the desired layers contradict each other; nothing was done.
+            StoreBusyError: another process is changing the store; nothing was done.
+            CancelledError: the manager was closed; what had been done by then stays.
+        """
+        desired_layers = tuple(desired_layers)
+        with self._operation(self._patience):
+            steps = plan(desired_layers, self._recover())
+            restored = self._restore(steps)
+            cached = self._cache(steps.cache)
+            # A neighbour may have evicted what was to be restored, between planning and doing.
+            gone = {layer.digest for layer in steps.restore} - {layer.digest for layer in restored}
+            evicted = tuple(layer for layer in desired_layers if layer.digest in gone)
+            installed, failed = self._install((*steps.install, *dict.fromkeys(evicted)))
+        result = ApplyResult(steps.keep, restored, cached, installed, failed)
+        if failed:
+            raise LayersFailedError.of([layer.error for layer in failed], result)
+        return result
+
+    def remove_expired_layers(self, time_to_live: timedelta | None = None) -> tuple[LayerInfo, ...]:
+        """Remove the cached layers that have not been desired for *time_to_live*.
+
+        Args:
+            time_to_live: by default the configuration's.
+
+        Returns:
+            The layers that were removed, oldest first.
+        """
+        if time_to_live is None:
+            time_to_live = self._config.layer_ttl
+        with self._operation(self._patience):
+            return self._remove_cached(expired(self._recover(), self._clock.now(), time_to_live))
+
+    def remove_cached_layers(self, size: int) -> tuple[LayerInfo, ...]:
+        """Remove cached layers, oldest first, until *size* bytes are freed or none is left.
+
+        Returns:
+            The layers that were removed.
+        """
+        with self._operation(self._patience):
+            return self._remove_cached(oldest_to_free(self._recover(), size))
+
+    # Within an operation
+
+    @contextmanager
+    def _operation(self, patience: timedelta) -> Iterator[None]:
+        """Be the only one, in this process and among all, that changes the store."""
+        with (
+            self._operation_lock,
+            self._lock.held(patience, self._cancellation.requested),
+        ):
+            self._cancellation.check()
+            yield
+
+    def _recover(self) -> tuple[LayerInfo, ...]:
+        """Bring rows and directories together, and tell the allocator of what there is.
+
+        It is done at the beginning of every operation, since any process may have been killed in
+        the middle of one. Returns the installed layers.
+        """
+        leftovers = self._store.sweep()
+        if leftovers:
+            _LOGGER.warning("removed %d unfinished layers: an operation was interrupted", leftovers)
+        found = reconcile(self._storage.get_layers_info(), self._store.digests())
+        with self._transaction():
+            for layer in found.forget:
+                _LOGGER.warning("forgot layer %s: its directory is gone", layer.digest)
+                self._storage.delete_layer_by_digest(layer.digest)
+        for digest in found.remove:
+            _LOGGER.warning("removed the directory of layer %s: it is not recorded", digest)
+            self._store.remove(digest)
+        self._tell_allocator(found.complete)
+        return found.complete
+
+    def _tell_allocator(self, layers: Sequence[LayerInfo]) -> None:
+        reclaimable = {layer.digest for layer in layers if layer.cached}
+        for digest in self._reclaimable - reclaimable:
+            self._allocator.restore_outdated_item(digest)
+        for layer in layers:
+            if layer.cached:
+                self._allocator.add_outdated_item(layer.digest, layer.size, layer.timestamp)
+        self._reclaimable = reclaimable
+        self._allocator.note_used_space(sum(layer.size for layer in layers))
+
+    def _restore(self, steps: Plan) -> tuple[LayerInfo, ...]:
+        restored = []
+        with self._state_lock, self._transaction():
+            for layer in steps.restore:
+                try:
+                    self._storage.set_layer_cached(layer.digest, cached=False)
+                except LayerNotExistError:
+                    continue  # evicted by a neighbour: it will be installed anew
+                self._allocator.restore_outdated_item(layer.digest)
+                self._reclaimable.discard(layer.digest)
+                restored.append(self._storage.get_layer_info_by_digest(layer.digest))
+        return tuple(restored)
+
+    def _cache(self, layers: Sequence[LayerInfo]) -> tuple[LayerInfo, ...]:
+        with self._transaction():
+            for layer in layers:
+                self._storage.set_layer_cached(layer.digest, cached=True)
+            cached = tuple(self._storage.get_layer_info_by_digest(layer.digest) for layer in layers)
+        for layer in cached:
+            self._allocator.add_outdated_item(layer.digest, layer.size, layer.timestamp)
+            self._reclaimable.add(layer.digest)
+        return cached
+
+    def _remove_cached(self, layers: Sequence[LayerInfo]) -> tuple[LayerInfo, ...]:
+        removed = []
+        for layer in layers:
+            self._cancellation.check()
+            self._allocator.restore_outdated_item(layer.digest)
+            self._reclaimable.discard(layer.digest)
+            if self._remove_if_cached(layer.digest):
+                self._allocator.free_space(layer.size)
+                removed.append(layer)
+        return tuple(removed)
+
+    def _evict(self, item_id: str) -> None:
+        """Remove a cached layer, whose space the allocator needs; called from any thread."""
+        with self._lock.held(self._patience, self._cancellation.requested):
+            self._remove_if_cached(Digest(item_id))
+
+    def _remove_if_cached(self, digest: Digest) -> bool:
+        """Remove a layer unless it was restored or removed in the meantime.
+
+        From the moment when its row is gone the layer does not count any more.
+        """
+        with self._state_lock:
+            try:
+                layer = self._storage.get_layer_info_by_digest(digest)
+            except LayerNotExistError:
+                return False
+            if not layer.cached:
+                return False
+            self._storage.delete_layer_by_digest(digest)
+            self._store.remove(digest)
+        _LOGGER.info("removed layer %s, which was cached since %s", digest, layer.timestamp)
+        return True
+
+    def _transaction(self) -> AbstractContextManager[None]:
+        """Make several changes of the storage one, if it can do that: one sync for all of them."""
+        if isinstance(self._storage, Transactional):
+            return self._storage.transaction()
+        return nullcontext()
+
+    # Installing
+
+    def _install(
+        self, layers: Sequence[DesiredLayer]
+    ) -> tuple[tuple[LayerInfo, ...], tuple[FailedLayer, ...]]:
+        """Install *layers*, several at once, committing together those that are ready together."""
+        installed: list[LayerInfo] = []
+        failed: list[FailedLayer] = []
+        if not layers:
+            return (), ()
+        for desired in layers:
+            self._on_progress(LayerProgress(desired, Phase.PENDING))
+        operation = Cancellation()
+        with (
+            self._cancellation.interrupting(operation.cancel),
+            ThreadPoolExecutor(self._config.parallel_installs, "install") as threads,
+        ):
+            pending = {
+                threads.submit(self._installer.install, desired, operation): desired
+                for desired in layers
+            }
+            try:
+                while pending:
+                    done, _ = wait(pending, return_when=FIRST_COMPLETED)
+                    group = self._verified({future: pending.pop(future) for future in done}, failed)
+                    installed += self._commit(group, failed)
+            finally:
+                _abandon(pending, operation)
+        self._cancellation.check()
+        order = {desired.digest: position for position, desired in enumerate(layers)}
+        installed.sort(key=lambda layer: order[layer.digest])
+        failed.sort(key=lambda layer: order[layer.desired.digest])
+        return tuple(installed), tuple(failed)
+
+    def _verified(
+        self,
+        done: Mapping[Future[VerifiedLayer], DesiredLayer],
+        failed: list[FailedLayer],
+    ) -> list[VerifiedLayer]:
+        """The layers that are ready for the commit; the others are added to *failed*."""
+        group = []
+        for future, desired in done.items():
+            try:
+                group.append(future.result())
+            except CancelledError:
+                continue  # the operation ends as cancelled, which says it for all
+            except LayerManagerError as error:
+                self._fail(desired, error, failed)
+        return group
+
+    def _commit(self, group: Sequence[VerifiedLayer], failed: list[FailedLayer]) -> list[LayerInfo]:
+        """Make verified layers installed ones: directory first, then row, all of them together."""
+        if not group:
+            return []
+        with ExitStack() as leftovers:
+            for layer in group:
+                leftovers.enter_context(layer.leftovers)
+                self._on_progress(LayerProgress(layer.desired, Phase.COMMITTING))
+            try:
+                self._store.commit([layer.staged for layer in group])
+                with self._transaction():
+                    installed = [self._record(layer) for layer in group]
+            except LayerManagerError as error:
+                for layer in group:
+                    self._store.remove(layer.staged.digest)
+                    self._fail(layer.desired, error, failed)
+                return []
+            for layer in group:
+                layer.space.accept(layer.unpacked.size)
+                for note, count in layer.unpacked.notes.items():
+                    _LOGGER.warning("layer %s: %s: %d times", layer.staged.digest, note, count)
+                self._on_progress(LayerProgress(layer.desired, Phase.INSTALLED))
+            return installed
+
+    def _record(self, layer: VerifiedLayer) -> LayerInfo:
+        info = LayerInfo(
+            digest=layer.desired.digest,
+            layer_id=layer.desired.layer_id,
+            version=layer.desired.version,
+            path=self._store.path_of(layer.desired.digest),
+            os_version=layer.unpacked.os_version,
+            timestamp=self._clock.now(),
+            cached=False,
+            size=layer.unpacked.size,
+        )
+        self._storage.add_layer(info)
+        return info
+
+    def _fail(
+        self, desired: DesiredLayer, error: LayerManagerError, failed: list[FailedLayer]
+    ) -> None:
+        failed.append(FailedLayer(desired, error))
+        self._on_progress(LayerProgress(desired, Phase.FAILED, error=error))
+
+    # In the background
+
+    def _remove_expired_periodically(self) -> None:
+        period = self._config.remove_cached_layers_period
+        while not self._clock.wait(self._cancellation.requested, period.total_seconds()):
+            try:
+                self.remove_expired_layers()
+            except LayerManagerError as error:
+                # There is nobody to raise it to; the next period is another try.
+                _LOGGER.error("cannot remove expired layers: %s", error)  # noqa: TRY400 - no bug
+
+
+def _abandon(pending: Iterable[Future[VerifiedLayer]], operation: Cancellation) -> None:
+    """End the installations that nobody waits for any more, and remove what they made."""
+    for future in pending:
+        future.cancel()
+    operation.cancel()
+    for future in pending:
+        if not future.cancelled() and future.exception() is None:
+            future.result().leftovers.close()
+
+
+def _make_directory(path: Path) -> None:
+    try:
+        path.mkdir(mode=0o755, parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"cannot make the working directory: {error}") from error

@@ -1,0 +1,519 @@
+"""Making Aos layer packages: from a directory or a layer tar to one file and its desired entry.
+
+A directory becomes a layer tar that says everything about it that a tar can say: names as the
+bytes that they are, numeric owners, times to the nanosecond, extended attributes, hard links,
+devices. The same tree gives the same bytes, whatever the order in which it was created.
+
+The upper directory of an overlay is a directory as well: what overlayfs notes in its own form,
+as devices 0:0 and extended attributes, is written in the form of OCI layers, as whiteouts.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import secrets
+import stat
+import sys
+import tarfile
+import tempfile
+import zlib
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from typing import IO, TYPE_CHECKING, Final, Protocol
+
+from layermanager.errors import PackError
+from layermanager.model import DesiredLayer, Digest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+_log: Final = logging.getLogger(__name__)
+
+_CHUNK_BYTES: Final = 1024 * 1024
+_GZIP_LEVEL: Final = 9
+_ZSTD_LEVEL: Final = 19  # the highest that asks no more than 8 MiB of whoever decompresses
+_END_OF_ARCHIVE: Final = bytes(2 * tarfile.BLOCKSIZE)
+
+_WHITEOUT_PREFIX: Final = b".wh."
+_OPAQUE_MARKER: Final = b".wh..wh..opq"
+_OVERLAY_NAMESPACES: Final = ("trusted.overlay.", "user.overlay.")
+
+
+class Compression(Enum):
+    """How the layer blob in a package is compressed."""
+
+    GZIP = "gzip"
+    ZSTD = "zstd"
+    NONE = "none"
+
+    @property
+    def media_type(self) -> str:
+        """The media type of a layer blob that is compressed in this way."""
+        suffix = "" if self is Compression.NONE else f"+{self.value}"
+        return f"application/vnd.aos.image.layer.v1.tar{suffix}"
+
+
+def pack(
+    source: Path,
+    output: Path,
+    *,
+    layer_id: str,
+    version: str,
+    os_version: str = "",
+    url: str | None = None,
+    compression: Compression = Compression.GZIP,
+) -> DesiredLayer:
+    """Make the package *output* of the layer in *source*.
+
+    The package appears under its name when it is complete and on disk, or not at all; a file of
+    that name is replaced. Memory does not grow with the size of the layer. Sockets are left out,
+    with a warning in the log: they are worthless without the process that listens.
+
+    Args:
+        source: a directory, or a layer tar: a plain one, or one that is compressed with gzip or
+            zstd already, which is then taken as it is.
+        output: the file to write.
+        layer_id: the name of the layer, for its desired entry.
+        version: the layer's version, for its desired entry.
+        os_version: the version of the operating system that the layer is made for, if any.
+        url: where the package is going to be published; by default the address of *output*.
+        compression: of the layer tar, if *source* is not compressed already.
+
+    Returns:
+        The entry of this package in a list of desired layers.
+
+    Raises:
+        PackError: *source* cannot be a layer, changed meanwhile, or a file cannot be read or
+            written; then there is no new file.
+    """
+    try:
+        status = source.stat()
+        output.parent.stat()  # before resolve(), which names an endless link no OSError
+        source, output = source.resolve(), output.parent.resolve() / output.name
+        _refuse_output(source, output)
+        layer = _open_layer(source, status, compression)
+        with tempfile.TemporaryFile(dir=output.parent) as blob:
+            written = _write(layer.chunks, blob, "sha256")
+            digest = Digest(f"sha256:{written.checksum.hex()}")
+            descriptor = _descriptor(layer.compression, digest, written.size, os_version)
+            with _replacing(output) as package:
+                checked = _write(
+                    _package(descriptor, digest, written.size, blob), package, "sha3_256"
+                )
+    except OSError as error:
+        raise PackError(f"cannot pack {source} as {output}: {error}") from error
+    return DesiredLayer(
+        digest=digest,
+        url=output.as_uri() if url is None else url,
+        layer_id=layer_id,
+        version=version,
+        sha256=checked.checksum,
+        size=checked.size,
+    )
+
+
+# The package
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    checksum: bytes
+    size: int
+
+
+def _refuse_output(source: Path, output: Path) -> None:
+    if output.is_relative_to(source):
+        raise PackError(f"{output}: the package must not be within its source {source}")
+    if output.is_dir():
+        raise PackError(f"{output}: is a directory; name the package's file")
+
+
+def _write(chunks: Iterable[bytes], file: IO[bytes], algorithm: str) -> _Written:
+    checksum = hashlib.new(algorithm)
+    size = 0
+    for chunk in chunks:
+        checksum.update(chunk)
+        file.write(chunk)
+        size += len(chunk)
+    return _Written(checksum.digest(), size)
+
+
+def _descriptor(compression: Compression, digest: Digest, size: int, os_version: str) -> bytes:
+    members: dict[str, object] = {
+        "mediaType": compression.media_type,
+        "digest": digest,
+        "size": size,
+    }
+    if os_version:
+        members["platform"] = {"os": "linux", "os.version": os_version}
+    return json.dumps(members).encode()
+
+
+def _package(descriptor: bytes, digest: Digest, size: int, blob: IO[bytes]) -> Iterator[bytes]:
+    """The package: the descriptor comes first, so that a reader knows what it is going to get."""
+    yield _header(_regular("layer.json", len(descriptor)))
+    yield descriptor
+    yield _padding(len(descriptor))
+    yield _header(_regular(digest.encoded, size))
+    blob.seek(0)
+    while chunk := blob.read(_CHUNK_BYTES):
+        yield chunk
+    yield _padding(size)
+    yield _END_OF_ARCHIVE
+
+
+@contextmanager
+def _replacing(output: Path) -> Iterator[IO[bytes]]:
+    """A new file that takes the place of *output* once it is complete and on disk."""
+    temporary = output.with_name(f".layermanager-pack-{secrets.token_hex(8)}")
+    file = temporary.open("xb")
+    try:
+        with file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(output)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    directory = os.open(output.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+# The layer blob
+
+
+class _Compressor(Protocol):
+    def compress(self, data: bytes, /) -> bytes: ...
+
+    def flush(self) -> bytes: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    chunks: Iterator[bytes]
+    compression: Compression
+
+
+def _open_layer(source: Path, status: os.stat_result, compression: Compression) -> _Layer:
+    """The bytes of the blob that *source* becomes; none is read yet."""
+    if stat.S_ISDIR(status.st_mode):
+        return _Layer(_compressed(_directory_tar(os.fsencode(source)), compression), compression)
+    if not stat.S_ISREG(status.st_mode):
+        raise PackError(f"{source}: neither a directory nor a layer tar")
+    content = _content(os.fsencode(source), status)
+    found = _compression_of(source)
+    if found is not Compression.NONE:
+        return _Layer(content, found)
+    return _Layer(_compressed(content, compression), compression)
+
+
+def _compression_of(path: Path) -> Compression:
+    """Tell by its first bytes how a layer tar is compressed."""
+    with path.open("rb") as file:
+        head = file.read(tarfile.BLOCKSIZE)
+    if head.startswith(b"\x1f\x8b"):
+        return Compression.GZIP
+    skippable_frame = head[1:4] == b"\x2a\x4d\x18" and head[0] & 0xF0 == 0x50
+    if head.startswith(b"\x28\xb5\x2f\xfd") or skippable_frame:
+        return Compression.ZSTD
+    if head == bytes(tarfile.BLOCKSIZE):  # a tar without members begins with its end
+        return Compression.NONE
+    try:
+        tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
+    except tarfile.HeaderError as error:
+        raise PackError(
+            f"{path}: not a layer tar, neither plain nor compressed with gzip or zstd: {error}"
+        ) from error
+    return Compression.NONE
+
+
+def _compressed(chunks: Iterator[bytes], compression: Compression) -> Iterator[bytes]:
+    match compression:
+        case Compression.NONE:
+            return chunks
+        case Compression.GZIP:
+            # By default zlib names no file and no time in the header.
+            return _through(zlib.compressobj(_GZIP_LEVEL, wbits=16 + zlib.MAX_WBITS), chunks)
+        case Compression.ZSTD:
+            return _through(_zstd_compressor(), chunks)
+
+
+def _zstd_compressor() -> _Compressor:
+    try:
+        if sys.version_info >= (3, 14):
+            from compression import zstd  # noqa: PLC0415 - only who wants zstd needs it
+        else:
+            from backports import zstd  # noqa: PLC0415 - likewise
+    except ImportError as error:
+        raise PackError(
+            "zstd is not available: install the package backports.zstd, or choose gzip"
+        ) from error
+    return zstd.ZstdCompressor(_ZSTD_LEVEL)
+
+
+def _through(compressor: _Compressor, chunks: Iterator[bytes]) -> Iterator[bytes]:
+    for chunk in chunks:
+        yield compressor.compress(chunk)
+    yield compressor.flush()
+
+
+# The layer tar of a directory
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """Something in the source directory.
+
+    Attributes:
+        path: where it is.
+        name: its path below the source; ``.`` is the source itself.
+        status: its ``lstat``.
+        xattrs: its extended attributes, those of overlayfs included.
+    """
+
+    path: bytes
+    name: bytes
+    status: os.stat_result
+    xattrs: dict[str, bytes]
+
+    @property
+    def mode(self) -> int:
+        return self.status.st_mode
+
+    @property
+    def is_whiteout(self) -> bool:
+        """Whether overlayfs hides a file of the layers below by this."""
+        if stat.S_ISCHR(self.mode):
+            return self.status.st_rdev == os.makedev(0, 0)
+        return stat.S_ISREG(self.mode) and self.overlay_xattr("whiteout") is not None
+
+    @property
+    def is_opaque(self) -> bool:
+        """Whether overlayfs hides what the layers below have in this directory."""
+        return self.overlay_xattr("opaque") == b"y"
+
+    def overlay_xattr(self, key: str) -> bytes | None:
+        """The value of an attribute in which overlayfs keeps its own notes."""
+        values = (self.xattrs.get(namespace + key) for namespace in _OVERLAY_NAMESPACES)
+        return next((value for value in values if value is not None), None)
+
+
+class _HardLinks:
+    """The names by which files of several names were written first.
+
+    A file is forgotten with its last name, so that this stays small as long as the links lead
+    to files within the source.
+    """
+
+    def __init__(self) -> None:
+        self._first_names: dict[tuple[int, int], bytes] = {}
+        self._names_left: dict[tuple[int, int], int] = {}
+
+    def first_name(self, entry: _Entry) -> bytes | None:
+        """The name that *entry*'s file was written by before; None when this is the first."""
+        if entry.status.st_nlink == 1 or stat.S_ISDIR(entry.mode):
+            return None
+        file = (entry.status.st_dev, entry.status.st_ino)
+        first = self._first_names.get(file)
+        if first is None:
+            self._first_names[file] = entry.name
+            self._names_left[file] = entry.status.st_nlink - 1
+            return None
+        self._names_left[file] -= 1
+        if self._names_left[file] <= 0:
+            del self._first_names[file], self._names_left[file]
+        return first
+
+
+def _directory_tar(root: bytes) -> Iterator[bytes]:
+    """The layer tar of the directory *root*: parents first, names in the order of their bytes."""
+    links = _HardLinks()
+    pending = [b"."]
+    while pending:
+        entry = _read_entry(root, pending.pop())
+        if stat.S_ISSOCK(entry.mode):
+            _log.warning("%s: is a socket and is left out", os.fsdecode(entry.path))
+            continue
+        if entry.is_whiteout:
+            directory, _, name = entry.name.rpartition(b"/")
+            yield _header(_marker(_join(directory, _WHITEOUT_PREFIX + name)))
+            continue
+        _refuse_incomplete(entry)
+        yield from _member(entry, links.first_name(entry))
+        if stat.S_ISDIR(entry.mode):
+            if entry.is_opaque:
+                yield _header(_marker(_join(entry.name, _OPAQUE_MARKER)))
+            pending.extend(reversed(_children(entry)))
+    yield _END_OF_ARCHIVE
+
+
+def _member(entry: _Entry, first_name: bytes | None) -> Iterator[bytes]:
+    info = _described(entry)
+    if first_name is not None:
+        info.type, info.linkname = tarfile.LNKTYPE, _text(first_name)
+        yield _header(info)
+    elif stat.S_ISREG(entry.mode):
+        info.size = entry.status.st_size
+        yield _header(info)
+        yield from _content(entry.path, entry.status)
+        yield _padding(info.size)
+    else:
+        _set_type(info, entry)
+        yield _header(info)
+
+
+def _set_type(info: tarfile.TarInfo, entry: _Entry) -> None:
+    match stat.S_IFMT(entry.mode):
+        case stat.S_IFDIR:
+            info.type = tarfile.DIRTYPE
+        case stat.S_IFLNK:
+            info.type = tarfile.SYMTYPE
+            with _reading(entry.path):
+                info.linkname = _text(os.readlink(entry.path))  # noqa: PTH115 - a Path tidies up
+        case stat.S_IFIFO:
+            info.type = tarfile.FIFOTYPE
+        case stat.S_IFCHR | stat.S_IFBLK as kind:
+            info.type = tarfile.CHRTYPE if kind == stat.S_IFCHR else tarfile.BLKTYPE
+            info.devmajor = os.major(entry.status.st_rdev)
+            info.devminor = os.minor(entry.status.st_rdev)
+        case kind:
+            raise PackError(f"{os.fsdecode(entry.path)}: files of type {kind:o} fit in no tar")
+
+
+def _described(entry: _Entry) -> tarfile.TarInfo:
+    """A header with what files of every type have."""
+    info = tarfile.TarInfo(_text(entry.name))
+    info.mode = stat.S_IMODE(entry.mode)
+    info.uid, info.gid = entry.status.st_uid, entry.status.st_gid
+    info.mtime = entry.status.st_mtime_ns // 10**9
+    info.pax_headers = {
+        f"SCHILY.xattr.{name}": _text(value)
+        for name, value in sorted(entry.xattrs.items())
+        if not name.startswith(_OVERLAY_NAMESPACES)
+    }
+    if entry.status.st_mtime_ns % 10**9:
+        info.pax_headers["mtime"] = _decimal_seconds(entry.status.st_mtime_ns)
+    return info
+
+
+def _decimal_seconds(nanoseconds: int) -> str:
+    """Seconds with a fraction, as PAX has them: before 1970 they count backwards."""
+    seconds, fraction = divmod(abs(nanoseconds), 10**9)
+    sign = "-" if nanoseconds < 0 else ""
+    return f"{sign}{seconds}.{fraction:09}".rstrip("0")
+
+
+def _refuse_incomplete(entry: _Entry) -> None:
+    """Refuse what is only complete together with the layers below this overlay's upper one."""
+    for key in ("redirect", "metacopy"):
+        if entry.overlay_xattr(key) is not None:
+            raise PackError(
+                f"{os.fsdecode(entry.path)}: has the attribute overlay.{key}: its content is in "
+                f"another layer; mount the overlay with redirect_dir=off,metacopy=off"
+            )
+
+
+def _read_entry(root: bytes, name: bytes) -> _Entry:
+    path = _join(root, name) if name != b"." else root
+    if name.rpartition(b"/")[2].startswith(_WHITEOUT_PREFIX):
+        raise PackError(
+            f"{os.fsdecode(path)}: in a layer, names that begin with .wh. mean removed files"
+        )
+    with _reading(path):
+        return _Entry(path, name, os.lstat(path), _xattrs(path))
+
+
+def _children(entry: _Entry) -> list[bytes]:
+    with _reading(entry.path), os.scandir(entry.path) as children:
+        return sorted(_join(entry.name, child.name) for child in children)
+
+
+def _xattrs(path: bytes) -> dict[str, bytes]:
+    try:
+        names = os.listxattr(path, follow_symlinks=False)
+    except OSError as error:
+        if error.errno == errno.ENOTSUP:
+            return {}
+        raise
+    return {
+        _xattr_name(path, name): os.getxattr(path, name, follow_symlinks=False) for name in names
+    }
+
+
+def _xattr_name(path: bytes, name: str) -> str:
+    """The name of an attribute as a PAX keyword, which has to be UTF-8 and ends at a ``=``."""
+    try:
+        keyword = os.fsencode(name).decode("utf-8")
+    except UnicodeDecodeError:
+        keyword = "="
+    if "=" in keyword:
+        raise PackError(f"{os.fsdecode(path)}: the extended attribute {name!r} fits in no tar")
+    return keyword
+
+
+def _content(path: bytes, status: os.stat_result) -> Iterator[bytes]:
+    """The content of a regular file, as long as its *status* says."""
+    # Should there meanwhile be a link or a fifo: follow no link and wait for no fifo's writer.
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    with _reading(path), os.fdopen(os.open(path, flags), "rb", buffering=0) as file:
+        left = status.st_size
+        while left and (chunk := file.read(min(left, _CHUNK_BYTES))):
+            left -= len(chunk)
+            yield chunk
+        after = os.fstat(file.fileno())
+    if left or _state(after) != _state(status):
+        raise PackError(f"{os.fsdecode(path)}: changed while it was packed")
+
+
+def _state(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_mode, status.st_size, status.st_mtime_ns
+
+
+@contextmanager
+def _reading(path: bytes) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise PackError(f"cannot read {os.fsdecode(path)}: {error.strerror}") from error
+
+
+# Tar
+
+
+def _marker(name: bytes) -> tarfile.TarInfo:
+    return _regular(_text(name), 0)
+
+
+def _regular(name: str, size: int) -> tarfile.TarInfo:
+    """A regular file of which nothing is said but its name and size: root's, of 1970, 0644."""
+    info = tarfile.TarInfo(name)
+    info.size = size
+    return info
+
+
+def _header(info: tarfile.TarInfo) -> bytes:
+    # TarFile would remember every member that it wrote.
+    return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+
+
+def _padding(size: int) -> bytes:
+    return bytes(-size % tarfile.BLOCKSIZE)
+
+
+def _join(directory: bytes, name: bytes) -> bytes:
+    return name if directory in {b"", b"."} else directory.removesuffix(b"/") + b"/" + name
+
+
+def _text(value: bytes) -> str:
+    """*value* as tarfile wants it; its bytes come back when the header is encoded."""
+    return value.decode("utf-8", "surrogateescape")

@@ -1,0 +1,469 @@
+"""The record of the installed layers: a table in Aos's SQLite database.
+
+The table is the one that the Aos service manager made, so that a node can be taken over and given
+back. Aos reads it by position and reads no NULL: no column is ever added, and no NULL is written.
+Its other tables are not touched.
+
+The database is in WAL mode: a reader never waits for a writer, nor a writer for a reader; writers
+wait for one another, a minute at most. With ``synchronous=FULL`` a change is on the disk when its
+transaction ends. Which changes the schema has had is in ``PRAGMA user_version``, which Aos does
+not use; each change is a step of ``_MIGRATIONS``.
+
+What others wrote is read with patience, since a row that cannot be read is a layer that would be
+removed from the disk: a NULL text reads as empty, a size that is none as 0, a timestamp that is
+none as the time at which it was met, so that the layer's time to live starts anew. Only a row
+without a digest or an absolute path says nothing; it is passed over. Each is logged once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sqlite3
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from layermanager.errors import InvalidDigestError, LayerNotExistError, StorageError
+from layermanager.model import Digest, LayerInfo
+from layermanager.timestamps import format_timestamp, parse_timestamp
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from datetime import datetime
+    from types import TracebackType
+
+    from layermanager.protocols import Clock
+
+_LOGGER: Final = logging.getLogger(__name__)
+
+_FILE_MODE: Final = 0o644
+_BUSY_SECONDS: Final = 60.0
+_POLL_SECONDS: Final = 0.01
+_READ_ATTEMPTS: Final = 10
+
+_COLUMNS: Final = (
+    "digest",
+    "layerId",
+    "path",
+    "osVersion",
+    "version",
+    "timestamp",
+    "cached",
+    "size",
+)
+
+_MIGRATIONS: Final = (
+    """
+    CREATE TABLE IF NOT EXISTS layers (
+        digest TEXT NOT NULL PRIMARY KEY,
+        layerId TEXT,
+        path TEXT,
+        osVersion TEXT,
+        version TEXT,
+        timestamp TIMESTAMP,
+        cached INTEGER,
+        size INTEGER
+    )
+    """,
+)
+"""The statement at index N takes a database from ``user_version`` N to N + 1."""
+
+_SELECT: Final = """
+    SELECT
+        CAST(digest AS TEXT),
+        ifnull(CAST(layerId AS TEXT), ''),
+        ifnull(CAST(version AS TEXT), ''),
+        ifnull(CAST(path AS TEXT), ''),
+        ifnull(CAST(osVersion AS TEXT), ''),
+        timestamp,
+        ifnull(cached, 0) <> 0,
+        size
+    FROM layers
+"""
+_SELECT_ALL: Final = _SELECT + "ORDER BY digest"
+_SELECT_ONE: Final = _SELECT + "WHERE digest = :digest"
+_REPLACE: Final = """
+    INSERT OR REPLACE INTO layers
+        (digest, layerId, path, osVersion, version, timestamp, cached, size)
+    VALUES
+        (:digest, :layer_id, :path, :os_version, :version, :timestamp, :cached, :size)
+"""
+_DELETE: Final = "DELETE FROM layers WHERE digest = :digest"
+_SET_CACHED: Final = """
+    UPDATE layers SET
+        timestamp = CASE
+            WHEN (ifnull(cached, 0) <> 0) = :cached THEN timestamp
+            ELSE :now
+        END,
+        cached = :cached
+    WHERE digest = :digest
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Brackets:
+    """The statements around a transaction, or around a part of one."""
+
+    begin: str
+    keep: str
+    take_back: tuple[str, ...]
+
+
+_WHOLE: Final = _Brackets("BEGIN IMMEDIATE", "COMMIT", ("ROLLBACK",))
+_PART: Final = _Brackets("SAVEPOINT part", "RELEASE part", ("ROLLBACK TO part", "RELEASE part"))
+
+
+class SqliteLayerStorage:
+    """The ``LayerStorage`` in a SQLite file, for any number of threads and processes.
+
+    The file is made where it is missing, its directory is not. All threads share one connection,
+    one at a time. To be closed; closing twice is no error.
+
+    Raises:
+        StorageError: the database cannot be opened, was made by a newer version of this
+            package, or its table ``layers`` is not Aos's.
+    """
+
+    def __init__(self, path: Path, clock: Clock) -> None:
+        self._path = path
+        self._clock = clock
+        self._rows = _RowReader(path, clock)
+        self._lock = threading.RLock()
+        with _errors_named(path):
+            _create_file(path)
+            self._connection = _connect(path, "mode=rw")
+            try:
+                _prepare(self._connection, path)
+            except BaseException:
+                self._connection.close()
+                raise
+
+    def add_layer(self, layer: LayerInfo) -> None:
+        """Add *layer*; one of the same digest is replaced."""
+        self._execute(
+            _REPLACE,
+            {
+                "digest": layer.digest,
+                "layer_id": layer.layer_id,
+                "path": str(layer.path.absolute()),
+                "os_version": layer.os_version,
+                "version": layer.version,
+                "timestamp": format_timestamp(layer.timestamp),
+                "cached": int(layer.cached),
+                "size": layer.size,
+            },
+        )
+
+    def delete_layer_by_digest(self, digest: Digest) -> None:
+        """Forget a layer; one that is not there is no error."""
+        self._execute(_DELETE, {"digest": digest})
+
+    def get_layers_info(self) -> tuple[LayerInfo, ...]:
+        """All layers, ordered by digest."""
+        with self._lock, _errors_named(self._path):
+            return self._rows.layers(self._connection.execute(_SELECT_ALL).fetchall())
+
+    def get_layer_info_by_digest(self, digest: Digest) -> LayerInfo:
+        """One layer.
+
+        Raises:
+            LayerNotExistError: it is not there.
+        """
+        with self._lock, _errors_named(self._path):
+            rows = self._connection.execute(_SELECT_ONE, {"digest": digest}).fetchall()
+            for layer in self._rows.layers(rows):
+                return layer
+        raise LayerNotExistError(f"layer {digest} is not installed", digest=digest)
+
+    def set_layer_cached(self, digest: Digest, cached: bool) -> None:  # noqa: FBT001 - the seed's
+        """Note that a layer is cached from now on, or is desired again.
+
+        Its timestamp becomes the current time if this is a change, so it may be repeated.
+
+        Raises:
+            LayerNotExistError: it is not there.
+        """
+        now = format_timestamp(self._clock.now())
+        found = self._execute(_SET_CACHED, {"digest": digest, "cached": int(cached), "now": now})
+        if not found:
+            raise LayerNotExistError(f"layer {digest} is not installed", digest=digest)
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Make all changes within the ``with`` block one, durable when the block ends.
+
+        An exception that leaves the block takes its changes back. A block within a block of the
+        same thread is a part of it: durable, or taken back, with the outer one. Other threads
+        that use this object wait, other processes wait only to write: so keep it short.
+        """
+        with self._lock:
+            with _errors_named(self._path):
+                brackets = _PART if self._connection.in_transaction else _WHOLE
+                self._connection.execute(brackets.begin)
+            try:
+                yield
+                with _errors_named(self._path):
+                    self._connection.execute(brackets.keep)
+            except BaseException:
+                with _errors_named(self._path):
+                    # SQLite takes all back by itself when the disk is full or fails.
+                    if self._connection.in_transaction:
+                        for statement in brackets.take_back:
+                            self._connection.execute(statement)
+                raise
+
+    def close(self) -> None:
+        """Close the database; what a thread is doing with it is done first."""
+        with self._lock, _errors_named(self._path):
+            self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _execute(self, statement: str, parameters: Mapping[str, object]) -> int:
+        """Change the database; return how many rows were concerned."""
+        with self._lock, _errors_named(self._path):
+            return self._connection.execute(statement, parameters).rowcount
+
+
+def read_layers_info(path: Path, clock: Clock) -> tuple[LayerInfo, ...]:
+    """All layers in the database *path*, ordered by digest, for those who may only read it.
+
+    Nothing in it is changed and nobody is waited for. A database that never had a table of
+    layers has no layers.
+
+    A reader of a WAL database shares an index of its log with the writers. While a process has
+    the database open the index is there, and reading it is enough. Otherwise the reader would
+    have to make one, which it may not; but then there is no log either, the file alone is
+    everything, and SQLite can be told that it is immutable. That is wrong if a writer comes
+    meanwhile: then there is a log afterwards, or the file is another, and it is read once more.
+
+    Raises:
+        StorageError: the database cannot be read, was made by a newer version of this package,
+            or its table ``layers`` is not Aos's.
+    """
+    rows = _RowReader(path, clock)
+    with _errors_named(path):
+        for _ in range(_READ_ATTEMPTS):
+            try:
+                return rows.layers(_read_rows(path, "mode=ro"))
+            except sqlite3.OperationalError as error:
+                if not _is(error, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
+                    raise
+            found = _read_rows_at_rest(path)
+            if found is not None:
+                return rows.layers(found)
+            time.sleep(_POLL_SECONDS)
+    raise StorageError(
+        f"{path}: its log cannot be read without the permission to write; "
+        "a command that changes the store, or any command as root, will set that right"
+    )
+
+
+def _read_rows(path: Path, query: str) -> list[Any]:
+    with contextlib.closing(_connect(path, query)) as connection:
+        _refuse_foreign(connection, path)
+        if not _columns(connection):
+            return []
+        return connection.execute(_SELECT_ALL).fetchall()
+
+
+def _read_rows_at_rest(path: Path) -> list[Any] | None:
+    """Read a database that no process has open; None if one has, or came to."""
+    before = _state_at_rest(path)
+    if before is None:
+        return None
+    try:
+        rows = _read_rows(path, "mode=ro&immutable=1")
+    except sqlite3.DatabaseError:
+        if before == _state_at_rest(path):
+            raise
+        return None
+    return rows if before == _state_at_rest(path) else None
+
+
+def _state_at_rest(path: Path) -> tuple[int, ...] | None:
+    """What changes whenever the file changes; None while it is not everything: it has a log."""
+    if any(path.with_name(path.name + suffix).exists() for suffix in ("-wal", "-journal")):
+        return None
+    status = path.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+class _RowReader:
+    """Makes layers of rows; remembers what it complained of, so as to do it once."""
+
+    def __init__(self, path: Path, clock: Clock) -> None:
+        self._path = path
+        self._clock = clock
+        self._complaints: dict[str, datetime] = {}
+
+    def layers(self, rows: list[Any]) -> tuple[LayerInfo, ...]:
+        """The layers that *rows* of ``_SELECT`` describe."""
+        return tuple(layer for layer in map(self._layer, rows) if layer is not None)
+
+    def _layer(self, row: tuple[str, str, str, str, str, object, int, object]) -> LayerInfo | None:
+        digest, layer_id, version, path, os_version, timestamp, cached, size = row
+        try:
+            checked = Digest(digest)
+        except InvalidDigestError as error:
+            self._complain(f"a row is passed over: {error}")
+            return None
+        if not path.startswith("/"):
+            self._complain(f"layer {digest} is passed over: its path is not absolute: {path!r}")
+            return None
+        return LayerInfo(
+            digest=checked,
+            layer_id=layer_id,
+            version=version,
+            path=Path(path),
+            os_version=os_version,
+            timestamp=self._timestamp(checked, timestamp),
+            cached=cached != 0,
+            size=self._size(checked, size),
+        )
+
+    def _timestamp(self, digest: Digest, value: object) -> datetime:
+        try:
+            return parse_timestamp(value)
+        except ValueError as error:
+            return self._complain(f"layer {digest}: its time to live starts now: {error}")
+
+    def _size(self, digest: Digest, value: object) -> int:
+        if isinstance(value, int) and value >= 0:
+            return value
+        self._complain(f"layer {digest}: counts as empty: not a size: {value!r:.80}")
+        return 0
+
+    def _complain(self, complaint: str) -> datetime:
+        """Log *complaint* if it is new; return the time when it was."""
+        if complaint not in self._complaints:
+            self._complaints[complaint] = self._clock.now()
+            _LOGGER.warning("%s: %s", self._path, complaint)
+        return self._complaints[complaint]
+
+
+def _create_file(path: Path) -> None:
+    """Make an empty database file where there is none.
+
+    It is made without being opened: closing any descriptor of a file ends all locks that the
+    process has on it, also those of another connection.
+    """
+    try:
+        os.mknod(path, _FILE_MODE)
+    except FileExistsError:
+        return
+    path.chmod(_FILE_MODE)
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _connect(path: Path, query: str) -> sqlite3.Connection:
+    """Open the existing database *path*; *query* says how, in the words of SQLite's addresses."""
+    connection = sqlite3.connect(
+        f"{path.absolute().as_uri()}?{query}",
+        timeout=_BUSY_SECONDS,
+        isolation_level=None,
+        check_same_thread=False,
+        uri=True,
+    )
+    connection.text_factory = _decode
+    return connection
+
+
+def _decode(text: bytes) -> str:
+    """Decode a text of the database as file names are, so that none makes a row unreadable."""
+    return text.decode("utf-8", "surrogateescape")
+
+
+def _prepare(connection: sqlite3.Connection, path: Path) -> None:
+    _refuse_foreign(connection, path)
+    _switch_to_wal(connection)
+    connection.execute("PRAGMA synchronous = FULL")
+    if _user_version(connection) < len(_MIGRATIONS):
+        _migrate(connection)
+
+
+def _switch_to_wal(connection: sqlite3.Connection) -> None:
+    """Note in the file that it has a log from now on, if it is not noted yet.
+
+    It is the one thing for which SQLite does not wait itself when another process is doing it too.
+    """
+    deadline = time.monotonic() + _BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if not _is(error, sqlite3.SQLITE_BUSY) or time.monotonic() > deadline:
+                raise
+        else:
+            return
+        time.sleep(_POLL_SECONDS)
+
+
+def _migrate(connection: sqlite3.Connection) -> None:
+    """Bring the schema up to date; another process may have done so in the meantime."""
+    connection.execute("BEGIN IMMEDIATE")
+    for version in range(_user_version(connection), len(_MIGRATIONS)):
+        connection.execute(_MIGRATIONS[version])
+        # A pragma takes no parameters; the number is our own.
+        connection.execute(f"PRAGMA user_version = {version + 1}")
+    connection.execute("COMMIT")
+
+
+def _refuse_foreign(connection: sqlite3.Connection, path: Path) -> None:
+    """Raise if the table of layers, where there is one, is not what this version knows."""
+    version = _user_version(connection)
+    if version > len(_MIGRATIONS):
+        raise StorageError(
+            f"{path}: made by a newer layermanager: its schema version is {version}, "
+            f"this one knows up to {len(_MIGRATIONS)}"
+        )
+    columns = _columns(connection)
+    if columns not in ((), _COLUMNS):
+        raise StorageError(
+            f"{path}: its table layers has the columns {', '.join(columns)}; "
+            f"expected {', '.join(_COLUMNS)}"
+        )
+
+
+def _user_version(connection: sqlite3.Connection) -> int:
+    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    return version
+
+
+def _columns(connection: sqlite3.Connection) -> tuple[str, ...]:
+    return tuple(name for _, name, *_ in connection.execute("PRAGMA table_info(layers)"))
+
+
+def _is(error: sqlite3.Error, *primary_codes: int) -> bool:
+    return error.sqlite_errorcode & 0xFF in primary_codes
+
+
+@contextlib.contextmanager
+def _errors_named(path: Path) -> Iterator[None]:
+    """Raise what SQLite and the system raise as ``StorageError``, with the *path*.
+
+    A ``ValueError`` comes from a text that cannot be UTF-8 or a path that cannot be one.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"cannot use the database {path}: {error.strerror}") from error
+    except (sqlite3.Error, ValueError) as error:
+        raise StorageError(f"cannot use the database {path}: {error}") from error

@@ -1,0 +1,258 @@
+"""The manager's side of the unpacker: starts workers, feeds them, and reads their verdicts.
+
+Here no archive is parsed. What a worker says is compared with what is desired by the caller; the
+digest of what was transferred is the caller's own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Self
+
+from layermanager.documents import DocumentError
+from layermanager.errors import UnpackerError
+from layermanager.unpack.messages import Channel, job_message, read_done, read_failed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from layermanager.documents import JsonObject
+    from layermanager.unpack.messages import Job, Unpacked
+
+    Grant = Callable[[int, int], int]
+
+_PIPE_BYTES: Final = 1024 * 1024
+_BOOT: Final = (
+    "import sys; sys.path[:] = sys.argv[2:]; "
+    "from layermanager.unpack.server import main; main(int(sys.argv[1]))"
+)
+
+
+class Unpacker:
+    """Unpacks layers, each in a process of its own; any thread may start one.
+
+    The server that forks these processes is started when it is first needed, and again if it has
+    died.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._server: subprocess.Popen[bytes] | None = None
+        self._control: Channel | None = None
+
+    def start(self, job: Job, root: int, grant: Grant) -> Unpacking:
+        """Start to unpack one layer below the empty directory *root*, a file descriptor.
+
+        Args:
+            job: what to expect and what to refuse.
+            root: file descriptor of an empty directory.
+            grant: is told how many bytes are on disk and how many more are needed, and returns
+                how many there may be in all; it may raise, which ends the unpacking.
+
+        Raises:
+            UnpackerError: no process can be started.
+        """
+        data_out, data_in = os.pipe()
+        ours, theirs = Channel.pair()
+        try:
+            self._send((data_out, root, theirs.fileno()))
+        except OSError as error:
+            os.close(data_in)
+            ours.close()
+            raise UnpackerError(f"cannot start the unpacker: {error}", digest=job.digest) from error
+        finally:
+            os.close(data_out)
+            theirs.close()
+        return Unpacking(job, ours, data_in, grant)
+
+    def close(self) -> None:
+        """End the server, and with it all workers."""
+        with self._lock:
+            if self._server is None or self._control is None:
+                return
+            self._control.close()
+            self._server.wait()
+            self._server = self._control = None
+
+    def _send(self, descriptors: tuple[int, int, int]) -> None:
+        with self._lock:
+            if self._server is not None and self._server.poll() is not None:
+                self._server = self._control = None
+            if self._control is None:
+                self._control = self._start_server()
+            self._control.send({}, descriptors)
+
+    def _start_server(self) -> Channel:
+        ours, theirs = Channel.pair()
+        # -I: nothing of the environment and of the working directory is looked at. -S and the
+        # path: modules come from where this process has them, without looking for .pth files.
+        path = [entry for entry in sys.path if Path(entry).is_absolute()]
+        self._server = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _BOOT, str(theirs.fileno()), *path],
+            stdin=subprocess.DEVNULL,
+            pass_fds=(theirs.fileno(),),
+            env={},
+        )
+        theirs.close()
+        return ours
+
+
+class Unpacking:
+    """One layer that is being unpacked; used by one thread, as a context manager.
+
+    At the end of the context the process is no more, whether it had finished or not, so that
+    nobody writes into the directory any longer.
+    """
+
+    def __init__(self, job: Job, channel: Channel, data: int, grant: Grant) -> None:
+        self._job = job
+        self._channel = channel
+        self._data: int | None = data
+        self._grant = grant
+        self._process_descriptor: int | None = None
+        self._has_ended = False
+        self._verdict: Unpacked | None = None
+        self._error: Exception | None = None
+        self._process_lock = threading.Lock()
+        with contextlib.suppress(PermissionError):  # too many pages in pipes: slower, no worse
+            fcntl.fcntl(data, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+        os.set_blocking(data, False)
+        # The server's word comes first, before the worker has read anything that strangers wrote.
+        self._receive()
+        channel.send(job_message(job))
+
+    def feed(self, data: bytes) -> None:
+        """Hand on the next bytes of the package or blob.
+
+        Raises:
+            LayerManagerError: the worker gave up, or *grant* refused space.
+            OSError: the worker's file system refused something.
+        """
+        if self._data is None:
+            raise ValueError("feed() after finish()")
+        poll = select.poll()
+        poll.register(self._data, select.POLLOUT)
+        poll.register(self._channel, select.POLLIN)
+        rest = memoryview(data)
+        while rest:
+            try:
+                rest = rest[os.write(self._data, rest) :]
+            except BlockingIOError:
+                if any(descriptor == self._channel.fileno() for descriptor, _ in poll.poll()):
+                    self._receive()
+            except BrokenPipeError:
+                self._wait_for_end()
+                raise self._failure() from None
+
+    def finish(self) -> Unpacked:
+        """End the input, wait for the worker's end and return its verdict.
+
+        Raises:
+            LayerManagerError: the worker gave up, or *grant* refused space.
+            OSError: the worker's file system refused something.
+        """
+        self._close_data()
+        self._wait_for_end()
+        if self._verdict is None or self._error is not None:
+            raise self._failure()
+        return self._verdict
+
+    def kill(self) -> None:
+        """End the worker at once; safe from any thread, and when it has already ended."""
+        with self._process_lock:
+            if self._process_descriptor is None:
+                return
+            try:
+                signal.pidfd_send_signal(self._process_descriptor, signal.SIGKILL)
+            except ProcessLookupError:
+                return  # it ended, and the server knows already
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._close_data()
+        self._end_process()
+        self._channel.close()
+
+    def _wait_for_end(self) -> None:
+        while not self._has_ended:
+            self._receive()
+        self._end_process()
+
+    def _end_process(self) -> None:
+        """Make sure that the process is no more: its own word for that would not be enough."""
+        self.kill()
+        with self._process_lock:
+            if self._process_descriptor is None:
+                return
+            poll = select.poll()
+            poll.register(self._process_descriptor, select.POLLIN)
+            poll.poll()
+            os.close(self._process_descriptor)
+            self._process_descriptor = None
+
+    def _receive(self) -> None:
+        """Wait for one message and do what it asks for."""
+        packet = self._channel.receive()
+        if packet is None:
+            self._has_ended = True
+            return
+        try:
+            self._handle(packet.message, packet.descriptors)
+        except DocumentError as error:
+            self._has_ended = True
+            self._error = UnpackerError(
+                f"the unpacker broke its protocol: {error}", digest=self._job.digest
+            )
+
+    def _handle(self, message: JsonObject, descriptors: list[int]) -> None:
+        match message.text("type", ""):
+            case "started" if self._process_descriptor is None:
+                (self._process_descriptor,) = descriptors
+            case "needs":
+                written = message.integer("written", 0)
+                granted = self._grant(written, message.integer("bytes", 0))
+                self._channel.send({"granted": granted})
+            case "done":
+                self._verdict = read_done(message)
+            case "failed":
+                self._error = read_failed(message, self._job.digest)
+            case "os_error":
+                number = message.integer("errno", 0)
+                self._error = OSError(number, message.required_text("message"))
+            case "ended":
+                self._has_ended = True
+                status = message.integer("status", 0, minimum=-255)
+                if status != 0:
+                    self._error = self._error or self._crash(status)
+            case other:
+                raise DocumentError(f"unknown message {other!r:.80}")
+
+    def _failure(self) -> Exception:
+        return self._error or UnpackerError(
+            "the unpacker ended without a verdict", digest=self._job.digest
+        )
+
+    def _crash(self, status: int) -> UnpackerError:
+        how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+        return UnpackerError(f"the unpacker {how}", digest=self._job.digest)
+
+    def _close_data(self) -> None:
+        if self._data is not None:
+            os.close(self._data)
+            self._data = None

@@ -1,0 +1,167 @@
+"""Layers are compressed or not; their first bytes say how, whatever their names promise."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import sys
+import zlib
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+
+from layermanager.errors import ArchiveError
+from layermanager.unpack.streams import CHUNK_BYTES, ByteReader
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import ModuleType
+
+
+def _module_if_installed(name: str) -> ModuleType | None:
+    """Wheels of the fast libraries do not exist for every machine: docs/dependencies.md."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
+
+
+# ISA-L inflates at twice the speed of zlib.
+_isal: Final = _module_if_installed("isal.igzip_lib")
+_zstd: Final = _module_if_installed(
+    "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
+)
+_GZIP_MAGIC: Final = b"\x1f\x8b"
+_ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"
+_ZSTD_SKIPPABLE_MAGIC: Final = b"\x2a\x4d\x18"  # after one byte of 0x50 to 0x5f
+_UNSUPPORTED: Final = (
+    (b"BZh", "bzip2"),
+    (b"\xfd7zXZ\x00", "xz"),
+    (b"\x04\x22\x4d\x18", "lz4"),
+    (b"\x5d\x00\x00", "lzma"),
+)
+_MAGIC_BYTES: Final = 6
+_FIRST_INPUT_BYTES: Final = 4096
+
+
+class _Decompressor(Protocol):
+    """Decompresses one gzip member or zstd frame."""
+
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def needs_input(self) -> bool: ...
+    @property
+    def unused_data(self) -> bytes: ...
+    def decompress(self, data: bytes, max_length: int) -> bytes: ...
+
+
+class _Codec(NamedTuple):
+    """A kind of compression: how it begins, and what decompresses one member of it."""
+
+    name: str
+    starts: Callable[[bytes], bool]
+    new_decompressor: Callable[[], _Decompressor]
+    errors: tuple[type[Exception], ...]
+
+
+def decompressed(chunks: Iterator[bytes], *, zstd_window_bytes: int) -> Iterator[bytes]:
+    """Decompress gzip or zstd; pass anything else on as it is.
+
+    Several gzip members or zstd frames may follow one another, as RFC 1952 and RFC 8878 allow,
+    and zero bytes may pad the end, as GNU gzip allows. However well they were compressed, no more
+    than ``CHUNK_BYTES`` come at once.
+
+    Raises:
+        ArchiveError: the compressed data is damaged or truncated, is followed by something else,
+            is of a kind that OCI does not know, or needs more memory than *zstd_window_bytes*.
+    """
+    reader = ByteReader(chunks)
+    magic = reader.peek(_MAGIC_BYTES)
+    if _starts_gzip(magic):
+        yield from _members(reader, _gzip())
+    elif _starts_zstd(magic):
+        yield from _members(reader, _zstandard(zstd_window_bytes))
+    else:
+        for unsupported, name in _UNSUPPORTED:
+            if magic.startswith(unsupported):
+                raise ArchiveError(f"compressed with {name}, which OCI layers may not be")
+        yield from reader.rest()
+
+
+def _starts_gzip(magic: bytes) -> bool:
+    return magic.startswith(_GZIP_MAGIC)
+
+
+def _starts_zstd(magic: bytes) -> bool:
+    return magic.startswith(_ZSTD_MAGIC) or (
+        magic[1:4] == _ZSTD_SKIPPABLE_MAGIC and magic[0] & 0xF0 == 0x50
+    )
+
+
+def _gzip() -> _Codec:
+    if _isal is None:
+        return _Codec("gzip", _starts_gzip, _ZlibDecompressor, (zlib.error,))
+    new = functools.partial(_isal.IgzipDecompressor, flag=_isal.DECOMP_GZIP)
+    return _Codec("gzip", _starts_gzip, new, (_isal.error,))
+
+
+def _zstandard(window_bytes: int) -> _Codec:
+    if _zstd is None:
+        raise ArchiveError("the layer is compressed with zstd: install the package backports.zstd")
+    options = {_zstd.DecompressionParameter.window_log_max: window_bytes.bit_length() - 1}
+    new = functools.partial(_zstd.ZstdDecompressor, options=options)
+    return _Codec("zstd", _starts_zstd, new, (_zstd.ZstdError,))
+
+
+def _members(reader: ByteReader, codec: _Codec) -> Iterator[bytes]:
+    """Decompress one member after the other, to the end."""
+    while magic := reader.peek(_MAGIC_BYTES):
+        if not codec.starts(magic):
+            _require_padding(reader, codec.name)
+            return
+        member = codec.new_decompressor()
+        # What a member leaves unused is copied. A small first input keeps that cheap where members
+        # are as small as single files (eStargz) or smaller still (an attack).
+        wanted = _FIRST_INPUT_BYTES
+        while not member.eof:
+            data = reader.some(wanted) if member.needs_input else b""
+            if member.needs_input and not data:
+                raise ArchiveError(f"truncated {codec.name} data")
+            try:
+                plain = member.decompress(data, CHUNK_BYTES)
+            except codec.errors as error:
+                raise ArchiveError(f"damaged {codec.name} data: {error}") from error
+            if plain:
+                yield plain
+            wanted = CHUNK_BYTES
+        reader.put_back(member.unused_data)
+
+
+def _require_padding(reader: ByteReader, kind: str) -> None:
+    for chunk in reader.rest():
+        if chunk.count(0) != len(chunk):
+            raise ArchiveError(f"something else follows the {kind} data")
+
+
+class _ZlibDecompressor:
+    """The standard library's inflate behind the interface of the others."""
+
+    def __init__(self) -> None:
+        self._inflate = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
+        self._output_full = False
+
+    @property
+    def eof(self) -> bool:
+        return self._inflate.eof
+
+    @property
+    def needs_input(self) -> bool:
+        return not (self._output_full or self._inflate.unconsumed_tail)
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._inflate.unused_data
+
+    def decompress(self, data: bytes, max_length: int) -> bytes:
+        plain = self._inflate.decompress(self._inflate.unconsumed_tail + data, max_length)
+        self._output_full = len(plain) == max_length
+        return plain

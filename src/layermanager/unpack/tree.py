@@ -1,0 +1,538 @@
+"""Writing the entries of one layer below a directory, in the form that overlayfs reads.
+
+The directory is empty at the beginning and nobody else writes below it, so the tree of directories
+that the writer remembers is what is on disk. Every path is resolved in that tree, name by name:
+``..`` is refused, a symlink on the way is followed inside the layer and never by the kernel. So no
+entry can reach beyond the directory, whatever links the archive made before.
+
+Removals in a layer come as marker files (OCI image specification, layer.md, "Whiteouts"); on disk
+they become what overlayfs understands (kernel documentation, overlayfs.rst): a character device
+0:0 in place of what is removed, and an ``opaque`` attribute on a directory that hides all below
+it. A marker speaks of the layers below only: what the same layer holds under that name stays,
+whichever comes first.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from layermanager.errors import ArchiveError, LimitExceededError
+from layermanager.removal import remove_tree
+from layermanager.unpack.fields import shown
+from layermanager.unpack.streams import CHUNK_BYTES
+from layermanager.unpack.tar import EntryKind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from layermanager.model import Limits
+    from layermanager.unpack.tar import Entry, TarReader
+
+_WHITEOUT_PREFIX: Final = b".wh."
+_OPAQUE_MARKER: Final = b".wh..wh..opq"
+_AUFS_PREFIX: Final = b".wh..wh."
+_OVERLAY_PREFIXES: Final = (b"trusted.overlay.", b"user.overlay.")
+_WHITEOUT_DEVICE: Final = os.makedev(0, 0)
+_CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_OPEN_DIRECTORIES: Final = 128
+_MAX_SYMLINKS: Final = 40  # as in the kernel's path resolution
+_SPECIAL_BITS: Final = 0o7000
+_IMPLICIT_MODE: Final = 0o755
+
+
+@dataclass(frozen=True, slots=True)
+class Rights:
+    """What this process may do to files, and with it the form in which a layer is written.
+
+    Attributes:
+        owner: the user and group that new files get by themselves.
+        is_privileged: owners, devices and all extended attributes can be set as they are archived.
+            Otherwise all files belong to the user, devices are left out, of the extended
+            attributes only ``user.*`` are kept, and the overlay has to be mounted with
+            ``userxattr``.
+    """
+
+    owner: tuple[int, int]
+    is_privileged: bool
+
+    @classmethod
+    def of_this_process(cls) -> Rights:
+        """The rights of the calling process."""
+        return cls(owner=(os.geteuid(), os.getegid()), is_privileged=os.geteuid() == 0)
+
+    @property
+    def opaque_xattr(self) -> bytes:
+        """The attribute by which overlayfs knows an opaque directory."""
+        return b"trusted.overlay.opaque" if self.is_privileged else b"user.overlay.opaque"
+
+
+class _Directory:
+    """A directory of the layer as it is on disk, and what is still to be done to it."""
+
+    __slots__ = (
+        "children",
+        "file_descriptor",
+        "is_opaque",
+        "made_mode",
+        "mode",
+        "mtime_ns",
+        "name",
+        "parent",
+        "whiteouts",
+    )
+
+    def __init__(self, parent: _Directory | None, name: bytes, made_mode: int | None) -> None:
+        self.parent = parent
+        self.name = name
+        self.made_mode = made_mode
+        self.children: dict[bytes, _Directory] = {}
+        self.whiteouts: set[bytes] = set()
+        self.is_opaque = False
+        self.mode = _IMPLICIT_MODE
+        self.mtime_ns = 0  # a directory that the archive does not list gets the same one each time
+        self.file_descriptor = -1
+
+    @property
+    def path(self) -> bytes:
+        names = []
+        directory = self
+        while directory.parent is not None:
+            names.append(directory.name)
+            directory = directory.parent
+        return b"/".join(reversed(names)) or b"."
+
+    def subtree(self) -> Iterator[_Directory]:
+        """The directory and all below it, parents first."""
+        stack = [self]
+        while stack:
+            directory = stack.pop()
+            yield directory
+            stack.extend(directory.children.values())
+
+
+class TreeWriter:
+    """Writes one layer below the directory *root*.
+
+    Args:
+        root: file descriptor of an empty directory.
+        rights: what may be done to files.
+        limits: bounds on the paths and the content.
+        block_bytes: the file system's block size.
+        spend: is told the bytes on disk that each step is about to take, and raises if there are
+            none left.
+    """
+
+    def __init__(
+        self,
+        root: int,
+        *,
+        rights: Rights,
+        limits: Limits,
+        block_bytes: int,
+        spend: Callable[[int], None],
+    ) -> None:
+        self._root_descriptor = root
+        self._rights = rights
+        self._limits = limits
+        self._block_bytes = block_bytes
+        self._spend = spend
+        self._root = _Directory(None, b"", None)
+        self._open: OrderedDict[_Directory, None] = OrderedDict()
+        self._last: tuple[bytes, _Directory, int] | None = None
+        self._content_bytes = 0
+        self.notes: dict[str, int] = {}
+        """What was left out or not honoured, and how often."""
+
+    def write(self, entry: Entry, tar: TarReader) -> None:
+        """Write one entry, taking its content from *tar*.
+
+        Raises:
+            ArchiveError: the entry makes no sense, or tries to leave the layer.
+            LimitExceededError: its path or the content so far exceeds the limits.
+            OSError: the file system refuses.
+        """
+        raw_parent, _, name = entry.path.rstrip(b"/").rpartition(b"/")
+        if name in (b"", b".", b".."):
+            *parents, name = self._names(entry.path) or [b""]
+            raw_parent = b"/".join(parents)
+            if not name:
+                self._write_root(entry)
+                return
+        parent, descriptor = self._parent(raw_parent)
+        if name.startswith(_WHITEOUT_PREFIX):
+            self._write_marker(parent, descriptor, name)
+        elif entry.kind is EntryKind.FILE:
+            self._write_file(parent, descriptor, name, entry, tar)
+        elif entry.kind is EntryKind.DIRECTORY:
+            self._write_directory(parent, name, entry)
+        elif entry.kind is EntryKind.SYMLINK:
+            self._write_symlink(parent, descriptor, name, entry)
+        elif entry.kind is EntryKind.HARD_LINK:
+            self._write_hard_link(parent, name, entry)
+        else:
+            self._write_special(parent, descriptor, name, entry)
+
+    def finish(self) -> None:
+        """Give the directories the modes and times that writing below them would have changed."""
+        for directory in reversed(list(self._root.subtree())):
+            path = directory.path
+            if directory.mode != directory.made_mode:
+                os.chmod(path, directory.mode, dir_fd=self._root_descriptor)
+            times = (directory.mtime_ns, directory.mtime_ns)
+            os.utime(path, ns=times, dir_fd=self._root_descriptor, follow_symlinks=False)
+
+    def close(self) -> None:
+        """Close the directories that are kept open."""
+        for directory in self._open:
+            os.close(directory.file_descriptor)
+        self._open.clear()
+        self._last = None
+
+    # Finding the place of an entry
+
+    def _names(self, path: bytes) -> list[bytes]:
+        """The names on the way to *path*; absolute paths count from the layer's root."""
+        if len(path) > self._limits.path_bytes:
+            raise LimitExceededError(
+                f"path longer than {self._limits.path_bytes} bytes: {shown(path)}"
+            )
+        names = [name for name in path.split(b"/") if name not in (b"", b".")]
+        if len(names) > self._limits.path_depth:
+            raise LimitExceededError(f"path deeper than {self._limits.path_depth}: {shown(path)}")
+        if b".." in names or b"\0" in path:
+            raise ArchiveError(f"path leads out of the layer: {shown(path)}")
+        return names
+
+    def _parent(self, raw: bytes) -> tuple[_Directory, int]:
+        """The directory *raw* and its file descriptor; most entries are where the last one was."""
+        if self._last is not None and self._last[0] == raw:
+            return self._last[1], self._last[2]
+        names = self._names(raw)
+        if any(name.startswith(_WHITEOUT_PREFIX) for name in names):
+            raise ArchiveError(f"a whiteout marker as a directory: {shown(raw)}")
+        directory = self._walk(names, raw)
+        descriptor = self._descriptor(directory)
+        self._last = (raw, directory, descriptor)
+        return directory, descriptor
+
+    def _walk(self, names: list[bytes], shown_path: bytes) -> _Directory:
+        """Follow *names* from the root; missing directories are made."""
+        pending = names[::-1]
+        directory = self._root
+        symlinks = 0
+        while pending:
+            name = pending.pop()
+            if name == b"..":  # in the target of a symlink; the root's parent is the root
+                directory = directory.parent or directory
+                continue
+            child = directory.children.get(name)
+            if child is not None:
+                directory = child
+                continue
+            target = self._symlink_target(directory, name, shown_path)
+            if target is None:
+                directory = self._make_directory(directory, name, _IMPLICIT_MODE)
+                continue
+            symlinks += 1
+            if symlinks > _MAX_SYMLINKS:
+                raise ArchiveError(f"too many symlinks on the way to {shown(shown_path)}")
+            if target.startswith(b"/"):
+                directory = self._root
+            pending.extend(part for part in target.split(b"/")[::-1] if part not in (b"", b"."))
+        return directory
+
+    def _symlink_target(
+        self, directory: _Directory, name: bytes, shown_path: bytes
+    ) -> bytes | None:
+        """Where *name* leads if it is a symlink; None if it is still free for a directory."""
+        descriptor = self._descriptor(directory)
+        try:
+            return os.readlink(name, dir_fd=descriptor)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+        if name in directory.whiteouts:
+            return None
+        raise ArchiveError(
+            f"a file is in the place of a directory on the way to {shown(shown_path)}"
+        )
+
+    def _descriptor(self, directory: _Directory) -> int:
+        """A file descriptor of *directory*, valid until the next call."""
+        if directory is self._root:
+            return self._root_descriptor
+        if directory.file_descriptor >= 0:
+            self._open.move_to_end(directory)
+            return directory.file_descriptor
+        # No name of this path is a symlink, see above, so the kernel may resolve it.
+        directory.file_descriptor = os.open(
+            directory.path, _OPEN_DIRECTORY, dir_fd=self._root_descriptor
+        )
+        self._open[directory] = None
+        if len(self._open) > _OPEN_DIRECTORIES:
+            oldest = next(iter(self._open))
+            self._close(oldest)
+        return directory.file_descriptor
+
+    def _close(self, directory: _Directory) -> None:
+        del self._open[directory]
+        os.close(directory.file_descriptor)
+        directory.file_descriptor = -1
+        if self._last is not None and self._last[1] is directory:
+            self._last = None
+
+    # Writing entries
+
+    def _write_root(self, entry: Entry) -> None:
+        if entry.kind is not EntryKind.DIRECTORY:
+            raise ArchiveError(f"the layer's root is a {entry.kind.value}")
+        self._set_directory_attributes(self._root, entry)
+
+    def _write_directory(self, parent: _Directory, name: bytes, entry: Entry) -> None:
+        directory = parent.children.get(name)
+        if directory is None:
+            directory = self._make_directory(parent, name, entry.mode)
+        self._set_directory_attributes(directory, entry)
+
+    def _write_file(
+        self, parent: _Directory, descriptor: int, name: bytes, entry: Entry, tar: TarReader
+    ) -> None:
+        self._content_bytes += entry.file_size
+        if self._content_bytes > self._limits.unpacked_bytes:
+            raise LimitExceededError(
+                f"the files of the layer exceed unpackedBytes: {self._limits.unpacked_bytes}"
+            )
+        try:
+            file = os.open(name, _CREATE, entry.mode & 0o777, dir_fd=descriptor)
+        except FileExistsError:
+            self._clear(parent, name)
+            file = os.open(name, _CREATE, entry.mode & 0o777, dir_fd=descriptor)
+        try:
+            if entry.segments is not None:
+                self._write_segments(file, entry, tar)
+            elif entry.size > CHUNK_BYTES:
+                self._write_pieces(file, tar.content(entry))
+            elif entry.size:
+                self._spend(self._on_disk(entry.size))
+                _write_all(file, tar.whole_content(entry))
+            # chown(2) clears setuid and file capabilities, so it comes before both.
+            if self._rights.is_privileged and (entry.uid, entry.gid) != self._rights.owner:
+                os.fchown(file, entry.uid, entry.gid)
+            for attribute, value in self._kept_xattrs(entry):
+                os.setxattr(file, attribute, value)
+            if entry.mode & _SPECIAL_BITS:
+                os.fchmod(file, entry.mode)
+            os.utime(file, ns=(entry.mtime_ns, entry.mtime_ns))
+        finally:
+            os.close(file)
+
+    def _write_pieces(self, file: int, pieces: Iterator[memoryview]) -> None:
+        written = spent = 0
+        for piece in pieces:
+            written += len(piece)
+            self._spend(self._on_disk(written) - spent)
+            spent = self._on_disk(written)
+            _write_all(file, piece)
+
+    def _write_segments(self, file: int, entry: Entry, tar: TarReader) -> None:
+        content = tar.content(entry)
+        piece = memoryview(b"")
+        for segment in entry.segments or ():
+            self._spend(self._on_disk(segment.size))
+            os.lseek(file, segment.offset, os.SEEK_SET)
+            missing = segment.size
+            while missing:
+                piece = piece or next(content)
+                _write_all(file, piece[:missing])
+                written = min(missing, len(piece))
+                piece = piece[written:]
+                missing -= written
+        os.ftruncate(file, entry.file_size)
+
+    def _write_symlink(
+        self, parent: _Directory, descriptor: int, name: bytes, entry: Entry
+    ) -> None:
+        if not entry.link or b"\0" in entry.link:
+            raise ArchiveError(f"{shown(entry.path)}: a symlink without a target")
+        self._spend(self._block_bytes)
+        try:
+            os.symlink(entry.link, name, dir_fd=descriptor)
+        except FileExistsError:
+            self._clear(parent, name)
+            os.symlink(entry.link, name, dir_fd=descriptor)
+        self._set_attributes(descriptor, name, entry)
+
+    def _write_hard_link(self, parent: _Directory, name: bytes, entry: Entry) -> None:
+        *source_parents, source_name = self._names(entry.link) or [b""]
+        source = self._walk(source_parents, entry.link)
+        if source_name in source.children or not source_name:
+            raise ArchiveError(f"{shown(entry.path)}: a hard link to a directory")
+        if (source, source_name) == (parent, name):
+            raise ArchiveError(f"{shown(entry.path)}: a hard link to itself")
+        if source_name in source.whiteouts:
+            raise _dangling_hard_link(entry)
+        source_path = source.path + b"/" + source_name
+        descriptor = self._descriptor(parent)
+        try:
+            self._link(source_path, name, descriptor)
+        except FileExistsError:
+            self._clear(parent, name)
+            self._link(source_path, name, descriptor)
+        except FileNotFoundError:
+            raise _dangling_hard_link(entry) from None
+
+    def _link(self, source_path: bytes, name: bytes, descriptor: int) -> None:
+        os.link(
+            source_path,
+            name,
+            src_dir_fd=self._root_descriptor,
+            dst_dir_fd=descriptor,
+            follow_symlinks=False,
+        )
+
+    def _write_special(
+        self, parent: _Directory, descriptor: int, name: bytes, entry: Entry
+    ) -> None:
+        device = os.makedev(*entry.device)
+        is_fifo = entry.kind is EntryKind.FIFO
+        if not (is_fifo or self._rights.is_privileged):
+            self._note("devices left out")
+            return
+        mode = entry.mode | _FILE_TYPES[entry.kind]
+        self._spend(self._block_bytes)
+        try:
+            os.mknod(name, mode, device, dir_fd=descriptor)
+        except FileExistsError:
+            self._clear(parent, name)
+            os.mknod(name, mode, device, dir_fd=descriptor)
+        self._set_attributes(descriptor, name, entry)
+
+    # Markers of removals
+
+    def _write_marker(self, parent: _Directory, descriptor: int, name: bytes) -> None:
+        if name == _OPAQUE_MARKER:
+            self._make_opaque(parent)
+            return
+        if name.startswith(_AUFS_PREFIX):
+            self._note("AUFS bookkeeping left out")
+            return
+        hidden = name.removeprefix(_WHITEOUT_PREFIX)
+        if hidden in (b"", b".", b".."):
+            raise ArchiveError(
+                f"a whiteout marker without a name: {shown(parent.path + b'/' + name)}"
+            )
+        if parent.is_opaque:
+            return  # all of the layers below is hidden here already
+        if hidden in parent.children:
+            self._make_opaque(parent.children[hidden])
+            return
+        try:
+            os.mknod(hidden, stat.S_IFCHR, _WHITEOUT_DEVICE, dir_fd=descriptor)
+        except FileExistsError:
+            return  # a file of this layer, which hides what it replaces
+        parent.whiteouts.add(hidden)
+
+    def _make_opaque(self, directory: _Directory) -> None:
+        descriptor = self._descriptor(directory)
+        os.setxattr(descriptor, self._rights.opaque_xattr, b"y")
+        directory.is_opaque = True
+        for name in directory.whiteouts:
+            os.unlink(name, dir_fd=descriptor)
+        directory.whiteouts.clear()
+
+    # What several kinds of entries need
+
+    def _make_directory(self, parent: _Directory, name: bytes, mode: int) -> _Directory:
+        """Make a directory that this process can write in whatever its final mode is."""
+        self._spend(self._block_bytes)
+        descriptor = self._descriptor(parent)
+        replaces_whiteout = name in parent.whiteouts
+        made_mode = mode & 0o777 | 0o700
+        try:
+            os.mkdir(name, made_mode, dir_fd=descriptor)
+        except FileExistsError:
+            self._clear(parent, name)
+            os.mkdir(name, made_mode, dir_fd=descriptor)
+        directory = parent.children[name] = _Directory(parent, name, made_mode)
+        if replaces_whiteout:
+            self._make_opaque(directory)
+        return directory
+
+    def _set_directory_attributes(self, directory: _Directory, entry: Entry) -> None:
+        """Set what writing below the directory does not change; the rest is for ``finish``."""
+        directory.mode = entry.mode
+        directory.mtime_ns = entry.mtime_ns
+        if self._rights.is_privileged:
+            descriptor = self._descriptor(directory)
+            os.fchown(descriptor, entry.uid, entry.gid)
+        if entry.xattrs:
+            descriptor = self._descriptor(directory)
+            for attribute, value in self._kept_xattrs(entry):
+                os.setxattr(descriptor, attribute, value)
+
+    def _set_attributes(self, descriptor: int, name: bytes, entry: Entry) -> None:
+        """Set the attributes of what cannot be opened: symlinks, devices and fifos."""
+        if self._rights.is_privileged and (entry.uid, entry.gid) != self._rights.owner:
+            os.chown(name, entry.uid, entry.gid, dir_fd=descriptor, follow_symlinks=False)
+        if entry.xattrs:
+            os.fchdir(descriptor)  # there is no setxattr relative to a directory
+            for attribute, value in self._kept_xattrs(entry):
+                os.setxattr(name, attribute, value, follow_symlinks=False)
+        if entry.mode & _SPECIAL_BITS and entry.kind is not EntryKind.SYMLINK:
+            os.chmod(name, entry.mode, dir_fd=descriptor)
+        times = (entry.mtime_ns, entry.mtime_ns)
+        os.utime(name, ns=times, dir_fd=descriptor, follow_symlinks=False)
+
+    def _kept_xattrs(self, entry: Entry) -> Iterator[tuple[bytes, bytes]]:
+        for attribute, value in entry.xattrs.items():
+            if attribute.startswith(_OVERLAY_PREFIXES):
+                # They would let an archive hide or redirect what the layers below hold.
+                self._note("overlayfs attributes in the archive not honoured")
+            elif self._rights.is_privileged or attribute.startswith(b"user."):
+                yield attribute, value
+            else:
+                self._note("privileged extended attributes left out")
+
+    def _clear(self, parent: _Directory, name: bytes) -> None:
+        """Remove what an earlier entry wrote at *name*."""
+        self._last = None
+        parent.whiteouts.discard(name)
+        directory = parent.children.pop(name, None)
+        if directory is not None:
+            for below in directory.subtree():
+                if below.file_descriptor >= 0:
+                    self._close(below)
+        remove_tree(name, dir_fd=self._descriptor(parent))
+
+    def _on_disk(self, size: int) -> int:
+        return -(-size // self._block_bytes) * self._block_bytes
+
+    def _note(self, what: str) -> None:
+        self.notes[what] = self.notes.get(what, 0) + 1
+
+
+_FILE_TYPES: Final[Mapping[EntryKind, int]] = {
+    EntryKind.CHARACTER_DEVICE: stat.S_IFCHR,
+    EntryKind.BLOCK_DEVICE: stat.S_IFBLK,
+    EntryKind.FIFO: stat.S_IFIFO,
+}
+
+
+def _write_all(file: int, content: bytes | memoryview) -> None:
+    written = os.write(file, content)
+    while written < len(content):
+        written += os.write(file, memoryview(content)[written:])
+
+
+def _dangling_hard_link(entry: Entry) -> ArchiveError:
+    return ArchiveError(
+        f"{shown(entry.path)}: a hard link to {shown(entry.link)}, which is not in the layer"
+    )

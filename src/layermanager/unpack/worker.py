@@ -1,0 +1,120 @@
+"""The worker: reads one layer from a pipe and writes it below one directory."""
+
+from __future__ import annotations
+
+import gc
+import os
+from typing import TYPE_CHECKING
+
+from layermanager.errors import LayerError
+from layermanager.unpack.compression import decompressed
+from layermanager.unpack.fields import shown
+from layermanager.unpack.messages import Unpacked, done_message, failed_message, read_job
+from layermanager.unpack.package import PackageReader
+from layermanager.unpack.streams import (
+    ByteReader,
+    HashedChunks,
+    PrefetchedChunks,
+    chunks_of_file,
+)
+from layermanager.unpack.tar import TarReader
+from layermanager.unpack.tree import Rights, TreeWriter
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from layermanager.unpack.messages import Channel, Job
+
+
+def run(data: int, root: int, channel: Channel) -> None:
+    """Do the one job that *channel* gives.
+
+    Args:
+        data: file descriptor from which the package or the blob is read.
+        root: file descriptor of the empty directory to unpack into.
+        channel: where the job comes from and the verdict goes to.
+    """
+    # One layer makes no cycles worth collecting, and the process ends with it.
+    gc.disable()
+    os.umask(0)
+    packet = channel.receive()
+    if packet is None:
+        return
+    job = read_job(packet.message)
+    try:
+        unpacked = _unpack(job, data, root, _Allowance(job.granted, channel))
+    except _RefusedError:
+        return
+    except LayerError as error:
+        channel.send(failed_message(error))
+    except OSError as error:
+        channel.send({"type": "os_error", "errno": error.errno, "message": _described(error)})
+    else:
+        channel.send(done_message(unpacked))
+
+
+class _RefusedError(Exception):
+    """The client wants the worker to stop."""
+
+
+class _Allowance:
+    """The bytes on disk that the client granted; more is asked for when they are spent."""
+
+    def __init__(self, granted: int, channel: Channel) -> None:
+        self._granted = granted
+        self._channel = channel
+        self.spent = 0
+
+    def spend(self, size: int) -> None:
+        """Take *size* bytes of it, waiting until the client has that much for us."""
+        if self.spent + size > self._granted:
+            self._channel.send({"type": "needs", "written": self.spent, "bytes": size})
+            answer = self._channel.receive()
+            if answer is None:
+                raise _RefusedError
+            self._granted = answer.message.integer("granted", 0)
+        self.spent += size
+
+
+def _unpack(job: Job, data: int, root: int, allowance: _Allowance) -> Unpacked:
+    limits = job.limits
+    chunks: Iterator[bytes] = chunks_of_file(data)
+    package = PackageReader(chunks, job.digest, limits) if job.is_package else None
+    blob = HashedChunks(package.blob() if package else chunks, job.digest.algorithm)
+    plain = decompressed(iter(blob), zstd_window_bytes=limits.zstd_window_bytes)
+    diff = HashedChunks(plain, job.digest.algorithm)
+    writer = TreeWriter(
+        root,
+        rights=Rights.of_this_process(),
+        limits=limits,
+        block_bytes=job.block_bytes,
+        spend=allowance.spend,
+    )
+    with PrefetchedChunks(iter(diff)) as prefetched:
+        reader = ByteReader(prefetched)
+        tar = TarReader(reader, limits)
+        entries = 0
+        for entry in tar:
+            try:
+                writer.write(entry, tar)
+            except OSError as error:
+                error.filename = shown(entry.path)
+                raise
+            entries += 1
+        # What follows the end of the archive is part of the digests all the same.
+        for _ in reader.rest():
+            pass
+    writer.finish()
+    writer.close()
+    return Unpacked(
+        blob_digest=blob.digest,
+        diff_id=diff.digest,
+        size=allowance.spent,
+        entries=entries,
+        os_version=package.os_version if package else "",
+        notes=writer.notes,
+    )
+
+
+def _described(error: OSError) -> str:
+    return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
