@@ -27,6 +27,8 @@ REMOVE_CACHED_LAYERS_PERIOD: Final = timedelta(hours=24)
 DATABASE_NAME: Final = "servicemanager.db"
 """The database in the working directory; the name is Aos's, so that its node can be taken over."""
 
+_LONGEST_TIMEOUT: Final = timedelta(days=1)
+
 DEFAULT_WORKING_DIR: Final = Path("/var/lib/layermanager")
 """The working directory where neither the file nor the caller names one."""
 
@@ -35,7 +37,7 @@ DEFAULT_WORKING_DIR: Final = Path("/var/lib/layermanager")
 class Config:
     """How a layer manager works; every default is one that a small device can live with.
 
-    Directories that are given as relative paths are below ``working_dir``.
+    What is given as a relative path is below ``working_dir``.
 
     Attributes:
         working_dir: holds the database and, unless said otherwise, the store.
@@ -83,13 +85,21 @@ class Config:
             raise ConfigError(f"layerTtlDays must not be negative: {self.layer_ttl_days}")
         if self.parallel_installs < 1:
             raise ConfigError(f"parallelInstalls must be at least 1, not {self.parallel_installs}")
-        for key, period in (
-            ("removeCachedLayersPeriod", self.remove_cached_layers_period),
-            ("connectTimeout", self.connect_timeout),
-            ("readTimeout", self.read_timeout),
+        if self.ca_bundle is not None:
+            object.__setattr__(self, "ca_bundle", working_dir / self.ca_bundle)
+        for key, duration, longest in (
+            (
+                "removeCachedLayersPeriodSeconds",
+                self.remove_cached_layers_period,
+                timedelta.max,
+            ),
+            ("connectTimeoutSeconds", self.connect_timeout, _LONGEST_TIMEOUT),
+            ("readTimeoutSeconds", self.read_timeout, _LONGEST_TIMEOUT),
         ):
-            if period <= timedelta(0):
-                raise ConfigError(f"{key} must be positive, not {period}")
+            if not timedelta(0) < duration <= longest:
+                raise ConfigError(
+                    f"{key} must be more than 0 and at most {longest}, not {duration}"
+                )
 
     @property
     def database(self) -> Path:

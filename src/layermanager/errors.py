@@ -140,7 +140,8 @@ class NotEnoughSpaceError(LayerError):
 
     Attributes (bytes):
         needed: what was asked for.
-        free: what is free now, within the limit if there is one.
+        free: what is free now, within the limit if that is in the way; negative when more is used
+            than there may be.
         limit: the allocator's limit, 0 when there is none.
         reclaimable: what removing cached layers would give.
         limit_reached: True when the configured limit is in the way, False when the partition is

@@ -1,12 +1,49 @@
-"""System calls of Linux that the standard library lacks; the only ctypes code."""
+"""System calls of Linux that the standard library lacks; the only ctypes code.
+
+Each function is one call. They raise ``OSError`` with the kernel's reason.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import os
-from typing import Final
+import struct
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 _PR_SET_PDEATHSIG: Final = 1
+_PR_SET_SECCOMP: Final = 22
+_PR_CAPBSET_READ: Final = 23
+_PR_CAPBSET_DROP: Final = 24
+_PR_SET_NO_NEW_PRIVS: Final = 38
+_SECCOMP_MODE_FILTER: Final = 2
+_CAPABILITY_VERSION_3: Final = 0x20080522
+_MAX_CAPABILITIES: Final = 64
+
+CLONE_NEWNS: Final = 0x00020000
+CLONE_NEWUTS: Final = 0x04000000
+CLONE_NEWIPC: Final = 0x08000000
+CLONE_NEWUSER: Final = 0x10000000
+CLONE_NEWPID: Final = 0x20000000
+CLONE_NEWNET: Final = 0x40000000
+
+MS_NOSUID: Final = 2
+MS_NODEV: Final = 4
+MS_NOEXEC: Final = 8
+MS_REMOUNT: Final = 32
+MS_BIND: Final = 4096
+MS_REC: Final = 16384
+MS_PRIVATE: Final = 1 << 18
+MNT_DETACH: Final = 2
+
+# These numbers are the same on all architectures.
+_SYS_LANDLOCK_CREATE_RULESET: Final = 444
+_SYS_LANDLOCK_ADD_RULE: Final = 445
+_SYS_LANDLOCK_RESTRICT_SELF: Final = 446
+_LANDLOCK_CREATE_RULESET_VERSION: Final = 1
+_LANDLOCK_RULE_PATH_BENEATH: Final = 1
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
@@ -26,6 +63,108 @@ def die_with_parent(signal_number: int) -> None:
     The parent, to the kernel, is the thread that forked, so it must not be one that ends early.
     """
     _require_success(_libc.prctl(_PR_SET_PDEATHSIG, signal_number, 0, 0, 0))
+
+
+def unshare(namespaces: int) -> None:
+    """Move this process, or its children for ``CLONE_NEWPID``, to new namespaces (unshare(2))."""
+    _require_success(_libc.unshare(namespaces))
+
+
+def mount(source: bytes, target: bytes, flags: int) -> None:
+    """Change the tree of mounts (mount(2)), without a new file system."""
+    _require_success(_libc.mount(source, target, None, ctypes.c_ulong(flags), None))
+
+
+def unmount(target: bytes, flags: int) -> None:
+    """Take a mount out of the tree (umount2(2))."""
+    _require_success(_libc.umount2(target, flags))
+
+
+def pivot_root(new_root: bytes, put_old: bytes) -> None:
+    """Make another mount the root of this mount namespace (pivot_root(2))."""
+    _require_success(_libc.pivot_root(new_root, put_old))
+
+
+def set_no_new_privileges() -> None:
+    """Let this process and its children never gain rights by executing a file (prctl(2))."""
+    _require_success(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+
+
+def keep_capabilities(kept: Iterable[int]) -> None:
+    """Give up all capabilities but *kept*, for good (capset(2), capabilities(7))."""
+    mask = sum(1 << capability for capability in kept)
+    for capability in range(_MAX_CAPABILITIES):
+        if mask >> capability & 1 or _libc.prctl(_PR_CAPBSET_READ, capability, 0, 0, 0) <= 0:
+            continue  # kept, gone already, or unknown to this kernel
+        _require_success(_libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0))
+    low, high = mask & 0xFFFFFFFF, mask >> 32
+    header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
+    data = struct.pack("=6I", low, low, 0, high, high, 0)
+    _require_success(_libc.capset(header, data))
+
+
+def landlock_version() -> int:
+    """The version of Landlock's interface that the kernel has.
+
+    Raises:
+        OSError: it has none, or it was switched off at boot.
+    """
+    version: int = _libc.syscall(
+        ctypes.c_long(_SYS_LANDLOCK_CREATE_RULESET),
+        None,
+        ctypes.c_size_t(0),
+        ctypes.c_uint32(_LANDLOCK_CREATE_RULESET_VERSION),
+    )
+    _require_success(version)
+    return version
+
+
+def landlock_restrict(ruleset: bytes, directory: int, allowed_file_access: int) -> None:
+    """Restrict this process by Landlock, for good (landlock(7)).
+
+    Args:
+        ruleset: a ``struct landlock_ruleset_attr``: all that is denied unless a rule allows it.
+        directory: file descriptor of the directory below which the one rule allows something.
+        allowed_file_access: what it allows.
+    """
+    ruleset_descriptor = _libc.syscall(
+        ctypes.c_long(_SYS_LANDLOCK_CREATE_RULESET),
+        ruleset,
+        ctypes.c_size_t(len(ruleset)),
+        ctypes.c_uint32(0),
+    )
+    _require_success(ruleset_descriptor)
+    try:
+        _require_success(
+            _libc.syscall(
+                ctypes.c_long(_SYS_LANDLOCK_ADD_RULE),
+                ctypes.c_int(ruleset_descriptor),
+                ctypes.c_int(_LANDLOCK_RULE_PATH_BENEATH),
+                struct.pack("=Qi", allowed_file_access, directory),
+                ctypes.c_uint32(0),
+            )
+        )
+        _require_success(
+            _libc.syscall(
+                ctypes.c_long(_SYS_LANDLOCK_RESTRICT_SELF),
+                ctypes.c_int(ruleset_descriptor),
+                ctypes.c_uint32(0),
+            )
+        )
+    finally:
+        os.close(ruleset_descriptor)
+
+
+def install_system_call_filter(program: bytes) -> None:
+    """Have the kernel run *program* on each system call of this thread (seccomp(2)).
+
+    Args:
+        program: instructions of classic BPF, eight bytes each. Threads that are started later
+            inherit it; those that run already do not.
+    """
+    buffer = ctypes.create_string_buffer(program, len(program))
+    header = struct.pack("@HP", len(program) // 8, ctypes.addressof(buffer))
+    _require_success(_libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, header, 0, 0))
 
 
 def _require_success(result: int) -> None:

@@ -306,34 +306,35 @@ class LayerManager:
         removed = []
         for layer in layers:
             self._cancellation.check()
-            self._allocator.restore_outdated_item(layer.digest)
-            self._reclaimable.discard(layer.digest)
-            if self._remove_if_cached(layer.digest):
-                self._allocator.free_space(layer.size)
-                removed.append(layer)
+            with self._state_lock:
+                if not self._is_cached(layer.digest):
+                    continue  # a neighbour evicted it, and the allocator knows
+                self._allocator.restore_outdated_item(layer.digest)
+                self._reclaimable.discard(layer.digest)
+                self._remove(layer.digest)
+            self._allocator.free_space(layer.size)
+            removed.append(layer)
         return tuple(removed)
 
     def _evict(self, item_id: str) -> None:
         """Remove a cached layer, whose space the allocator needs; called from any thread."""
-        with self._lock.held(self._patience, self._cancellation.requested):
-            self._remove_if_cached(Digest(item_id))
+        digest = Digest(item_id)
+        with self._lock.held(self._patience, self._cancellation.requested), self._state_lock:
+            if self._is_cached(digest):
+                self._remove(digest)
 
-    def _remove_if_cached(self, digest: Digest) -> bool:
-        """Remove a layer unless it was restored or removed in the meantime.
+    def _is_cached(self, digest: Digest) -> bool:
+        """Whether the layer is there and has not been restored in the meantime."""
+        try:
+            return self._storage.get_layer_info_by_digest(digest).cached
+        except LayerNotExistError:
+            return False
 
-        From the moment when its row is gone the layer does not count any more.
-        """
-        with self._state_lock:
-            try:
-                layer = self._storage.get_layer_info_by_digest(digest)
-            except LayerNotExistError:
-                return False
-            if not layer.cached:
-                return False
-            self._storage.delete_layer_by_digest(digest)
-            self._store.remove(digest)
-        _LOGGER.info("removed layer %s, which was cached since %s", digest, layer.timestamp)
-        return True
+    def _remove(self, digest: Digest) -> None:
+        """Remove a layer; from the moment when its row is gone it does not count any more."""
+        self._storage.delete_layer_by_digest(digest)
+        self._store.remove(digest)
+        _LOGGER.info("removed the cached layer %s", digest)
 
     def _transaction(self) -> AbstractContextManager[None]:
         """Make several changes of the storage one, if it can do that: one sync for all of them."""

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from layermanager.errors import LayerManagerError
 
 _HEX_LENGTHS: Final = {"sha256": 64, "sha384": 96, "sha512": 128}
-_GRAMMAR: Final = re.compile(
-    r"(?P<algorithm>[a-z0-9]+(?:[.+_-][a-z0-9]+)*):(?P<encoded>[a-zA-Z0-9=_-]+)"
+_SUPPORTED: Final = re.compile(
+    "|".join(f"{algorithm}:[0-9a-f]{{{length}}}" for algorithm, length in _HEX_LENGTHS.items())
 )
-_LOWER_HEX: Final = re.compile(r"[0-9a-f]+")
+_GRAMMAR: Final = re.compile(r"(?P<algorithm>[a-z0-9]+(?:[.+_-][a-z0-9]+)*):[a-zA-Z0-9=_-]+")
 
 
 class Digest(str):
@@ -39,18 +39,8 @@ class Digest(str):
         """Check *text* and return it as a digest."""
         if isinstance(text, cls):
             return text
-        match = _GRAMMAR.fullmatch(text)
-        if match is None:
-            raise InvalidDigestError(f"not a digest: {text!r:.200}")
-        length = _HEX_LENGTHS.get(match["algorithm"])
-        if length is None:
-            raise InvalidDigestError(
-                f"digest algorithm {match['algorithm']!r:.80} is not supported: {text!r:.200}"
-            )
-        if len(match["encoded"]) != length or not _LOWER_HEX.fullmatch(match["encoded"]):
-            raise InvalidDigestError(
-                f"a {match['algorithm']} digest has {length} lower-case hex digits: {text!r:.200}"
-            )
+        if not _SUPPORTED.fullmatch(text):
+            raise InvalidDigestError(_why_not(text))
         return super().__new__(cls, text)
 
     @property
@@ -62,6 +52,18 @@ class Digest(str):
     def encoded(self) -> str:
         """The hex digits after the colon."""
         return self.partition(":")[2]
+
+
+def _why_not(text: str) -> str:
+    """Why *text* is no digest that is supported."""
+    match = _GRAMMAR.fullmatch(text)
+    if match is None:
+        return f"not a digest: {text!r:.200}"
+    algorithm = match["algorithm"]
+    length = _HEX_LENGTHS.get(algorithm)
+    if length is None:
+        return f"digest algorithm {algorithm!r:.80} is not supported: {text!r:.200}"
+    return f"a {algorithm} digest has {length} lower-case hex digits: {text!r:.200}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +192,24 @@ class LayerProgress:
     size: int | None = None
     unpacked: int = 0
     error: LayerManagerError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JailMeasure:
+    """One wall of the jail in which layers are unpacked.
+
+    Attributes:
+        name: what it is, such as ``network namespace``.
+        why_not: why it is not in force; an empty text if it is.
+    """
+
+    name: str
+    why_not: str = ""
+
+    @property
+    def is_in_force(self) -> bool:
+        """Whether the wall stands."""
+        return not self.why_not
 
 
 _MIB: Final = 1024 * 1024

@@ -7,10 +7,11 @@ disk. Nothing here reads the disk, the database or the time.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from layermanager.errors import DesiredStateError
+from layermanager.urls import without_credentials
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -45,7 +46,7 @@ class Plan:
             for layer in layers:
                 yield f"{action} {layer.digest}"
         for desired in self.install:
-            yield f"install {desired.digest} from {desired.url}"
+            yield f"install {desired.digest} from {without_credentials(desired.url)}"
 
 
 def plan(desired: Iterable[DesiredLayer], installed: Iterable[LayerInfo]) -> Plan:
@@ -74,9 +75,12 @@ def _by_digest(desired: Iterable[DesiredLayer]) -> dict[Digest, DesiredLayer]:
     for layer in desired:
         first = wanted.setdefault(layer.digest, layer)
         if first != layer:
-            raise DesiredStateError(
-                f"{layer.digest} is desired twice, with different contents: {first} and {layer}"
+            differing = ", ".join(
+                field.name
+                for field in fields(layer)
+                if getattr(first, field.name) != getattr(layer, field.name)
             )
+            raise DesiredStateError(f"{layer.digest} is desired twice, with another {differing}")
     return wanted
 
 

@@ -48,8 +48,8 @@ class LayerStorage(Protocol):
     def set_layer_cached(self, digest: Digest, cached: bool) -> None:  # noqa: FBT001 - the seed's
         """Note that a layer is cached from now on, or is desired again.
 
-        The layer's timestamp becomes the current time, so that a cached layer's time to live
-        counts from when it stopped being desired.
+        If that is a change the layer's timestamp becomes the current time, so that a cached
+        layer's time to live counts from when it stopped being desired.
 
         Raises:
             LayerNotExistError: it is not there.
@@ -96,7 +96,7 @@ class Space(Protocol):
         """
 
     def note_written(self, size: int) -> None:
-        """Note that *size* bytes of it are on disk: the file system counts them as used now."""
+        """Note that *size* bytes in all are on disk: the file system counts them as used now."""
 
     def accept(self, size: int | None = None) -> None:
         """Keep it: *size* bytes of it if given, the rest is given back."""
@@ -117,7 +117,8 @@ class Space(Protocol):
 class Allocator(Protocol):
     """Hands out the space of one directory within its limit.
 
-    Every method may be called from any thread.
+    Every method may be called from any thread; those that may remove items, ``allocate_space``,
+    ``Space.grow`` and ``close``, without a lock that a remover takes.
     """
 
     def allocate_space(self, size: int) -> Space:
@@ -161,6 +162,8 @@ class NewSpaceAllocator(Protocol):
             path: an existing directory.
             part_limit: the share of its partition that it may use, in per cent; 0 for no limit.
             remover: removes one outdated item, given its id, and returns when its space is free.
+                It looks, under a lock of its own, whether the item may still be removed, and does
+                nothing if not. It must not allocate.
         """
 
 

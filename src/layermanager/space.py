@@ -94,7 +94,7 @@ def disk_usage(path: Path) -> DiskUsage:
 class Partitions:
     """The partitions that allocators share, by device.
 
-    Allocators know of each other when they come from the same object; a process has one.
+    Allocators know of each other when they come from the same object; a program needs one only.
 
     Args:
         usage_of: tells how full the partition of a path is.
@@ -375,6 +375,7 @@ class _Partition:
                 self.changed.notify_all()
 
     def _account(self, removed: list[_OutdatedItem], left: list[_OutdatedItem]) -> None:
+        """Settle an eviction; what was restored meanwhile is with who restored it."""
         for item in removed:
             if item.owner.being_removed.pop(item.item_id, None):
                 item.owner.used = max(0, item.owner.used - item.size)

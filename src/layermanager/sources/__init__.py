@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from layermanager.errors import SourceError
 from layermanager.sources.file import FileSource
-from layermanager.sources.urls import without_credentials
+from layermanager.urls import without_credentials
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

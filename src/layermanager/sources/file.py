@@ -11,7 +11,7 @@ from typing import Final
 from urllib.parse import unquote_to_bytes
 
 from layermanager.errors import SourceError
-from layermanager.sources.urls import without_credentials
+from layermanager.urls import without_credentials
 
 _FILE_URL: Final = re.compile(
     r"(?i:file):(?://(?P<host>[^/?#]*)(?=/)|(?!//))(?P<path>/[^?#]*)", re.DOTALL

@@ -26,7 +26,7 @@ from urllib3.exceptions import HTTPError, ProxyError
 
 from layermanager import __version__
 from layermanager.errors import SourceError, SourceTimeoutError
-from layermanager.sources.urls import without_credentials
+from layermanager.urls import without_credentials
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -181,7 +181,7 @@ class HttpStream:
         # It raises when nothing can hang any more: the body ended (RuntimeError), the stream was
         # closed (ValueError), or the connection is already gone (OSError).
         with self._ending, contextlib.suppress(RuntimeError, ValueError, OSError):
-            pass
+            self._response.shutdown()
 
     def close(self) -> None:
         """Close the connection, unless the body was read to its end; may be repeated."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import select
 import signal
@@ -19,17 +20,26 @@ from typing import TYPE_CHECKING, Final, Self
 
 from layermanager.documents import DocumentError
 from layermanager.errors import UnpackerError
-from layermanager.unpack.messages import Channel, job_message, read_done, read_failed
+from layermanager.unpack.messages import (
+    Channel,
+    job_message,
+    read_done,
+    read_failed,
+    read_jail,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
     from layermanager.documents import JsonObject
+    from layermanager.model import JailMeasure
     from layermanager.unpack.messages import Job, Unpacked
 
     Grant = Callable[[int, int], int]
+    OnJail = Callable[[tuple[JailMeasure, ...]], None]
 
+_LOGGER: Final = logging.getLogger(__name__)
 _PIPE_BYTES: Final = 1024 * 1024
 _BOOT: Final = (
     "import sys; sys.path[:] = sys.argv[2:]; "
@@ -48,6 +58,7 @@ class Unpacker:
         self._lock = threading.Lock()
         self._server: subprocess.Popen[bytes] | None = None
         self._control: Channel | None = None
+        self._jail: tuple[JailMeasure, ...] = ()
 
     def start(self, job: Job, root: int, grant: Grant) -> Unpacking:
         """Start to unpack one layer below the empty directory *root*, a file descriptor.
@@ -72,7 +83,7 @@ class Unpacker:
         finally:
             os.close(data_out)
             theirs.close()
-        return Unpacking(job, ours, data_in, grant)
+        return Unpacking(job, ours, data_in, grant, self._note_jail)
 
     def close(self) -> None:
         """End the server, and with it all workers."""
@@ -82,6 +93,19 @@ class Unpacker:
             self._control.close()
             self._server.wait()
             self._server = self._control = None
+
+    def _note_jail(self, measures: tuple[JailMeasure, ...]) -> None:
+        """Log what workers are confined by, once unless it changes."""
+        if measures == self._jail:
+            return
+        self._jail = measures
+        in_force = ", ".join(measure.name for measure in measures if measure.is_in_force)
+        _LOGGER.info("layers are unpacked in a jail: %s", in_force or "none of its measures")
+        for measure in measures:
+            if not measure.is_in_force:
+                _LOGGER.warning(
+                    "the unpacker's jail lacks its %s: %s", measure.name, measure.why_not
+                )
 
     def _send(self, descriptors: tuple[int, int, int]) -> None:
         with self._lock:
@@ -113,11 +137,14 @@ class Unpacking:
     nobody writes into the directory any longer.
     """
 
-    def __init__(self, job: Job, channel: Channel, data: int, grant: Grant) -> None:
+    def __init__(
+        self, job: Job, channel: Channel, data: int, grant: Grant, on_jail: OnJail
+    ) -> None:
         self._job = job
         self._channel = channel
         self._data: int | None = data
         self._grant = grant
+        self._on_jail = on_jail
         self._process_descriptor: int | None = None
         self._has_ended = False
         self._verdict: Unpacked | None = None
@@ -224,6 +251,8 @@ class Unpacking:
         match message.text("type", ""):
             case "started" if self._process_descriptor is None:
                 (self._process_descriptor,) = descriptors
+            case "jail":
+                self._on_jail(read_jail(message))
             case "needs":
                 written = message.integer("written", 0)
                 granted = self._grant(written, message.integer("bytes", 0))

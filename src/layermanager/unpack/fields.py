@@ -73,8 +73,5 @@ def shown(name: bytes) -> str:
     """A name as a person may see it: readable, on one line, with nothing hidden in it."""
     decoded = name.decode("utf-8", "backslashreplace")
     if not decoded.isprintable():
-        decoded = "".join(
-            char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
-            for char in decoded
-        )
+        decoded = "".join(char if char.isprintable() else repr(char)[1:-1] for char in decoded)
     return decoded if len(decoded) <= 300 else decoded[:150] + "…" + decoded[-150:]

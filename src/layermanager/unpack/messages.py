@@ -1,8 +1,9 @@
 """What the client and the worker say to each other: one JSON document a packet.
 
-The client gives a ``Job``. The worker asks for space as the layer grows (``needs``, answered by
-``granted``) and ends with ``done`` or ``failed``; the server adds ``ended`` when the worker is no
-more. The worker reads what strangers wrote, so the client takes its messages as a stranger's too.
+The client gives a ``Job``. The worker tells what its jail is made of (``jail``), asks for space
+as the layer grows (``needs``, answered by ``granted``) and ends with ``done`` or ``failed``; the
+server adds ``ended`` when the worker is no more. The worker reads what strangers wrote, so the
+client takes its messages as a stranger's too.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from layermanager.errors import (
     PackageError,
     UnpackerError,
 )
-from layermanager.model import Digest, Limits
+from layermanager.model import Digest, JailMeasure, Limits
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 _PACKET_BYTES: Final = 64 * 1024
 _MESSAGE_CHARACTERS: Final = 2000
@@ -151,6 +152,17 @@ def read_job(message: JsonObject) -> Job:
         granted=message.integer("granted", 0),
         block_bytes=message.integer("block_bytes", 0, minimum=1),
     )
+
+
+def jail_message(measures: Sequence[JailMeasure]) -> dict[str, object]:
+    """The message by which a worker tells, before it reads anything, what its jail is made of."""
+    return {"type": "jail", "measures": {one.name: one.why_not for one in measures}}
+
+
+def read_jail(message: JsonObject) -> tuple[JailMeasure, ...]:
+    """The measures of the jail in *message*."""
+    measures = message.child("measures")
+    return tuple(JailMeasure(name, measures.text(name, "")) for name in measures.members)
 
 
 def done_message(unpacked: Unpacked) -> dict[str, object]:

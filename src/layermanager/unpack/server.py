@@ -16,15 +16,18 @@ import traceback
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from layermanager import linux
-from layermanager.unpack import worker
+from layermanager.unpack import jail, worker
 from layermanager.unpack.messages import Channel
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from layermanager.model import JailMeasure
     from layermanager.unpack.messages import Packet
 
 
 class _Worker(NamedTuple):
-    """A worker that was forked: its process, and the channel on which its end is told."""
+    """A worker's parent, and the channel on which its end, the worker's end, is told."""
 
     process: int
     process_descriptor: int
@@ -57,39 +60,69 @@ def _start_worker(packet: Packet) -> _Worker:
     """Fork a worker for the pipe, the directory and the channel that came with *packet*."""
     data, root, channel_descriptor = packet.descriptors
     channel = Channel.of_descriptor(channel_descriptor)
+    server = os.getpid()
+    keeper = os.fork()
+    if keeper == 0:
+        _exit_after(lambda: _keep_worker(server, data, root, channel))
+    os.close(data)
+    os.close(root)
+    return _Worker(keeper, os.pidfd_open(keeper), channel)
+
+
+def _keep_worker(server: int, data: int, root: int, channel: Channel) -> int:
+    """Be a worker's parent: only what is forked from here can be alone in a process namespace."""
+    linux.die_with_parent(signal.SIGKILL)
+    if os.getppid() != server:
+        return 1  # it ended before that was asked for
+    _close_all_but(data, root, channel.fileno())
+    namespaces = jail.leave_namespaces()
     process = os.fork()
     if process == 0:
-        _run_worker(data, root, channel)
+        _exit_after(lambda: _be_worker(data, root, channel, namespaces))
     os.close(data)
     os.close(root)
     process_descriptor = os.pidfd_open(process)
-    channel.send({"type": "started"}, (process_descriptor,))
-    return _Worker(process, process_descriptor, channel)
+    _tell(channel, {"type": "started"}, process_descriptor)
+    _, status = os.waitpid(process, 0)
+    if os.WIFSIGNALED(status):
+        os.kill(os.getpid(), os.WTERMSIG(status))  # end as it ended
+    return os.waitstatus_to_exitcode(status)
 
 
-def _run_worker(data: int, root: int, channel: Channel) -> NoReturn:
-    """Be the worker: nothing may return into the server's loop."""
+def _be_worker(data: int, root: int, channel: Channel, namespaces: Sequence[JailMeasure]) -> int:
+    linux.die_with_parent(signal.SIGKILL)
+    worker.run(data, root, channel, namespaces)
+    return 0
+
+
+def _exit_after(work: Callable[[], int]) -> NoReturn:
+    """Do *work* in a forked process and end it: nothing may return into the server's loop."""
     status = 1
     try:
-        linux.die_with_parent(signal.SIGKILL)
-        kept = sorted((0, 1, 2, data, root, channel.fileno()))
-        for below, above in zip(kept, [*kept[1:], os.sysconf("SC_OPEN_MAX")], strict=True):
-            os.closerange(below + 1, above)
-        worker.run(data, root, channel)
-        status = 0
+        status = work()
     except BaseException:  # noqa: BLE001 - the process ends here; the client is told by its status
         traceback.print_exc(file=sys.stderr)
     finally:
         os._exit(status)
 
 
+def _close_all_but(*descriptors: int) -> None:
+    """Close what belongs to the server and to other layers; standard error stays for a crash."""
+    kept = sorted((0, 1, 2, *descriptors))
+    for below, above in zip(kept, [*kept[1:], os.sysconf("SC_OPEN_MAX")], strict=True):
+        os.closerange(below + 1, above)
+
+
 def _report_end(ended: _Worker) -> None:
     """Tell the client, if it still listens, how a worker ended."""
     _, status = os.waitpid(ended.process, 0)
     os.close(ended.process_descriptor)
+    _tell(ended.channel, {"type": "ended", "status": os.waitstatus_to_exitcode(status)})
+    ended.channel.close()
+
+
+def _tell(channel: Channel, message: Mapping[str, object], *descriptors: int) -> None:
     try:
-        ended.channel.send({"type": "ended", "status": os.waitstatus_to_exitcode(status)})
-    except BrokenPipeError:
-        return  # it gave up on this layer and closed the channel
-    finally:
-        ended.channel.close()
+        channel.send(message, descriptors)
+    except (BrokenPipeError, ConnectionResetError):
+        return  # the client gave up on this layer and closed the channel

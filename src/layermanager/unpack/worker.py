@@ -7,9 +7,16 @@ import os
 from typing import TYPE_CHECKING
 
 from layermanager.errors import LayerError
+from layermanager.unpack import jail
 from layermanager.unpack.compression import decompressed
 from layermanager.unpack.fields import shown
-from layermanager.unpack.messages import Unpacked, done_message, failed_message, read_job
+from layermanager.unpack.messages import (
+    Unpacked,
+    done_message,
+    failed_message,
+    jail_message,
+    read_job,
+)
 from layermanager.unpack.package import PackageReader
 from layermanager.unpack.streams import (
     ByteReader,
@@ -21,18 +28,20 @@ from layermanager.unpack.tar import TarReader
 from layermanager.unpack.tree import Rights, TreeWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
+    from layermanager.model import JailMeasure
     from layermanager.unpack.messages import Channel, Job
 
 
-def run(data: int, root: int, channel: Channel) -> None:
-    """Do the one job that *channel* gives.
+def run(data: int, root: int, channel: Channel, namespaces: Sequence[JailMeasure]) -> None:
+    """Do the one job that *channel* gives, in a jail that is entered before any of it is read.
 
     Args:
         data: file descriptor from which the package or the blob is read.
         root: file descriptor of the empty directory to unpack into.
         channel: where the job comes from and the verdict goes to.
+        namespaces: what of the jail was built already.
     """
     # One layer makes no cycles worth collecting, and the process ends with it.
     gc.disable()
@@ -41,6 +50,7 @@ def run(data: int, root: int, channel: Channel) -> None:
     if packet is None:
         return
     job = read_job(packet.message)
+    channel.send(jail_message([*namespaces, *jail.confine(root, job.limits)]))
     try:
         unpacked = _unpack(job, data, root, _Allowance(job.granted, channel))
     except _RefusedError:

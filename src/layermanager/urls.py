@@ -1,4 +1,4 @@
-"""What all sources have to know about URLs."""
+"""URLs as people may see them."""
 
 from __future__ import annotations
 

@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from layermanager.documents import DocumentError, JsonObject, objects, parse
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+def document(**members: object) -> JsonObject:
+    return JsonObject.of(members, "")
+
+
+@given(json_values)
+def test_every_json_document_is_read(value: object) -> None:
+    assert parse(json.dumps(value)) == value
+    assert parse(json.dumps(value, ensure_ascii=True).encode()) == value
+
+
+@given(st.one_of(st.text(), st.binary(), st.text('[]{}":,0123456789eE+-.tfn \\u')))
+def test_anything_is_read_or_is_a_document_error(text: str | bytes) -> None:
+    try:
+        value = parse(text)
+    except DocumentError:
+        return
+    assert parse(json.dumps(value)) == value or "e" in str(text).lower()  # 1e999 is infinite
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "not JSON"),
+        ("{", "not JSON"),
+        ("{} {}", "not JSON"),
+        (b"\xff\xfe\xfd", "not JSON"),
+        ('{"a": NaN}', "NaN is no JSON number"),
+        ('{"a": -Infinity}', "-Infinity is no JSON number"),
+        ("[" * 1_000_000, "nested too deeply"),
+        ("9" * 100_000, "not JSON"),
+        ('{"a": 1, "b": 2, "a": 3}', "key 'a' occurs twice"),
+        ('[{"x": {"a": 1, "a": 1}}]', "key 'a' occurs twice"),
+    ],
+)
+def test_what_is_not_json_is_an_error(text: str | bytes, message: str) -> None:
+    with pytest.raises(DocumentError, match=message):
+        parse(text)
+
+
+def test_a_mark_of_byte_order_does_no_harm() -> None:
+    assert parse(b"\xef\xbb\xbf{}") == {}
+
+
+def test_a_member_that_is_null_is_absent() -> None:
+    empty = document(text=None, integer=None, number=None, child=None)
+    assert empty.text("text", "default") == "default"
+    assert empty.integer("integer", 7) == 7
+    assert empty.number("number", 1.5, minimum=0, maximum=9) == 1.5
+    assert empty.child("child").members == {}
+    with pytest.raises(DocumentError, match="text: is missing or empty"):
+        empty.required_text("text")
+
+
+def test_members_are_read() -> None:
+    whole = document(text="a", integer=3, number=2, fraction=0.5, child={"x": "y"})
+    assert whole.text("text", None) == "a"
+    assert whole.required_text("text") == "a"
+    assert whole.integer("integer", None) == 3
+    assert whole.number("number", 0.0, minimum=0, maximum=9) == 2.0
+    assert whole.number("fraction", 0.0, minimum=0, maximum=9) == 0.5
+    assert whole.child("child").text("x", None) == "y"
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (True, "a boolean"),
+        (1, "a number"),
+        (1.5, "a number"),
+        ([], "an array"),
+        ({}, "an object"),
+        ("", "a text"),
+    ],
+)
+def test_a_wrong_type_names_the_place_and_both_types(value: object, kind: str) -> None:
+    outer = document(outer={"key": value}).child("outer")
+    if not isinstance(value, str):
+        with pytest.raises(DocumentError, match=f"^outer.key: expected a text, found {kind}$"):
+            outer.text("key", "")
+    if not isinstance(value, int) or isinstance(value, bool):
+        with pytest.raises(DocumentError, match=f"^outer.key: expected an integer, found {kind}$"):
+            outer.integer("key", 0)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        with pytest.raises(DocumentError, match=f"^outer.key: expected a number, found {kind}$"):
+            outer.number("key", 0.0, minimum=0, maximum=1)
+    if not isinstance(value, dict):
+        with pytest.raises(DocumentError, match=f"^outer.key: expected an object, found {kind}$"):
+            outer.child("key")
+        with pytest.raises(DocumentError, match=f"^the document: expected an object, found {kind}"):
+            JsonObject.of(value, "")
+
+
+@pytest.mark.parametrize("text", ["\0", "a\0b", "\ud800", "x\udfff"])
+def test_a_text_that_no_file_name_can_hold_is_refused(text: str) -> None:
+    with pytest.raises(DocumentError, match=r"^key: holds a character that is none"):
+        document(key=text).text("key", "")
+
+
+def test_a_whole_surrogate_pair_is_a_character() -> None:
+    value = parse(r'{"key": "\ud83d\ude00"}')
+    assert JsonObject.of(value, "").text("key", "") == "😀"
+
+
+def test_bounds_are_kept() -> None:
+    some = document(low=-1, high=101, huge=10**400, infinite=float("inf"))
+    with pytest.raises(DocumentError, match=r"^low: must be at least 0, not -1$"):
+        some.integer("low", 0)
+    with pytest.raises(DocumentError, match=r"^high: must be 0 to 100, not 101$"):
+        some.integer("high", 0, maximum=100)
+    assert some.integer("high", 0, minimum=101, maximum=101) == 101
+    for key in ("low", "high", "huge", "infinite"):
+        with pytest.raises(DocumentError, match=f"^{key}: must be 0 to 100, not "):
+            some.number(key, 0.0, minimum=0, maximum=100)
+
+
+def test_unknown_keys_are_refused_by_name() -> None:
+    known = frozenset({"one", "two"})
+    document(one=1).refuse_others(known)
+    with pytest.raises(DocumentError, match=r"^a.tow: unknown key; known: one, two$"):
+        document(a={"one": 1, "tow": 2}).child("a").refuse_others(known)
+
+
+def test_the_objects_of_an_array_know_their_place() -> None:
+    first, second = objects([{"a": 1}, {"b": 2}], "list")
+    assert (first.at("a"), second.at("b")) == ("list[0].a", "list[1].b")
+    with pytest.raises(DocumentError, match=r"^\[1\]: expected an object, found null$"):
+        list(objects([{}, None], ""))
+    with pytest.raises(DocumentError, match=r"^the document: expected an array, found an object$"):
+        list(objects({}, ""))

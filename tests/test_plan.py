@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from layermanager.errors import DesiredStateError
+from layermanager.model import DesiredLayer, Digest, LayerInfo
+from layermanager.plan import Plan, expired, oldest_to_free, plan, reconcile
+
+NOW = datetime(2026, 11, 24, tzinfo=UTC)
+DAY = timedelta(days=1)
+
+
+def digest_of(number: int) -> Digest:
+    return Digest(f"sha256:{number:064x}")
+
+
+def desired(number: int) -> DesiredLayer:
+    return DesiredLayer(digest_of(number), f"file:///{number}", layer_id=f"layer-{number}")
+
+
+def installed(
+    number: int, *, cached: bool = False, timestamp: datetime = NOW, size: int = 1
+) -> LayerInfo:
+    return LayerInfo(
+        digest=digest_of(number),
+        layer_id=f"layer-{number}",
+        version="",
+        path=Path(f"/layers/{number}"),
+        os_version="",
+        timestamp=timestamp,
+        cached=cached,
+        size=size,
+    )
+
+
+numbers = st.integers(0, 12)
+desired_lists = st.lists(numbers).map(lambda some: [desired(number) for number in some])
+installed_lists = st.dictionaries(
+    numbers, st.tuples(st.booleans(), st.integers(0, 5), st.integers(0, 100))
+).map(
+    lambda some: [
+        installed(number, cached=cached, timestamp=NOW - days * DAY, size=size)
+        for number, (cached, days, size) in some.items()
+    ]
+)
+
+
+def test_each_layer_is_in_the_step_that_it_needs() -> None:
+    steps = plan(
+        [desired(1), desired(2), desired(5)],
+        [installed(1), installed(2, cached=True), installed(3), installed(4, cached=True)],
+    )
+    assert list(steps.lines()) == [
+        f"keep {digest_of(1)}",
+        f"restore {digest_of(2)}",
+        f"cache {digest_of(3)}",
+        f"install {digest_of(5)} from file:///5",
+    ]
+
+
+def test_nothing_desired_and_nothing_installed_is_nothing_to_do() -> None:
+    assert plan([], []) == Plan((), (), (), ())
+
+
+def test_what_is_desired_twice_in_the_same_words_is_installed_once() -> None:
+    assert plan([desired(1), desired(2), desired(1)], []).install == (desired(1), desired(2))
+
+
+def test_layers_are_installed_in_the_order_of_the_list() -> None:
+    assert plan([desired(3), desired(1), desired(2)], []).install == (
+        desired(3),
+        desired(1),
+        desired(2),
+    )
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        replace(desired(1), url="file:///other"),
+        replace(desired(1), layer_id="other"),
+        replace(desired(1), version="2"),
+        replace(desired(1), sha256=bytes(32)),
+        replace(desired(1), size=7),
+    ],
+)
+def test_a_contradiction_names_the_digest_even_when_it_is_installed(other: DesiredLayer) -> None:
+    with pytest.raises(DesiredStateError, match=f"{digest_of(1)} is desired twice"):
+        plan([desired(1), desired(2), other], [installed(1)])
+
+
+@given(desired_lists, installed_lists)
+def test_each_layer_is_in_exactly_one_step(
+    wanted: list[DesiredLayer], here: list[LayerInfo]
+) -> None:
+    steps = plan(wanted, here)
+    in_steps = [layer.digest for layer in (*steps.keep, *steps.restore, *steps.cache)]
+    in_steps += [one.digest for one in steps.install]
+    outside = {layer.digest for layer in here if layer.cached} - {one.digest for one in wanted}
+    assert len(in_steps) == len(set(in_steps))
+    assert (
+        set(in_steps) == {one.digest for one in wanted} | {layer.digest for layer in here} - outside
+    )
+    assert all(not layer.cached for layer in (*steps.keep, *steps.cache))
+    assert all(layer.cached for layer in steps.restore)
+
+
+@given(desired_lists, installed_lists)
+def test_when_a_plan_was_done_nothing_is_left_to_do(
+    wanted: list[DesiredLayer], here: list[LayerInfo]
+) -> None:
+    steps = plan(wanted, here)
+    after = {layer.digest: layer for layer in here}
+    after |= {layer.digest: replace(layer, cached=False) for layer in steps.restore}
+    after |= {layer.digest: replace(layer, cached=True) for layer in steps.cache}
+    after |= {one.digest: installed(int(one.digest.encoded, 16)) for one in steps.install}
+    again = plan(wanted, after.values())
+    assert (again.restore, again.cache, again.install) == ((), (), ())
+    assert {layer.digest for layer in again.keep} == {one.digest for one in wanted}
+
+
+@given(st.lists(numbers, unique=True), st.lists(numbers))
+def test_rows_and_directories_are_brought_together(rows: list[int], found: list[int]) -> None:
+    result = reconcile(map(installed, rows), map(digest_of, found))
+    assert [row.digest for row in result.complete] == [
+        digest_of(number) for number in rows if number in found
+    ]
+    assert [row.digest for row in result.forget] == [
+        digest_of(number) for number in rows if number not in found
+    ]
+    assert list(result.remove) == [digest_of(number) for number in sorted({*found} - {*rows})]
+
+
+def test_what_is_as_old_as_its_time_to_live_is_expired_oldest_first() -> None:
+    layers = [
+        installed(1, cached=True, timestamp=NOW - 2 * DAY),
+        installed(2, cached=True, timestamp=NOW - 2 * DAY + timedelta(microseconds=1)),
+        installed(3, cached=True, timestamp=NOW - 3 * DAY),
+        installed(4, timestamp=NOW - 9 * DAY),
+        installed(5, cached=True, timestamp=NOW + 9 * DAY),
+    ]
+    assert expired(layers, NOW, 2 * DAY) == (layers[2], layers[0])
+
+
+def test_no_time_to_live_expires_all_that_is_cached() -> None:
+    assert expired([installed(1), installed(2, cached=True)], NOW, timedelta(0)) == (
+        installed(2, cached=True),
+    )
+
+
+@pytest.mark.parametrize("year", [1, 9999])
+def test_a_time_to_live_of_ages_is_over_never(year: int) -> None:
+    layer = installed(1, cached=True, timestamp=datetime(year, 1, 1, tzinfo=UTC))
+    assert expired([layer], NOW, timedelta.max) == ()
+
+
+def test_as_many_of_the_oldest_as_are_needed_are_freed() -> None:
+    layers = [
+        installed(1, cached=True, timestamp=NOW, size=100),
+        installed(2, cached=True, timestamp=NOW - 2 * DAY, size=10),
+        installed(3, timestamp=NOW - 9 * DAY, size=1000),
+        installed(4, cached=True, timestamp=NOW - DAY, size=10),
+    ]
+    assert oldest_to_free(layers, 0) == ()
+    assert oldest_to_free(layers, 10) == (layers[1],)
+    assert oldest_to_free(layers, 11) == (layers[1], layers[3])
+    assert oldest_to_free(layers, 10**9) == (layers[1], layers[3], layers[0])
+
+
+@given(installed_lists, st.integers(0, 500))
+def test_what_is_freed_is_enough_and_none_of_it_too_much(
+    layers: list[LayerInfo], size: int
+) -> None:
+    chosen = oldest_to_free(layers, size)
+    left = [layer for layer in layers if layer.cached and layer not in chosen]
+    freed = sum(layer.size for layer in chosen)
+    assert all(layer.cached for layer in chosen)
+    assert freed >= size or not left
+    assert not chosen or freed - chosen[-1].size < size
+    assert all(one.timestamp <= other.timestamp for one in chosen for other in left)

@@ -1,0 +1,605 @@
+from __future__ import annotations
+
+import shutil
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from layermanager import __version__
+from layermanager.errors import SourceError, SourceTimeoutError
+from layermanager.sources.http import MAX_REDIRECTS, HttpSource
+from layermanager.testing.tls import Authority
+from layermanager.testing.web import Answer, Framing, LayerServer, Stall
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from layermanager.protocols import ByteStream, Source
+
+DATA: Final = bytes(range(256)) * 4096  # 1 MiB that is not the same everywhere
+SOON: Final = 20.0
+"""Seconds within which something happens that must not hang; all time-outs are longer."""
+
+
+@pytest.fixture(autouse=True)
+def _no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    for scheme in ("http", "https", "no"):
+        for name in (f"{scheme}_proxy", f"{scheme}_proxy".upper()):
+            monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    if shutil.which("openssl") is None:
+        pytest.skip("needs the openssl command to make certificates")
+    return Authority.create(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture
+def server() -> Iterator[LayerServer]:
+    with LayerServer() as server:
+        yield server
+
+
+@pytest.fixture
+def source() -> Iterator[HttpSource]:
+    with http_source() as source:
+        yield source
+
+
+@contextmanager
+def http_source(
+    *, ca_bundle: Path | None = None, timeout: timedelta = timedelta(seconds=60)
+) -> Iterator[HttpSource]:
+    source = HttpSource(connect_timeout=timeout, read_timeout=timeout, ca_bundle=ca_bundle)
+    with closing(source):
+        yield source
+
+
+def fetch(source: Source, url: str) -> bytes:
+    with closing(source.open(url)) as stream:
+        return read_all(stream)
+
+
+def read_all(stream: ByteStream) -> bytes:
+    return b"".join(iter(lambda: stream.read(256 * 1024), b""))
+
+
+# --- requests and answers ---------------------------------------------------------------------
+
+
+class TestHttpRequests:
+    def test_asks_once_by_get_for_the_bytes_as_they_are(
+        self, source: HttpSource, server: LayerServer
+    ) -> None:
+        assert fetch(source, server.add("/a.tar?x=%20y", DATA)) == DATA
+        (request,) = server.requests
+        assert (request.method, request.target) == ("GET", "/a.tar?x=%20y")
+        assert request.headers["accept-encoding"] == "identity"
+        assert request.headers["user-agent"] == f"layermanager/{__version__}"
+
+    def test_uses_a_connection_again(self, source: HttpSource, server: LayerServer) -> None:
+        for framing in (Framing.LENGTH, Framing.CHUNKED, Framing.LENGTH):
+            url = server.answer("/a", Answer(DATA, framing=framing))
+            assert fetch(source, url) == DATA
+        assert server.connections == 1
+
+    def test_never_uses_a_connection_with_unread_bytes_again(
+        self, source: HttpSource, server: LayerServer
+    ) -> None:
+        url = server.add("/a", DATA)
+        stream = source.open(url)
+        stream.read(10)
+        stream.close()
+        assert fetch(source, url) == DATA
+        assert server.connections == 2
+
+    def test_close_ends_idle_connections(self, source: HttpSource, server: LayerServer) -> None:
+        url = server.add("/a", DATA)
+        fetch(source, url)
+        source.close()
+        fetch(source, url)
+        assert server.connections == 2
+
+    def test_a_transfer_goes_on_when_the_source_is_closed(
+        self, source: HttpSource, server: LayerServer
+    ) -> None:
+        stream = source.open(server.add("/a", DATA))
+        source.close()
+        assert read_all(stream) == DATA
+        stream.close()
+
+    def test_a_server_that_went_away_is_noticed(self, source: HttpSource) -> None:
+        with LayerServer() as server:
+            url = server.add("/a", DATA)
+            fetch(source, url)
+        with pytest.raises(SourceError, match="refused"):
+            source.open(url)
+
+    def test_serves_several_threads(self, source: HttpSource, server: LayerServer) -> None:
+        urls = [server.add(f"/{number}", DATA[number:]) for number in range(8)]
+        with ThreadPoolExecutor() as threads:
+            bodies = list(threads.map(lambda url: fetch(source, url), urls))
+        assert bodies == [DATA[number:] for number in range(8)]
+
+
+class TestHttpAnswers:
+    @pytest.mark.parametrize("framing", [Framing.CHUNKED, Framing.CLOSE])
+    def test_a_body_of_unknown_length(
+        self, source: HttpSource, server: LayerServer, framing: Framing
+    ) -> None:
+        stream = source.open(server.answer("/a", Answer(DATA, framing=framing)))
+        assert stream.size is None
+        assert read_all(stream) == DATA
+        stream.close()
+
+    def test_bytes_are_passed_on_before_all_that_was_asked_for_is_there(
+        self, source: HttpSource, server: LayerServer
+    ) -> None:
+        stall = Stall(threading.Event(), after=1000)
+        stream = source.open(server.answer("/a", Answer(DATA, stall=stall)))
+        begin = b""
+        while len(begin) < 1000:
+            begin += stream.read(len(DATA))
+        assert begin == DATA[:1000]
+        stall.until.set()
+        assert read_all(stream) == DATA[1000:]
+        stream.close()
+
+    @pytest.mark.parametrize(
+        ("status", "words"),
+        [
+            (404, "404 Not Found"),
+            (401, "401 Unauthorized"),
+            (500, "500 Internal Server Error"),
+            (503, "503 Service Unavailable"),
+            (204, "204 No Content"),
+            (206, "206 Partial Content"),
+            (304, "304 Not Modified"),
+        ],
+    )
+    def test_a_status_other_than_200_is_an_error(
+        self, source: HttpSource, server: LayerServer, status: int, words: str
+    ) -> None:
+        url = server.answer("/a", Answer(status=status))
+        with pytest.raises(SourceError, match=f"^{words}: {url}$"):
+            source.open(url)
+
+    def test_an_error_of_the_server_is_not_tried_again(
+        self, source: HttpSource, server: LayerServer
+    ) -> None:
+        url = server.answer("/a", Answer(status=503, headers={"Retry-After": "0"}), Answer(DATA))
+        with pytest.raises(SourceError):
+            source.open(url)
+        assert len(server.requests) == 1
+
+    @pytest.mark.parametrize("encoding", ["gzip", "GZIP", "x-gzip", "zstd", "br", "gzip, identity"])
+    def test_an_encoded_body_is_refused(
+        self, source: HttpSource, server: LayerServer, encoding: str
+    ) -> None:
+        url = server.answer("/a", Answer(DATA, headers={"Content-Encoding": encoding}))
+        with pytest.raises(SourceError, match=f"Content-Encoding '{encoding.lower()}'"):
+            source.open(url)
+
+    @pytest.mark.parametrize("encoding", ["identity", "Identity", ""])
+    def test_a_body_said_to_be_as_it_is(
+        self, source: HttpSource, server: LayerServer, encoding: str
+    ) -> None:
+        url = server.answer("/a", Answer(DATA, headers={"Content-Encoding": encoding}))
+        assert fetch(source, url) == DATA
+
+    @pytest.mark.parametrize("coding", ["gzip", "gzip, chunked", "chunked, chunked"])
+    def test_other_transfer_codings_are_refused(
+        self, source: HttpSource, server: LayerServer, coding: str
+    ) -> None:
+        url = server.answer(
+            "/a", Answer(DATA, framing=Framing.CLOSE, headers={"Transfer-Encoding": coding})
+        )
+        with pytest.raises(SourceError, match="Transfer-Encoding"):
+            source.open(url)
+
+    @pytest.mark.parametrize(
+        "length", ["-1", "+5", "1_0", "5 5", "5, 5", "5, 6", "0x5", "five", "", "9" * 5000]
+    )
+    def test_a_content_length_that_is_no_number_is_refused(
+        self, source: HttpSource, server: LayerServer, length: str
+    ) -> None:
+        url = server.answer("/a", Answer(b"12345", headers={"Content-Length": length}))
+        with pytest.raises(SourceError, match=r"Content-Length") as caught:
+            source.open(url)
+        assert len(str(caught.value)) < 300
+
+    @pytest.mark.parametrize("framing", [Framing.LENGTH, Framing.CHUNKED])
+    def test_a_body_that_ends_too_early_is_an_error(
+        self, source: HttpSource, server: LayerServer, framing: Framing
+    ) -> None:
+        url = server.answer("/a", Answer(DATA, framing=framing, truncate_at=1000))
+        stream = source.open(url)
+        of_all = f" of {len(DATA)}" if framing is Framing.LENGTH else ""
+        with pytest.raises(
+            SourceError, match=f"after 1000{of_all} bytes: the connection was closed: {url}"
+        ):
+            read_all(stream)
+        stream.close()
+
+    def test_a_refused_answer_closes_its_connection_though_the_error_is_kept(
+        self, source: HttpSource
+    ) -> None:
+        answer = b"HTTP/1.1 200 OK\r\nContent-Length: 5, 6\r\n\r\n12345"
+        with raw_server(answer) as url, pytest.raises(SourceError) as caught:
+            source.open(url)
+        assert "Content-Length" in str(caught.value)
+
+    def test_close_ends_the_connection_at_once(self, source: HttpSource) -> None:
+        with raw_server(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n12345") as url:
+            stream = source.open(url)
+            assert stream.read(5) == b"12345"
+            stream.close()
+
+    def test_what_is_no_http_is_an_error(self, source: HttpSource) -> None:
+        with raw_server(b"SSH-2.0-OpenSSH_9.2\r\n\r\n") as url, pytest.raises(SourceError):
+            source.open(url)
+
+    def test_broken_chunks_are_an_error(self, source: HttpSource) -> None:
+        head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+        with raw_server(head + b"3\r\nabc\r\nthree\r\nabc\r\n") as url:
+            stream = source.open(url)
+            with pytest.raises(SourceError, match="after 3 bytes"):
+                read_all(stream)
+            stream.close()
+
+    def test_too_many_headers_are_an_error(self, source: HttpSource) -> None:
+        with (
+            raw_server(b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 200 + b"\r\n") as url,
+            pytest.raises(SourceError, match="100 headers"),
+        ):
+            source.open(url)
+
+    def test_an_answer_that_does_not_come_is_an_error(self, source: HttpSource) -> None:
+        with raw_server(b"") as url, pytest.raises(SourceError, match="without response"):
+            source.open(url)
+
+
+@contextmanager
+def raw_server(answer: bytes) -> Iterator[str]:
+    """Answer the headers of one connection with these bytes, and see the client close it, too."""
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            asked = b""
+            while not asked.endswith(b"\r\n\r\n"):
+                asked += connection.recv(4096)
+            connection.sendall(answer)
+            connection.shutdown(socket.SHUT_WR)
+            connection.settimeout(SOON)
+            assert connection.recv(1) == b""
+
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as thread:
+        serving = thread.submit(serve)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/a"
+        serving.result(SOON)
+
+
+# --- connections ------------------------------------------------------------------------------
+
+
+class TestHttpConnections:
+    def test_a_server_that_is_not_there(self, source: HttpSource) -> None:
+        url = f"http://127.0.0.1:{closed_port()}/a"
+        with pytest.raises(SourceError, match=f"^no answer: Connection refused: {url}$") as caught:
+            source.open(url)
+        assert not isinstance(caught.value, SourceTimeoutError)
+
+    def test_a_host_that_has_no_address(self, source: HttpSource) -> None:
+        with pytest.raises(SourceError, match=r"no answer: .*"):
+            source.open("http://" + "a" * 64 + ".invalid/a")
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "http://",
+            "http:///a",
+            "http://:80/a",
+            "http://[::1/a",
+            "http://host:port/a",
+            "http://host:99999/a",
+            "http://ho st/a",
+            "http://user:secret@host:port/a",
+            "http://\ud800/a",
+            "http:",
+        ],
+    )
+    def test_an_address_that_is_none(self, source: HttpSource, url: str) -> None:
+        with pytest.raises(SourceError) as caught:
+            source.open(url)
+        assert "secret" not in str(caught.value)
+
+    def test_no_answer_in_time(self, server: LayerServer) -> None:
+        stall = Stall(threading.Event(), after=None)
+        url = server.answer("/a", Answer(DATA, stall=stall))
+        with (
+            http_source(timeout=timedelta(seconds=0.2)) as source,
+            pytest.raises(SourceTimeoutError, match=f"^no answer: timed out: {url}$"),
+        ):
+            source.open(url)
+
+    @pytest.mark.parametrize("framing", Framing)
+    def test_a_body_that_stops_coming(self, server: LayerServer, framing: Framing) -> None:
+        stall = Stall(threading.Event(), after=1000)
+        url = server.answer("/a", Answer(DATA, framing=framing, stall=stall))
+        with http_source(timeout=timedelta(seconds=0.2)) as source:
+            stream = source.open(url)
+            with pytest.raises(SourceTimeoutError, match=r"after 1000.* bytes: timed out"):
+                read_all(stream)
+            stream.close()
+
+    def test_no_tls_handshake_in_time(self) -> None:
+        with (
+            socket.create_server(("127.0.0.1", 0)) as listener,
+            http_source(timeout=timedelta(seconds=0.2)) as source,
+            pytest.raises(SourceTimeoutError, match="timed out"),
+        ):
+            source.open(f"https://127.0.0.1:{listener.getsockname()[1]}/a")
+
+    def test_a_connection_that_is_reset(self, source: HttpSource) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            with ThreadPoolExecutor(1) as thread:
+                opening = thread.submit(
+                    source.open, f"http://127.0.0.1:{listener.getsockname()[1]}/a"
+                )
+                connection, _ = listener.accept()
+                connection.recv(4096)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n")
+                stream = opening.result(SOON)
+            # Closing with this option sends a reset rather than an orderly end.
+            linger_for_nothing = b"\1\0\0\0\0\0\0\0"
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger_for_nothing)
+            connection.close()
+            with pytest.raises(SourceError, match="after 0 of 10 bytes: Connection reset"):
+                stream.read(10)
+            stream.close()
+
+    @pytest.mark.parametrize("framing", Framing)
+    @pytest.mark.parametrize("scheme", ["http", "https"])
+    def test_abort_ends_a_read_that_hangs(
+        self, request: pytest.FixtureRequest, scheme: str, framing: Framing
+    ) -> None:
+        authority = request.getfixturevalue("authority") if scheme == "https" else None
+        stall = Stall(threading.Event(), after=1000)
+        with (
+            LayerServer(authority and authority.server_context()) as server,
+            http_source(ca_bundle=authority and authority.bundle) as source,
+            ThreadPoolExecutor(1) as thread,
+        ):
+            url = server.answer("/a", Answer(DATA, framing=framing, stall=stall))
+            stream = source.open(url)
+            received = 0
+            while received < 1000:
+                received += len(stream.read(1000))
+            reading = thread.submit(stream.read, 1000)
+            assert stall.reached.wait(SOON)
+            stream.abort()
+            error = reading.exception(SOON)
+            assert isinstance(error, SourceError)
+            assert "aborted" in str(error)
+            stream.close()
+
+    def test_an_aborted_connection_is_not_used_again(
+        self, source: HttpSource, server: LayerServer
+    ) -> None:
+        url = server.add("/a", DATA)
+        stream = source.open(url)
+        stream.abort()
+        stream.close()
+        assert fetch(source, url) == DATA
+        assert server.connections == 2
+
+    def test_credentials_are_not_shown(self, server: LayerServer, source: HttpSource) -> None:
+        url = server.url.replace("//", "//user:secret@")
+        with pytest.raises(SourceError, match="404") as caught:
+            source.open(f"{url}/missing")
+        assert caught.value.url == f"{server.url}/missing"
+        assert "secret" not in str(caught.value)
+
+
+def closed_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+# --- redirects --------------------------------------------------------------------------------
+
+
+class TestRedirects:
+    @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+    @pytest.mark.parametrize("location", ["b.tar", "/x/b.tar", "../x/b.tar", "{server}/x/b.tar"])
+    def test_are_followed(
+        self, source: HttpSource, server: LayerServer, status: int, location: str
+    ) -> None:
+        server.add("/x/b.tar", DATA)
+        location = location.format(server=server.url)
+        assert fetch(source, server.answer("/x/a", Answer.redirect(location, status))) == DATA
+
+    def test_to_another_server_and_to_https(
+        self, server: LayerServer, authority: Authority
+    ) -> None:
+        with (
+            LayerServer(authority.server_context()) as secure_server,
+            http_source(ca_bundle=authority.bundle) as source,
+        ):
+            url = server.answer("/a", Answer.redirect(secure_server.add("/b", DATA)))
+            assert fetch(source, url) == DATA
+
+    def test_from_https_to_http_is_refused(self, server: LayerServer, authority: Authority) -> None:
+        with (
+            LayerServer(authority.server_context()) as secure_server,
+            http_source(ca_bundle=authority.bundle) as source,
+        ):
+            url = secure_server.answer("/a", Answer.redirect(server.add("/b", DATA)))
+            with pytest.raises(SourceError, match="from https to http"):
+                source.open(url)
+        assert not server.requests
+
+    @pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://host/a", "data:,x"])
+    def test_to_another_scheme_are_refused(
+        self, source: HttpSource, server: LayerServer, target: str
+    ) -> None:
+        with pytest.raises(SourceError, match=f"another scheme than http and https: {target}"):
+            source.open(server.answer("/a", Answer.redirect(target)))
+
+    def test_to_what_is_no_url_are_refused(self, source: HttpSource, server: LayerServer) -> None:
+        with pytest.raises(SourceError, match="no URL"):
+            source.open(server.answer("/a", Answer.redirect("http://[::1/")))
+
+    def test_as_many_as_the_limit_are_followed(
+        self, source: HttpSource, server: LayerServer
+    ) -> None:
+        for number in range(MAX_REDIRECTS):
+            server.answer(f"/{number}", Answer.redirect(f"/{number + 1}"))
+        server.add(f"/{MAX_REDIRECTS}", DATA)
+        assert fetch(source, f"{server.url}/0") == DATA
+
+    def test_in_a_circle_come_to_an_end(self, source: HttpSource, server: LayerServer) -> None:
+        with pytest.raises(SourceError, match="more than 10 redirects"):
+            source.open(server.answer("/a", Answer.redirect("/a")))
+        assert len(server.requests) == MAX_REDIRECTS + 1
+
+    def test_with_an_endless_body_are_followed(
+        self, source: HttpSource, server: LayerServer
+    ) -> None:
+        server.add("/b", DATA)
+        body = Stall(threading.Event())
+        redirect = Answer(DATA, status=302, headers={"Location": "/b"}, stall=body)
+        url = server.answer("/a", redirect)
+        with ThreadPoolExecutor(1) as thread:
+            assert thread.submit(fetch, source, url).result(SOON) == DATA
+
+    def test_without_a_location_are_errors(self, source: HttpSource, server: LayerServer) -> None:
+        with pytest.raises(SourceError, match="302 Found"):
+            source.open(server.answer("/a", Answer(status=302)))
+
+    def test_an_error_names_both_ends_but_no_credentials(
+        self, source: HttpSource, server: LayerServer
+    ) -> None:
+        elsewhere = server.url.replace("//", "//user:secret@") + "/missing"
+        url = server.answer("/a", Answer.redirect(elsewhere))
+        with pytest.raises(
+            SourceError, match=rf"404 Not Found \(redirected to {server.url}/missing\): {url}"
+        ) as caught:
+            source.open(url)
+        assert caught.value.url == url
+
+    def test_a_refused_location_is_shown_without_credentials(
+        self, source: HttpSource, server: LayerServer
+    ) -> None:
+        with pytest.raises(SourceError, match="ftp://host/a") as caught:
+            source.open(server.answer("/a", Answer.redirect("ftp://user:secret@host/a")))
+        assert "secret" not in str(caught.value)
+
+
+# --- TLS --------------------------------------------------------------------------------------
+
+
+class TestTls:
+    def test_a_certificate_of_an_unknown_authority_is_refused(
+        self, authority: Authority, source: HttpSource
+    ) -> None:
+        with LayerServer(authority.server_context()) as server:
+            url = server.add("/a", DATA)
+            with pytest.raises(
+                SourceError, match=r"certificate is not trusted: .*issuer"
+            ) as caught:
+                source.open(url)
+            assert not isinstance(caught.value, SourceTimeoutError)
+            assert not server.requests
+
+    def test_an_expired_certificate_is_refused(self, authority: Authority) -> None:
+        context = authority.server_context(age=timedelta(days=30))
+        with LayerServer(context) as server, http_source(ca_bundle=authority.bundle) as source:
+            url = server.add("/a", DATA)
+            with pytest.raises(SourceError, match="not trusted: certificate has expired"):
+                source.open(url)
+
+    def test_a_certificate_for_another_name_is_refused(self, authority: Authority) -> None:
+        context = authority.server_context("DNS:other.example")
+        with LayerServer(context) as server, http_source(ca_bundle=authority.bundle) as source:
+            url = server.add("/a", DATA)
+            with pytest.raises(
+                SourceError, match=r"not trusted: IP address mismatch.*127\.0\.0\.1"
+            ):
+                source.open(url)
+
+    def test_a_server_without_tls_is_an_error(
+        self, server: LayerServer, source: HttpSource
+    ) -> None:
+        url = server.add("/a", DATA).replace("http:", "https:")
+        with pytest.raises(SourceError, match=r"no answer: .*SSL"):
+            source.open(url)
+
+    @pytest.mark.parametrize("content", [None, b"", b"no certificate"])
+    def test_an_unusable_bundle_is_named(self, tmp_path: Path, content: bytes | None) -> None:
+        bundle = tmp_path / "bundle.pem"
+        if content is not None:
+            bundle.write_bytes(content)
+        with (
+            http_source(ca_bundle=bundle) as source,
+            pytest.raises(SourceError, match=f"cannot use the CA bundle {bundle}: "),
+        ):
+            source.open("https://127.0.0.1/a")
+
+
+# --- proxies ----------------------------------------------------------------------------------
+
+
+class TestProxies:
+    @pytest.mark.parametrize("prefix", ["http://", ""])
+    def test_are_taken_from_the_environment(
+        self,
+        source: HttpSource,
+        server: LayerServer,
+        monkeypatch: pytest.MonkeyPatch,
+        prefix: str,
+    ) -> None:
+        monkeypatch.setenv("http_proxy", f"{prefix}127.0.0.1:{server.port}")
+        server.add("http://layers.invalid/a", DATA)
+        assert fetch(source, "http://user:secret@layers.invalid/a") == DATA
+        assert server.requests[0].target == "http://layers.invalid/a"
+
+    def test_are_asked_for_a_tunnel_for_https(
+        self, source: HttpSource, server: LayerServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("https_proxy", server.url)
+        with pytest.raises(SourceError, match=r"no answer from the proxy: .*501"):
+            source.open("https://layers.invalid/a")
+        (request,) = server.requests
+        assert (request.method, request.target) == ("CONNECT", "layers.invalid:443")
+
+    def test_are_not_used_where_no_proxy_says_so(
+        self, source: HttpSource, server: LayerServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{closed_port()}")
+        monkeypatch.setenv("no_proxy", "example.org, 127.0.0.1")
+        assert fetch(source, server.add("/a", DATA)) == DATA
+
+    def test_that_are_not_there_are_named_as_such_without_credentials(
+        self, source: HttpSource, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("http_proxy", f"http://user:secret@127.0.0.1:{closed_port()}")
+        with pytest.raises(SourceError, match=r"no answer from the proxy: .*refused") as caught:
+            source.open("http://layers.invalid/a")
+        assert "secret" not in str(caught.value)
+
+    def test_of_another_protocol_are_errors(
+        self, source: HttpSource, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("http_proxy", "socks5://user:secret@127.0.0.1:1")
+        with pytest.raises(SourceError, match="Proxy URL had unsupported scheme") as caught:
+            source.open("http://layers.invalid/a")
+        assert "secret" not in str(caught.value)
