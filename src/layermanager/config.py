@@ -107,6 +107,11 @@ class Config:
         return self.working_dir / DATABASE_NAME
 
     @property
+    def index_dir(self) -> Path:
+        """The indexes of the layers; not in ``layers_dir``, where Aos's own manager tidies up."""
+        return self.working_dir / "index"
+
+    @property
     def layer_ttl(self) -> timedelta:
         """``layer_ttl_days`` as a duration; a number of days beyond all calendars means forever."""
         return timedelta(days=min(self.layer_ttl_days, timedelta.max.days))

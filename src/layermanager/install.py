@@ -119,7 +119,9 @@ class Installer:
                 block_bytes=os.fstatvfs(staged.descriptor).f_frsize,
             )
             unpacking = stack.enter_context(
-                self._unpacker.start(job, staged.descriptor, granting.grant)
+                self._unpacker.start(
+                    job, staged.descriptor, staged.index_descriptor, granting.grant
+                )
             )
             stack.enter_context(cancellation.interrupting(unpacking.kill))
             try:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 LOCK_NAME: Final = "layermanager.lock"
 _RETRY_SECONDS: Final = 0.05
+_PID_CHARACTERS: Final = 20
 
 
 class StoreLock:
@@ -82,8 +83,13 @@ class StoreLock:
         except BlockingIOError:
             os.close(descriptor)
             return False
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        try:
+            # Always as long, so that writing over the last one needs no space: on a full disk,
+            # too, layers must be removed.
+            os.pwrite(descriptor, f"{os.getpid():<{_PID_CHARACTERS}}\n".encode(), 0)
+        except OSError as error:
+            os.close(descriptor)
+            raise StoreError(f"cannot write to the store's lock: {error}") from error
         self._descriptor = descriptor
         return True
 

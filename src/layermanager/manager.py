@@ -2,8 +2,9 @@
 
 Decisions are made in ``plan``; here they are carried out, one operation at a time. An operation
 holds two locks: one of this object, so that its threads take turns, and the store's, so that
-processes do. A third, short one guards the moment in which a layer is restored or evicted, since
-a neighbour of the same process may evict cached layers while an operation is under way.
+processes do. A third, short one guards the moments in which a layer is restored or evicted and in
+which rows and directories are compared, since a neighbour of the same process may evict cached
+layers while an operation is under way.
 """
 
 from __future__ import annotations
@@ -117,7 +118,7 @@ class LayerManager:
                     SqliteLayerStorage(config.database, self._clock)
                 )
             self._storage = layer_storage
-            self._store = Store(config.layers_dir)
+            self._store = Store(config.layers_dir, config.index_dir)
             self._lock = StoreLock(config.working_dir, self._clock)
             new_allocator = new_space_allocator or Partitions().new_allocator
             self._allocator = new_allocator(
@@ -255,19 +256,22 @@ class LayerManager:
         It is done at the beginning of every operation, since any process may have been killed in
         the middle of one. Returns the installed layers.
         """
-        leftovers = self._store.sweep()
-        if leftovers:
-            _LOGGER.warning("removed %d unfinished layers: an operation was interrupted", leftovers)
-        found = reconcile(self._storage.get_layers_info(), self._store.digests())
-        with self._transaction():
-            for layer in found.forget:
-                _LOGGER.warning("forgot layer %s: its directory is gone", layer.digest)
-                self._storage.delete_layer_by_digest(layer.digest)
-        for digest in found.remove:
-            _LOGGER.warning("removed the directory of layer %s: it is not recorded", digest)
-            self._store.remove(digest)
-        self._tell_allocator(found.complete)
-        return found.complete
+        with self._state_lock:  # what a neighbour is just evicting is no leftover
+            leftovers = self._store.sweep()
+            if leftovers:
+                _LOGGER.warning(
+                    "removed %d unfinished layers: an operation was interrupted", leftovers
+                )
+            found = reconcile(self._storage.get_layers_info(), self._store.digests())
+            with self._transaction():
+                for layer in found.forget:
+                    _LOGGER.warning("forgot layer %s: its directory is gone", layer.digest)
+                    self._storage.delete_layer_by_digest(layer.digest)
+            for digest in found.remove:
+                _LOGGER.warning("removed the directory of layer %s: it is not recorded", digest)
+                self._store.remove(digest)
+            self._tell_allocator(found.complete)
+            return found.complete
 
     def _tell_allocator(self, layers: Sequence[LayerInfo]) -> None:
         reclaimable = {layer.digest for layer in layers if layer.cached}
@@ -366,7 +370,9 @@ class LayerManager:
             try:
                 while pending:
                     done, _ = wait(pending, return_when=FIRST_COMPLETED)
-                    group = self._verified({future: pending.pop(future) for future in done}, failed)
+                    group = self._verified({future: pending[future] for future in done}, failed)
+                    for future in done:
+                        del pending[future]
                     installed += self._commit(group, failed)
             finally:
                 _abandon(pending, operation)
@@ -399,6 +405,7 @@ class LayerManager:
         with ExitStack() as leftovers:
             for layer in group:
                 leftovers.enter_context(layer.leftovers)
+            for layer in group:
                 self._on_progress(LayerProgress(layer.desired, Phase.COMMITTING))
             try:
                 self._store.commit([layer.staged for layer in group])
@@ -443,6 +450,8 @@ class LayerManager:
         while not self._clock.wait(self._cancellation.requested, period.total_seconds()):
             try:
                 self.remove_expired_layers()
+            except CancelledError:
+                return
             except LayerManagerError as error:
                 # There is nobody to raise it to; the next period is another try.
                 _LOGGER.error("cannot remove expired layers: %s", error)  # noqa: TRY400 - no bug

@@ -6,6 +6,9 @@
         sha256/<hex>/            a layer: complete, verified, never changed
         .staging/<hex>.<random>/ a layer that grows; becomes one of the above by a rename
         .trash/<hex>.<random>/   a layer that is being removed; came here by a rename
+    <workingDir>/index/
+        sha256/<hex>.mtree.gz    what each path of the layer is
+        .staging/                an index that grows
 
 A layer is in its place or not there at all, since only renames make and unmake it. It *counts*
 when the storage has a row for it besides: the row comes after the directory and goes before it.
@@ -18,7 +21,8 @@ from __future__ import annotations
 
 import os
 import secrets
-from contextlib import contextmanager
+import threading
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -33,6 +37,7 @@ if TYPE_CHECKING:
 
 _STAGING: Final = ".staging"
 _TRASH: Final = ".trash"
+_CREATE_FILE: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 _OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
@@ -44,32 +49,44 @@ class StagedLayer:
         digest: the layer.
         path: the directory.
         descriptor: a file descriptor of it.
+        index_path: the file that gets the layer's index.
+        index_descriptor: a file descriptor of that.
     """
 
     digest: Digest
     path: Path
     descriptor: int
+    index_path: Path
+    index_descriptor: int
 
 
 class Store:
-    """The layers below *layers_dir*, which is made if it is not there.
+    """The layers below *layers_dir* and their indexes below *index_dir*; both are made if missing.
 
-    What changes anything is called with the store's lock held.
+    What changes anything is called with the store's lock held; several threads may share that.
 
     Raises:
         StoreError: a directory cannot be made, read or changed; from every method.
     """
 
-    def __init__(self, layers_dir: Path) -> None:
+    def __init__(self, layers_dir: Path, index_dir: Path) -> None:
         self.layers_dir = layers_dir
+        self._index_dir = index_dir
         self._staging = layers_dir / _STAGING
+        self._index_staging = index_dir / _STAGING
         self._trash = layers_dir / _TRASH
-        with _store_errors("cannot make the directory of the layers"):
-            layers_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+        self._emptying = threading.Lock()
+        with _store_errors("cannot make the directories of the layers"):
+            for directory in (layers_dir, index_dir):
+                directory.mkdir(mode=0o755, parents=True, exist_ok=True)
 
     def path_of(self, digest: Digest) -> Path:
         """Where the layer *digest* is, or would be."""
         return self.layers_dir / digest.algorithm / digest.encoded
+
+    def index_path_of(self, digest: Digest) -> Path:
+        """Where the index of the layer *digest* is, or would be."""
+        return index_path(self._index_dir, digest)
 
     def digests(self) -> list[Digest]:
         """The layers whose directory is there; other files are passed over."""
@@ -89,17 +106,20 @@ class Store:
 
         Only its owner may enter it as long as it grows.
         """
-        path = self._staging / f"{digest.encoded}.{secrets.token_hex(4)}"
-        with _store_errors("cannot make a directory for a new layer"):
-            self._staging.mkdir(mode=0o700, exist_ok=True)
-            path.mkdir(mode=0o700)
-        with _store_errors("cannot use the directory of a new layer"):
-            descriptor = os.open(path, _OPEN_DIRECTORY)
-        try:
-            yield StagedLayer(digest, path, descriptor)
-        finally:
-            os.close(descriptor)
-            _remove(path)
+        name = f"{digest.encoded}.{secrets.token_hex(4)}"
+        path, index = self._staging / name, self._index_staging / name
+        with ExitStack() as stack:
+            with _store_errors("cannot make a directory for a new layer"):
+                for staging in (self._staging, self._index_staging):
+                    staging.mkdir(mode=0o700, exist_ok=True)
+                stack.callback(_remove, path)
+                path.mkdir(mode=0o700)
+                stack.callback(_remove, index)
+                descriptor = os.open(path, _OPEN_DIRECTORY)
+                stack.callback(os.close, descriptor)
+                index_descriptor = os.open(index, _CREATE_FILE, 0o644)
+                stack.callback(os.close, index_descriptor)
+            yield StagedLayer(digest, path, descriptor, index, index_descriptor)
 
     def commit(self, staged: Sequence[StagedLayer]) -> None:
         """Put complete and verified layers into their places, durably.
@@ -112,12 +132,17 @@ class Store:
             linux.sync_file_system(staged[0].descriptor)
             parents = set()
             for layer in staged:
-                place = self.path_of(layer.digest)
-                place.parent.mkdir(mode=0o755, exist_ok=True)
+                os.fsync(layer.index_descriptor)  # it may be on another file system
                 self._move_to_trash(layer.digest)
-                layer.path.rename(place)
-                parents.add(place.parent)
-            for directory in (*parents, self.layers_dir):
+                for source, place in (
+                    # In this order an index without its layer cannot be left behind.
+                    (layer.path, self.path_of(layer.digest)),
+                    (layer.index_path, self.index_path_of(layer.digest)),
+                ):
+                    place.parent.mkdir(mode=0o755, exist_ok=True)
+                    source.rename(place)
+                    parents.add(place.parent)
+            for directory in (*parents, self.layers_dir, self._index_dir):
                 _sync_directory(directory)
         self._empty(self._trash)
 
@@ -128,26 +153,35 @@ class Store:
 
     def sweep(self) -> int:
         """Remove what a crash left in staging and trash; return how many layers that were."""
+        self._empty(self._index_staging)
         return self._empty(self._staging) + self._empty(self._trash)
 
     def _move_to_trash(self, digest: Digest) -> None:
         place = self.path_of(digest)
         with _store_errors("cannot remove a layer"):
             self._trash.mkdir(mode=0o700, exist_ok=True)
+            self.index_path_of(digest).unlink(missing_ok=True)
             try:
                 place.rename(self._trash / f"{digest.encoded}.{secrets.token_hex(4)}")
             except FileNotFoundError:
                 return  # it was not there, or is gone already
 
     def _empty(self, directory: Path) -> int:
-        with _store_errors("cannot clean up"):
-            try:
-                leftovers = list(directory.iterdir())
-            except FileNotFoundError:
-                return 0
-        for path in leftovers:
-            _remove(path)
-        return len(leftovers)
+        """Remove what is in *directory*: one thread at a time, since two would hinder each other."""
+        with self._emptying:
+            with _store_errors("cannot clean up"):
+                try:
+                    leftovers = list(directory.iterdir())
+                except FileNotFoundError:
+                    return 0
+            for path in leftovers:
+                _remove(path)
+            return len(leftovers)
+
+
+def index_path(index_dir: Path, digest: Digest) -> Path:
+    """Where the index of the layer *digest* is below *index_dir*, or would be."""
+    return index_dir / digest.algorithm / f"{digest.encoded}.mtree.gz"
 
 
 def _remove(path: Path) -> None:

@@ -37,6 +37,33 @@ Name: TypeAlias = str | bytes
 END_OF_ARCHIVE: Final = bytes(2 * tarfile.BLOCKSIZE)
 """The two zero blocks that end a tar."""
 
+_HEADER_FIELDS: Final = {
+    "name": (0, 100),
+    "mode": (100, 8),
+    "uid": (108, 8),
+    "gid": (116, 8),
+    "size": (124, 12),
+    "mtime": (136, 12),
+    "chksum": (148, 8),
+    "typeflag": (156, 1),
+    "linkname": (157, 100),
+    "magic": (257, 8),
+    "uname": (265, 32),
+    "gname": (297, 32),
+    "devmajor": (329, 8),
+    "devminor": (337, 8),
+    "prefix": (345, 155),
+    "rest": (345, 167),
+}
+_HEADER_DEFAULTS: Final = {
+    "mode": b"0000644\0",
+    "uid": b"0000000\0",
+    "gid": b"0000000\0",
+    "size": b"00000000000\0",
+    "mtime": b"00000000000\0",
+    "magic": b"ustar\00000",
+}
+
 
 class Metadata(TypedDict, total=False):
     """What a member says about its file besides its name and content.
@@ -159,6 +186,26 @@ class LayerBuilder:
             **metadata.get("pax", {}),
         }
         return self.member(info, content)
+
+
+def header_block(name: bytes, typeflag: bytes = b"0", **fields: bytes) -> bytes:
+    """A header block made by hand, for what ``tarfile`` would never write.
+
+    Args:
+        name: the first field.
+        typeflag: the kind of the member.
+        fields: other fields by the names of POSIX (``mode``, ``size``, ``linkname``, ``magic``,
+            ``prefix``…) and ``rest`` for all from ``prefix`` on; one that is not given is what a
+            plain empty file of root has. ``chksum`` is right unless given.
+    """
+    values = {"name": name, "typeflag": typeflag, **_HEADER_DEFAULTS, **fields}
+    block = bytearray(tarfile.BLOCKSIZE)
+    for field, (start, size) in _HEADER_FIELDS.items():
+        value = values.get(field, b"")
+        block[start : start + len(value[:size])] = value[:size]
+    if "chksum" not in fields:
+        block[148:156] = b"%06o\0 " % (sum(block) + 8 * ord(" "))
+    return bytes(block)
 
 
 def compress(data: bytes, compression: Literal["gzip", "zstd", "none"]) -> bytes:

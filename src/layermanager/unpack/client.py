@@ -60,12 +60,13 @@ class Unpacker:
         self._control: Channel | None = None
         self._jail: tuple[JailMeasure, ...] = ()
 
-    def start(self, job: Job, root: int, grant: Grant) -> Unpacking:
+    def start(self, job: Job, root: int, index: int, grant: Grant) -> Unpacking:
         """Start to unpack one layer below the empty directory *root*, a file descriptor.
 
         Args:
             job: what to expect and what to refuse.
             root: file descriptor of an empty directory.
+            index: file descriptor of an empty file, which gets the index of the layer.
             grant: is told how many bytes are on disk and how many more are needed, and returns
                 how many there may be in all; it may raise, which ends the unpacking.
 
@@ -75,7 +76,7 @@ class Unpacker:
         data_out, data_in = os.pipe()
         ours, theirs = Channel.pair()
         try:
-            self._send((data_out, root, theirs.fileno()))
+            self._send((data_out, root, index, theirs.fileno()))
         except OSError as error:
             os.close(data_in)
             ours.close()
@@ -107,7 +108,7 @@ class Unpacker:
                     "the unpacker's jail lacks its %s: %s", measure.name, measure.why_not
                 )
 
-    def _send(self, descriptors: tuple[int, int, int]) -> None:
+    def _send(self, descriptors: tuple[int, ...]) -> None:
         with self._lock:
             if self._server is not None and self._server.poll() is not None:
                 self._server = self._control = None

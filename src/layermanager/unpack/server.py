@@ -57,30 +57,30 @@ def main(control_descriptor: int) -> None:
 
 
 def _start_worker(packet: Packet) -> _Worker:
-    """Fork a worker for the pipe, the directory and the channel that came with *packet*."""
-    data, root, channel_descriptor = packet.descriptors
+    """Fork a worker for the pipe, directory, index and channel that came with *packet*."""
+    data, root, index, channel_descriptor = packet.descriptors
     channel = Channel.of_descriptor(channel_descriptor)
     server = os.getpid()
     keeper = os.fork()
     if keeper == 0:
-        _exit_after(lambda: _keep_worker(server, data, root, channel))
-    os.close(data)
-    os.close(root)
+        _exit_after(lambda: _keep_worker(server, data, root, index, channel))
+    for descriptor in (data, root, index):
+        os.close(descriptor)
     return _Worker(keeper, os.pidfd_open(keeper), channel)
 
 
-def _keep_worker(server: int, data: int, root: int, channel: Channel) -> int:
+def _keep_worker(server: int, data: int, root: int, index: int, channel: Channel) -> int:
     """Be a worker's parent: only what is forked from here can be alone in a process namespace."""
     linux.die_with_parent(signal.SIGKILL)
     if os.getppid() != server:
         return 1  # it ended before that was asked for
-    _close_all_but(data, root, channel.fileno())
+    _close_all_but(data, root, index, channel.fileno())
     namespaces = jail.leave_namespaces()
     process = os.fork()
     if process == 0:
-        _exit_after(lambda: _be_worker(data, root, channel, namespaces))
-    os.close(data)
-    os.close(root)
+        _exit_after(lambda: _be_worker(data, root, index, channel, namespaces))
+    for descriptor in (data, root, index):
+        os.close(descriptor)
     process_descriptor = os.pidfd_open(process)
     _tell(channel, {"type": "started"}, process_descriptor)
     _, status = os.waitpid(process, 0)
@@ -89,9 +89,11 @@ def _keep_worker(server: int, data: int, root: int, channel: Channel) -> int:
     return os.waitstatus_to_exitcode(status)
 
 
-def _be_worker(data: int, root: int, channel: Channel, namespaces: Sequence[JailMeasure]) -> int:
+def _be_worker(
+    data: int, root: int, index: int, channel: Channel, namespaces: Sequence[JailMeasure]
+) -> int:
     linux.die_with_parent(signal.SIGKILL)
-    worker.run(data, root, channel, namespaces)
+    worker.run(data, root, index, channel, namespaces)
     return 0
 
 

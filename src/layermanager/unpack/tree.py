@@ -15,6 +15,7 @@ whichever comes first.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import stat
 from collections import OrderedDict
@@ -24,13 +25,16 @@ from typing import TYPE_CHECKING, Final
 from layermanager.errors import ArchiveError, LimitExceededError
 from layermanager.removal import remove_tree
 from layermanager.unpack.fields import shown
+from layermanager.unpack.index import Attributes, escaped
 from layermanager.unpack.streams import CHUNK_BYTES
 from layermanager.unpack.tar import EntryKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from hashlib import _Hash as Hash
 
     from layermanager.model import Limits
+    from layermanager.unpack.index import IndexWriter
     from layermanager.unpack.tar import Entry, TarReader
 
 _WHITEOUT_PREFIX: Final = b".wh."
@@ -43,6 +47,8 @@ _OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLO
 _OPEN_DIRECTORIES: Final = 128
 _MAX_SYMLINKS: Final = 40  # as in the kernel's path resolution
 _SPECIAL_BITS: Final = 0o7000
+_ZEROS: Final = memoryview(bytes(CHUNK_BYTES))
+_NO_XATTRS: Final[dict[bytes, bytes]] = {}
 _IMPLICIT_MODE: Final = 0o755
 
 
@@ -83,29 +89,31 @@ class _Directory:
         "mode",
         "mtime_ns",
         "name",
+        "owner",
         "parent",
+        "path",
         "whiteouts",
+        "xattrs",
     )
 
     def __init__(self, parent: _Directory | None, name: bytes, made_mode: int | None) -> None:
         self.parent = parent
         self.name = name
+        self.path: bytes = name if parent is None or not parent.path else parent.path + b"/" + name
         self.made_mode = made_mode
         self.children: dict[bytes, _Directory] = {}
         self.whiteouts: set[bytes] = set()
         self.is_opaque = False
+        # A directory that the archive does not list gets the same attributes each time.
         self.mode = _IMPLICIT_MODE
-        self.mtime_ns = 0  # a directory that the archive does not list gets the same one each time
+        self.owner: tuple[int, int] | None = None
+        self.mtime_ns = 0
+        self.xattrs: dict[bytes, bytes] = {}
         self.file_descriptor = -1
 
-    @property
-    def path(self) -> bytes:
-        names = []
-        directory = self
-        while directory.parent is not None:
-            names.append(directory.name)
-            directory = directory.parent
-        return b"/".join(reversed(names)) or b"."
+    def path_of(self, name: bytes) -> bytes:
+        """The path of *name* in this directory, relative to the layer's root."""
+        return self.path + b"/" + name if self.path else name
 
     def subtree(self) -> Iterator[_Directory]:
         """The directory and all below it, parents first."""
@@ -126,6 +134,7 @@ class TreeWriter:
         block_bytes: the file system's block size.
         spend: is told the bytes on disk that each step is about to take, and raises if there are
             none left.
+        index: is told what every path is.
     """
 
     def __init__(
@@ -136,12 +145,14 @@ class TreeWriter:
         limits: Limits,
         block_bytes: int,
         spend: Callable[[int], None],
+        index: IndexWriter,
     ) -> None:
         self._root_descriptor = root
         self._rights = rights
         self._limits = limits
         self._block_bytes = block_bytes
         self._spend = spend
+        self._index = index
         self._root = _Directory(None, b"", None)
         self._open: OrderedDict[_Directory, None] = OrderedDict()
         self._last: tuple[bytes, _Directory, int] | None = None
@@ -181,11 +192,24 @@ class TreeWriter:
     def finish(self) -> None:
         """Give the directories the modes and times that writing below them would have changed."""
         for directory in reversed(list(self._root.subtree())):
-            path = directory.path
+            path = directory.path or b"."
             if directory.mode != directory.made_mode:
                 os.chmod(path, directory.mode, dir_fd=self._root_descriptor)
             times = (directory.mtime_ns, directory.mtime_ns)
             os.utime(path, ns=times, dir_fd=self._root_descriptor, follow_symlinks=False)
+        for directory in self._root.subtree():
+            self._add_to_index(directory)
+
+    def _add_to_index(self, directory: _Directory) -> None:
+        """Note a directory and its whiteouts; both may change until the end of the layer."""
+        if directory.is_opaque:
+            directory.xattrs[self._rights.opaque_xattr] = b"y"
+        owner = directory.owner or self._rights.owner
+        attributes = Attributes(directory.mode, owner, directory.mtime_ns, directory.xattrs)
+        self._index.add(directory.path or b".", b"dir", attributes)
+        for name in sorted(directory.whiteouts):
+            whiteout = Attributes(0, self._rights.owner, 0, {})
+            self._index.add(directory.path_of(name), b"char", whiteout, _device_keyword((0, 0)))
 
     def close(self) -> None:
         """Close the directories that are kept open."""
@@ -317,45 +341,64 @@ class TreeWriter:
             file = os.open(name, _CREATE, entry.mode & 0o777, dir_fd=descriptor)
         try:
             if entry.segments is not None:
-                self._write_segments(file, entry, tar)
+                content = self._write_segments(file, entry, tar)
             elif entry.size > CHUNK_BYTES:
-                self._write_pieces(file, tar.content(entry))
-            elif entry.size:
-                self._spend(self._on_disk(entry.size))
-                _write_all(file, tar.whole_content(entry))
+                content = self._write_pieces(file, tar.content(entry))
+            else:
+                data = tar.whole_content(entry)
+                self._spend(self._on_disk(len(data)))
+                _write_all(file, data)
+                content = hashlib.sha256(data)
             # chown(2) clears setuid and file capabilities, so it comes before both.
-            if self._rights.is_privileged and (entry.uid, entry.gid) != self._rights.owner:
-                os.fchown(file, entry.uid, entry.gid)
-            for attribute, value in self._kept_xattrs(entry):
+            owner = self._owner(entry)
+            if owner != self._rights.owner:
+                os.fchown(file, *owner)
+            xattrs = self._kept_xattrs(entry) if entry.xattrs else _NO_XATTRS
+            for attribute, value in xattrs.items():
                 os.setxattr(file, attribute, value)
             if entry.mode & _SPECIAL_BITS:
                 os.fchmod(file, entry.mode)
             os.utime(file, ns=(entry.mtime_ns, entry.mtime_ns))
         finally:
             os.close(file)
+        self._index.add(
+            parent.path_of(name),
+            b"file",
+            Attributes(entry.mode, owner, entry.mtime_ns, xattrs),
+            b" size=%d sha256digest=%b" % (entry.file_size, content.hexdigest().encode()),
+        )
 
-    def _write_pieces(self, file: int, pieces: Iterator[memoryview]) -> None:
+    def _write_pieces(self, file: int, pieces: Iterator[memoryview]) -> Hash:
+        content = hashlib.sha256()
         written = spent = 0
         for piece in pieces:
             written += len(piece)
             self._spend(self._on_disk(written) - spent)
             spent = self._on_disk(written)
             _write_all(file, piece)
+            content.update(piece)
+        return content
 
-    def _write_segments(self, file: int, entry: Entry, tar: TarReader) -> None:
-        content = tar.content(entry)
+    def _write_segments(self, file: int, entry: Entry, tar: TarReader) -> Hash:
+        content = hashlib.sha256()
+        pieces = tar.content(entry)
         piece = memoryview(b"")
+        position = 0
         for segment in entry.segments or ():
             self._spend(self._on_disk(segment.size))
+            _hash_zeros(content, segment.offset - position)
             os.lseek(file, segment.offset, os.SEEK_SET)
             missing = segment.size
             while missing:
-                piece = piece or next(content)
-                _write_all(file, piece[:missing])
-                written = min(missing, len(piece))
-                piece = piece[written:]
-                missing -= written
+                piece = piece or next(pieces)
+                part, piece = piece[:missing], piece[missing:]
+                _write_all(file, part)
+                content.update(part)
+                missing -= len(part)
+            position = segment.offset + segment.size
+        _hash_zeros(content, entry.file_size - position)
         os.ftruncate(file, entry.file_size)
+        return content
 
     def _write_symlink(
         self, parent: _Directory, descriptor: int, name: bytes, entry: Entry
@@ -368,7 +411,8 @@ class TreeWriter:
         except FileExistsError:
             self._clear(parent, name)
             os.symlink(entry.link, name, dir_fd=descriptor)
-        self._set_attributes(descriptor, name, entry)
+        attributes = self._set_attributes(descriptor, name, entry)
+        self._index.add(parent.path_of(name), b"link", attributes, b" link=" + escaped(entry.link))
 
     def _write_hard_link(self, parent: _Directory, name: bytes, entry: Entry) -> None:
         *source_parents, source_name = self._names(entry.link) or [b""]
@@ -379,7 +423,7 @@ class TreeWriter:
             raise ArchiveError(f"{shown(entry.path)}: a hard link to itself")
         if source_name in source.whiteouts:
             raise _dangling_hard_link(entry)
-        source_path = source.path + b"/" + source_name
+        source_path = source.path_of(source_name)
         descriptor = self._descriptor(parent)
         try:
             self._link(source_path, name, descriptor)
@@ -388,6 +432,7 @@ class TreeWriter:
             self._link(source_path, name, descriptor)
         except FileNotFoundError:
             raise _dangling_hard_link(entry) from None
+        self._index.add_hard_link(parent.path_of(name), source_path)
 
     def _link(self, source_path: bytes, name: bytes, descriptor: int) -> None:
         os.link(
@@ -413,7 +458,9 @@ class TreeWriter:
         except FileExistsError:
             self._clear(parent, name)
             os.mknod(name, mode, device, dir_fd=descriptor)
-        self._set_attributes(descriptor, name, entry)
+        attributes = self._set_attributes(descriptor, name, entry)
+        keywords = b"" if is_fifo else _device_keyword(entry.device)
+        self._index.add(parent.path_of(name), _INDEX_KINDS[entry.kind], attributes, keywords)
 
     # Markers of removals
 
@@ -426,9 +473,7 @@ class TreeWriter:
             return
         hidden = name.removeprefix(_WHITEOUT_PREFIX)
         if hidden in (b"", b".", b".."):
-            raise ArchiveError(
-                f"a whiteout marker without a name: {shown(parent.path + b'/' + name)}"
-            )
+            raise ArchiveError(f"a whiteout marker without a name: {shown(parent.path_of(name))}")
         if parent.is_opaque:
             return  # all of the layers below is hidden here already
         if hidden in parent.children:
@@ -470,40 +515,52 @@ class TreeWriter:
         """Set what writing below the directory does not change; the rest is for ``finish``."""
         directory.mode = entry.mode
         directory.mtime_ns = entry.mtime_ns
-        if self._rights.is_privileged:
-            descriptor = self._descriptor(directory)
-            os.fchown(descriptor, entry.uid, entry.gid)
-        if entry.xattrs:
-            descriptor = self._descriptor(directory)
-            for attribute, value in self._kept_xattrs(entry):
-                os.setxattr(descriptor, attribute, value)
+        owner = self._owner(entry)
+        if owner != (directory.owner or self._rights.owner):
+            os.fchown(self._descriptor(directory), *owner)
+        directory.owner = owner
+        directory.xattrs |= self._kept_xattrs(entry)
+        for attribute, value in directory.xattrs.items():
+            os.setxattr(self._descriptor(directory), attribute, value)
 
-    def _set_attributes(self, descriptor: int, name: bytes, entry: Entry) -> None:
+    def _set_attributes(self, descriptor: int, name: bytes, entry: Entry) -> Attributes:
         """Set the attributes of what cannot be opened: symlinks, devices and fifos."""
-        if self._rights.is_privileged and (entry.uid, entry.gid) != self._rights.owner:
-            os.chown(name, entry.uid, entry.gid, dir_fd=descriptor, follow_symlinks=False)
-        if entry.xattrs:
+        owner = self._owner(entry)
+        if owner != self._rights.owner:
+            os.chown(name, *owner, dir_fd=descriptor, follow_symlinks=False)
+        xattrs = self._kept_xattrs(entry)
+        if xattrs:
             os.fchdir(descriptor)  # there is no setxattr relative to a directory
-            for attribute, value in self._kept_xattrs(entry):
+            for attribute, value in xattrs.items():
                 os.setxattr(name, attribute, value, follow_symlinks=False)
-        if entry.mode & _SPECIAL_BITS and entry.kind is not EntryKind.SYMLINK:
-            os.chmod(name, entry.mode, dir_fd=descriptor)
+        mode = 0o777  # what all symlinks have
+        if entry.kind is not EntryKind.SYMLINK:
+            mode = entry.mode
+            if mode & _SPECIAL_BITS:
+                os.chmod(name, mode, dir_fd=descriptor)
         times = (entry.mtime_ns, entry.mtime_ns)
         os.utime(name, ns=times, dir_fd=descriptor, follow_symlinks=False)
+        return Attributes(mode, owner, entry.mtime_ns, xattrs)
 
-    def _kept_xattrs(self, entry: Entry) -> Iterator[tuple[bytes, bytes]]:
+    def _owner(self, entry: Entry) -> tuple[int, int]:
+        return (entry.uid, entry.gid) if self._rights.is_privileged else self._rights.owner
+
+    def _kept_xattrs(self, entry: Entry) -> dict[bytes, bytes]:
+        kept = {}
         for attribute, value in entry.xattrs.items():
             if attribute.startswith(_OVERLAY_PREFIXES):
                 # They would let an archive hide or redirect what the layers below hold.
                 self._note("overlayfs attributes in the archive not honoured")
             elif self._rights.is_privileged or attribute.startswith(b"user."):
-                yield attribute, value
+                kept[attribute] = value
             else:
                 self._note("privileged extended attributes left out")
+        return kept
 
     def _clear(self, parent: _Directory, name: bytes) -> None:
         """Remove what an earlier entry wrote at *name*."""
         self._last = None
+        self._index.remove(parent.path_of(name))
         parent.whiteouts.discard(name)
         directory = parent.children.pop(name, None)
         if directory is not None:
@@ -524,6 +581,24 @@ _FILE_TYPES: Final[Mapping[EntryKind, int]] = {
     EntryKind.BLOCK_DEVICE: stat.S_IFBLK,
     EntryKind.FIFO: stat.S_IFIFO,
 }
+
+
+_INDEX_KINDS: Final[Mapping[EntryKind, bytes]] = {
+    EntryKind.CHARACTER_DEVICE: b"char",
+    EntryKind.BLOCK_DEVICE: b"block",
+    EntryKind.FIFO: b"fifo",
+}
+
+
+def _device_keyword(device: tuple[int, int]) -> bytes:
+    return b" device=native,%d,%d" % device
+
+
+def _hash_zeros(content: Hash, size: int) -> None:
+    """Hash a hole: what is read from it are zeros."""
+    while size > 0:
+        content.update(_ZEROS[:size])
+        size -= len(_ZEROS)
 
 
 def _write_all(file: int, content: bytes | memoryview) -> None:

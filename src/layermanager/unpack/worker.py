@@ -10,6 +10,7 @@ from layermanager.errors import LayerError
 from layermanager.unpack import jail
 from layermanager.unpack.compression import decompressed
 from layermanager.unpack.fields import shown
+from layermanager.unpack.index import IndexWriter
 from layermanager.unpack.messages import (
     Unpacked,
     done_message,
@@ -34,12 +35,15 @@ if TYPE_CHECKING:
     from layermanager.unpack.messages import Channel, Job
 
 
-def run(data: int, root: int, channel: Channel, namespaces: Sequence[JailMeasure]) -> None:
+def run(
+    data: int, root: int, index: int, channel: Channel, namespaces: Sequence[JailMeasure]
+) -> None:
     """Do the one job that *channel* gives, in a jail that is entered before any of it is read.
 
     Args:
         data: file descriptor from which the package or the blob is read.
         root: file descriptor of the empty directory to unpack into.
+        index: file descriptor of an empty file that gets the layer's index.
         channel: where the job comes from and the verdict goes to.
         namespaces: what of the jail was built already.
     """
@@ -52,7 +56,7 @@ def run(data: int, root: int, channel: Channel, namespaces: Sequence[JailMeasure
     job = read_job(packet.message)
     channel.send(jail_message([*namespaces, *jail.confine(root, job.limits)]))
     try:
-        unpacked = _unpack(job, data, root, _Allowance(job.granted, channel))
+        unpacked = _unpack(job, data, root, IndexWriter(index), _Allowance(job.granted, channel))
     except _RefusedError:
         return
     except LayerError as error:
@@ -86,7 +90,7 @@ class _Allowance:
         self.spent += size
 
 
-def _unpack(job: Job, data: int, root: int, allowance: _Allowance) -> Unpacked:
+def _unpack(job: Job, data: int, root: int, index: IndexWriter, allowance: _Allowance) -> Unpacked:
     limits = job.limits
     chunks: Iterator[bytes] = chunks_of_file(data)
     package = PackageReader(chunks, job.digest, limits) if job.is_package else None
@@ -99,6 +103,7 @@ def _unpack(job: Job, data: int, root: int, allowance: _Allowance) -> Unpacked:
         limits=limits,
         block_bytes=job.block_bytes,
         spend=allowance.spend,
+        index=index,
     )
     with PrefetchedChunks(iter(diff)) as prefetched:
         reader = ByteReader(prefetched)
@@ -116,6 +121,7 @@ def _unpack(job: Job, data: int, root: int, allowance: _Allowance) -> Unpacked:
             pass
     writer.finish()
     writer.close()
+    index.finish()
     return Unpacked(
         blob_digest=blob.digest,
         diff_id=diff.digest,
