@@ -52,6 +52,7 @@ class Config:
         parallel_installs: how many layers are installed at once.
         connect_timeout: how long to wait for a server to accept a connection.
         read_timeout: how long to wait for the next bytes of a transfer.
+        unpack_timeout: how long an unpacker may take in nothing and say nothing.
         ca_bundle: certificates to trust instead of the system's, a PEM file.
         limits: bounds of what is accepted as a layer.
 
@@ -69,6 +70,7 @@ class Config:
     parallel_installs: int = field(default_factory=lambda: min(4, os.cpu_count() or 1))
     connect_timeout: timedelta = timedelta(seconds=30)
     read_timeout: timedelta = timedelta(seconds=60)
+    unpack_timeout: timedelta = timedelta(minutes=10)
     ca_bundle: Path | None = None
     limits: Limits = field(default_factory=Limits)
 
@@ -95,6 +97,7 @@ class Config:
             ),
             ("connectTimeoutSeconds", self.connect_timeout, _LONGEST_TIMEOUT),
             ("readTimeoutSeconds", self.read_timeout, _LONGEST_TIMEOUT),
+            ("unpackTimeoutSeconds", self.unpack_timeout, _LONGEST_TIMEOUT),
         ):
             if not timedelta(0) < duration <= longest:
                 raise ConfigError(
@@ -156,6 +159,7 @@ def _from_document(document: JsonObject, working_dir: Path | None) -> Config:
         parallel_installs=own.integer("parallelInstalls", base.parallel_installs, minimum=1),
         connect_timeout=_seconds(own, "connectTimeoutSeconds", base.connect_timeout),
         read_timeout=_seconds(own, "readTimeoutSeconds", base.read_timeout),
+        unpack_timeout=_seconds(own, "unpackTimeoutSeconds", base.unpack_timeout),
         ca_bundle=_path(own, "caBundle", base.ca_bundle),
         limits=Limits(
             **{
@@ -190,6 +194,7 @@ _OWN_KEYS: Final = frozenset(
         "parallelInstalls",
         "connectTimeoutSeconds",
         "readTimeoutSeconds",
+        "unpackTimeoutSeconds",
         "caBundle",
         "limits",
     }

@@ -128,7 +128,7 @@ class LayerManager:
             sources = default_sources(config) if sources is None else sources
             for source in {id(source): source for source in sources.values()}.values():
                 stack.callback(source.close)
-            unpacker = Unpacker()
+            unpacker = Unpacker(config.unpack_timeout)
             stack.callback(unpacker.close)
             self._installer = Installer(
                 open_stream=lambda url: open_stream(sources, url),
@@ -267,6 +267,7 @@ class LayerManager:
                 for layer in found.forget:
                     _LOGGER.warning("forgot layer %s: its directory is gone", layer.digest)
                     self._storage.delete_layer_by_digest(layer.digest)
+                    self._store.remove(layer.digest)
             for digest in found.remove:
                 _LOGGER.warning("removed the directory of layer %s: it is not recorded", digest)
                 self._store.remove(digest)

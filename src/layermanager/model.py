@@ -221,7 +221,8 @@ class Limits:
 
     Attributes:
         package_bytes: the package or blob as it is transferred.
-        unpacked_bytes: the content of all files of one layer.
+        unpacked_bytes: the size of all files of one layer, the holes of sparse ones included.
+        compression_ratio: how many times larger than the compressed layer its tar may be.
         entries: members of one layer's tar.
         path_bytes: the longest path of an entry.
         path_depth: directories on the way to an entry.
@@ -232,6 +233,7 @@ class Limits:
 
     package_bytes: int = field(default=64 * 1024 * _MIB)
     unpacked_bytes: int = field(default=256 * 1024 * _MIB)
+    compression_ratio: int = 30_000
     entries: int = 4_000_000
     path_bytes: int = 4096
     path_depth: int = 256

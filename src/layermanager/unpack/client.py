@@ -30,6 +30,7 @@ from layermanager.unpack.messages import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from datetime import timedelta
     from types import TracebackType
 
     from layermanager.documents import JsonObject
@@ -52,9 +53,13 @@ class Unpacker:
 
     The server that forks these processes is started when it is first needed, and again if it has
     died.
+
+    Args:
+        timeout: how long a worker may take in nothing and say nothing before it is given up.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, timeout: timedelta) -> None:
+        self._timeout = timeout
         self._lock = threading.Lock()
         self._server: subprocess.Popen[bytes] | None = None
         self._control: Channel | None = None
@@ -84,7 +89,14 @@ class Unpacker:
         finally:
             os.close(data_out)
             theirs.close()
-        return Unpacking(job, ours, data_in, grant, self._note_jail)
+        unpacking = Unpacking(
+            job, ours, data_in, grant, on_jail=self._note_jail, timeout=self._timeout
+        )
+        with contextlib.ExitStack() as stack:
+            stack.push(unpacking)
+            unpacking.begin()
+            stack.pop_all()
+        return unpacking
 
     def close(self) -> None:
         """End the server, and with it all workers."""
@@ -139,13 +151,21 @@ class Unpacking:
     """
 
     def __init__(
-        self, job: Job, channel: Channel, data: int, grant: Grant, on_jail: OnJail
+        self,
+        job: Job,
+        channel: Channel,
+        data: int,
+        grant: Grant,
+        *,
+        on_jail: OnJail,
+        timeout: timedelta,
     ) -> None:
         self._job = job
         self._channel = channel
         self._data: int | None = data
         self._grant = grant
         self._on_jail = on_jail
+        self._timeout = timeout
         self._process_descriptor: int | None = None
         self._has_ended = False
         self._verdict: Unpacked | None = None
@@ -154,9 +174,20 @@ class Unpacking:
         with contextlib.suppress(PermissionError):  # too many pages in pipes: slower, no worse
             fcntl.fcntl(data, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         os.set_blocking(data, False)
+
+    def begin(self) -> None:
+        """Give the worker its job.
+
+        Raises:
+            UnpackerError: there is no worker.
+        """
         # The server's word comes first, before the worker has read anything that strangers wrote.
         self._receive()
-        channel.send(job_message(job))
+        try:
+            self._channel.send(job_message(self._job))
+        except OSError as error:
+            self._wait_for_end()
+            raise self._failure() from error
 
     def feed(self, data: bytes) -> None:
         """Hand on the next bytes of the package or blob.
@@ -175,7 +206,8 @@ class Unpacking:
             try:
                 rest = rest[os.write(self._data, rest) :]
             except BlockingIOError:
-                if any(descriptor == self._channel.fileno() for descriptor, _ in poll.poll()):
+                ready = [descriptor for descriptor, _ in self._wait(poll)]
+                if self._channel.fileno() in ready:
                     self._receive()
             except BrokenPipeError:
                 self._wait_for_end()
@@ -236,6 +268,9 @@ class Unpacking:
 
     def _receive(self) -> None:
         """Wait for one message and do what it asks for."""
+        poll = select.poll()
+        poll.register(self._channel, select.POLLIN)
+        self._wait(poll)
         packet = self._channel.receive()
         if packet is None:
             self._has_ended = True
@@ -247,6 +282,15 @@ class Unpacking:
             self._error = UnpackerError(
                 f"the unpacker broke its protocol: {error}", digest=self._job.digest
             )
+
+    def _wait(self, poll: select.poll) -> list[tuple[int, int]]:
+        ready = poll.poll(self._timeout.total_seconds() * 1000)
+        if not ready:
+            raise UnpackerError(
+                f"the unpacker took in nothing and said nothing for {self._timeout}",
+                digest=self._job.digest,
+            )
+        return ready
 
     def _handle(self, message: JsonObject, descriptors: list[int]) -> None:
         match message.text("type", ""):

@@ -192,7 +192,8 @@ class TarReader:
                 extensions.records += self._read_records(header, extensions)
             case b"g":
                 self._global_records.update(self._read_records(header, extensions))
-                if sum(map(len, self._global_records.values())) > self._limits.header_bytes:
+                size = sum(len(key) + len(value) for key, value in self._global_records.items())
+                if size > self._limits.header_bytes:
                     raise LimitExceededError("global headers exceed headerBytes")
             case b"L":
                 extensions.path = text(self._read_extension_data(header, extensions))

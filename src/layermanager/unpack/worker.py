@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import gc
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from layermanager.errors import LayerError
+from layermanager.errors import LayerError, LimitExceededError
 from layermanager.unpack import jail
 from layermanager.unpack.compression import decompressed
 from layermanager.unpack.fields import shown
@@ -31,8 +31,11 @@ from layermanager.unpack.tree import Rights, TreeWriter
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from layermanager.model import JailMeasure
+    from layermanager.model import JailMeasure, Limits
     from layermanager.unpack.messages import Channel, Job
+
+
+_ALWAYS_ALLOWED_BYTES: Final = 64 * 1024 * 1024  # so that the size of a tiny layer does not matter
 
 
 def run(
@@ -96,7 +99,7 @@ def _unpack(job: Job, data: int, root: int, index: IndexWriter, allowance: _Allo
     package = PackageReader(chunks, job.digest, limits) if job.is_package else None
     blob = HashedChunks(package.blob() if package else chunks, job.digest.algorithm)
     plain = decompressed(iter(blob), zstd_window_bytes=limits.zstd_window_bytes)
-    diff = HashedChunks(plain, job.digest.algorithm)
+    diff = HashedChunks(_no_bomb(plain, blob, limits), job.digest.algorithm)
     writer = TreeWriter(
         root,
         rights=Rights.of_this_process(),
@@ -130,6 +133,19 @@ def _unpack(job: Job, data: int, root: int, index: IndexWriter, allowance: _Allo
         os_version=package.os_version if package else "",
         notes=writer.notes,
     )
+
+
+def _no_bomb(plain: Iterator[bytes], blob: HashedChunks, limits: Limits) -> Iterator[bytes]:
+    """Pass on what *blob* was decompressed to, as long as it is not absurdly larger."""
+    size = 0
+    for chunk in plain:
+        size += len(chunk)
+        if size > _ALWAYS_ALLOWED_BYTES + limits.compression_ratio * blob.size:
+            raise LimitExceededError(
+                f"decompressed to more than compressionRatio times its size: "
+                f"{limits.compression_ratio}"
+            )
+        yield chunk
 
 
 def _described(error: OSError) -> str:
