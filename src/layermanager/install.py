@@ -133,7 +133,7 @@ class Installer:
             except OSError as error:
                 raise _disk_error(error, staged, space) from error
             self._report(desired, transfer, granting)
-            if unpacked.blob_digest != desired.digest:
+            if desired.is_package and unpacked.blob_digest != desired.digest:
                 raise IntegrityError(
                     "layer digest", expected=desired.digest, found=unpacked.blob_digest
                 )

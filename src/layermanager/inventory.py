@@ -9,19 +9,22 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from layermanager.clock import SystemClock
-from layermanager.errors import LayerNotExistError
+from layermanager.errors import LayerNotExistError, StoreError
 from layermanager.model import Digest
 from layermanager.plan import plan
 from layermanager.space import disk_usage
 from layermanager.storage import read_layers_info
+from layermanager.store import index_path
+from layermanager.unpack.index import read_index
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from layermanager.config import Config
     from layermanager.model import DesiredLayer, LayerInfo
     from layermanager.plan import Plan
+    from layermanager.unpack.index import IndexEntry
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,23 @@ class Inventory:
             if layer.digest == wanted:
                 return layer
         raise LayerNotExistError(f"layer {wanted} is not installed", digest=wanted)
+
+    def files(self, digest: Digest) -> Iterator[IndexEntry]:
+        """What every path of an installed layer is, from the layer's index.
+
+        Raises:
+            LayerNotExistError: it has no index: it is not installed, or another program did that.
+            StoreError: the index is damaged.
+        """
+        path = index_path(self._config.index_dir, digest)
+        try:
+            file = path.open("rb")
+        except FileNotFoundError:
+            raise LayerNotExistError(f"layer {digest} has no index", digest=digest) from None
+        except OSError as error:
+            raise StoreError(f"cannot read an index: {error}") from error
+        with file:
+            yield from read_index(file, str(path))
 
     def plan(self, desired: Iterable[DesiredLayer]) -> Plan:
         """What would be done to make the layers the *desired* ones.

@@ -21,6 +21,7 @@ _PR_SET_NO_NEW_PRIVS: Final = 38
 _SECCOMP_MODE_FILTER: Final = 2
 _CAPABILITY_VERSION_3: Final = 0x20080522
 _MAX_CAPABILITIES: Final = 64
+_CAPABILITIES: Final = struct.Struct("=6I")  # effective, permitted, inheritable; twice, low first
 
 CLONE_NEWNS: Final = 0x00020000
 CLONE_NEWUTS: Final = 0x04000000
@@ -90,17 +91,32 @@ def set_no_new_privileges() -> None:
     _require_success(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
 
 
-def keep_capabilities(kept: Iterable[int]) -> None:
-    """Give up all capabilities but *kept*, for good (capset(2), capabilities(7))."""
-    mask = sum(1 << capability for capability in kept)
+def bound_capabilities(kept: Iterable[int]) -> None:
+    """Let no file that is executed give other capabilities than *kept* (prctl(2)).
+
+    Raises:
+        OSError: this process has no right to that: it lacks CAP_SETPCAP.
+    """
+    mask = _capability_mask(kept)
     for capability in range(_MAX_CAPABILITIES):
         if mask >> capability & 1 or _libc.prctl(_PR_CAPBSET_READ, capability, 0, 0, 0) <= 0:
             continue  # kept, gone already, or unknown to this kernel
         _require_success(_libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0))
-    low, high = mask & 0xFFFFFFFF, mask >> 32
+
+
+def keep_capabilities(kept: Iterable[int]) -> None:
+    """Give up all capabilities but those of *kept* that this process has, for good (capset(2))."""
     header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
-    data = struct.pack("=6I", low, low, 0, high, high, 0)
-    _require_success(_libc.capset(header, data))
+    data = ctypes.create_string_buffer(_CAPABILITIES.size)
+    _require_success(_libc.capget(header, data))
+    _, permitted_low, _, _, permitted_high, _ = _CAPABILITIES.unpack(data.raw)
+    mask = _capability_mask(kept)
+    low, high = mask & permitted_low, mask >> 32 & permitted_high
+    _require_success(_libc.capset(header, _CAPABILITIES.pack(low, low, 0, high, high, 0)))
+
+
+def _capability_mask(capabilities: Iterable[int]) -> int:
+    return sum(1 << capability for capability in capabilities)
 
 
 def landlock_version() -> int:

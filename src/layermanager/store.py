@@ -167,7 +167,7 @@ class Store:
                 return  # it was not there, or is gone already
 
     def _empty(self, directory: Path) -> int:
-        """Remove what is in *directory*: one thread at a time, since two would hinder each other."""
+        """Remove what is in *directory*; one thread at a time, or they would hinder each other."""
         with self._emptying:
             with _store_errors("cannot clean up"):
                 try:

@@ -14,14 +14,17 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 from layermanager.documents import DocumentError
 from layermanager.errors import UnpackerError
+from layermanager.model import Digest, Limits
 from layermanager.unpack.messages import (
     Channel,
+    Job,
     job_message,
     read_done,
     read_failed,
@@ -35,7 +38,7 @@ if TYPE_CHECKING:
 
     from layermanager.documents import JsonObject
     from layermanager.model import JailMeasure
-    from layermanager.unpack.messages import Job, Unpacked
+    from layermanager.unpack.messages import Unpacked
 
     Grant = Callable[[int, int], int]
     OnJail = Callable[[tuple[JailMeasure, ...]], None]
@@ -45,6 +48,13 @@ _PIPE_BYTES: Final = 1024 * 1024
 _BOOT: Final = (
     "import sys; sys.path[:] = sys.argv[2:]; "
     "from layermanager.unpack.server import main; main(int(sys.argv[1]))"
+)
+_NO_LAYER: Final = Job(
+    digest=Digest("sha256:" + "0" * 64),
+    is_package=False,
+    limits=Limits(),
+    granted=0,
+    block_bytes=1,
 )
 
 
@@ -98,6 +108,24 @@ class Unpacker:
             stack.pop_all()
         return unpacking
 
+    def jail_measures(self, directory: Path) -> tuple[JailMeasure, ...]:
+        """What confines the workers that write below *directory*: asks one without a layer.
+
+        Raises:
+            UnpackerError: no process can be started.
+            OSError: nothing can be written in *directory*.
+        """
+        with (
+            tempfile.TemporaryDirectory(dir=directory) as empty,
+            tempfile.TemporaryFile(dir=directory) as index,
+        ):
+            root = os.open(empty, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                with self.start(_NO_LAYER, root, index.fileno(), lambda *_: 0) as unpacking:
+                    return unpacking.jail_measures()
+            finally:
+                os.close(root)
+
     def close(self) -> None:
         """End the server, and with it all workers."""
         with self._lock:
@@ -123,7 +151,10 @@ class Unpacker:
     def _send(self, descriptors: tuple[int, ...]) -> None:
         with self._lock:
             if self._server is not None and self._server.poll() is not None:
-                self._server = self._control = None
+                self._server = None
+            if self._control is not None and self._server is None:
+                self._control.close()
+                self._control = None
             if self._control is None:
                 self._control = self._start_server()
             self._control.send({}, descriptors)
@@ -133,13 +164,19 @@ class Unpacker:
         # -I: nothing of the environment and of the working directory is looked at. -S and the
         # path: modules come from where this process has them, without looking for .pth files.
         path = [entry for entry in sys.path if Path(entry).is_absolute()]
-        self._server = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", _BOOT, str(theirs.fileno()), *path],
-            stdin=subprocess.DEVNULL,
-            pass_fds=(theirs.fileno(),),
-            env={},
-        )
-        theirs.close()
+        try:
+            self._server = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", _BOOT, str(theirs.fileno()), *path],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(),),
+                env={},
+            )
+        except OSError:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
         return ours
 
 
@@ -168,6 +205,7 @@ class Unpacking:
         self._timeout = timeout
         self._process_descriptor: int | None = None
         self._has_ended = False
+        self._jail: tuple[JailMeasure, ...] | None = None
         self._verdict: Unpacked | None = None
         self._error: Exception | None = None
         self._process_lock = threading.Lock()
@@ -188,6 +226,18 @@ class Unpacking:
         except OSError as error:
             self._wait_for_end()
             raise self._failure() from error
+
+    def jail_measures(self) -> tuple[JailMeasure, ...]:
+        """Wait until the worker is confined, and return by what.
+
+        Raises:
+            UnpackerError: it ended before.
+        """
+        while self._jail is None and not self._has_ended:
+            self._receive()
+        if self._jail is None:
+            raise self._failure()
+        return self._jail
 
     def feed(self, data: bytes) -> None:
         """Hand on the next bytes of the package or blob.
@@ -276,7 +326,8 @@ class Unpacking:
             self._has_ended = True
             return
         try:
-            self._handle(packet.message, packet.descriptors)
+            self._take_descriptors(packet.descriptors)
+            self._handle(packet.message)
         except DocumentError as error:
             self._has_ended = True
             self._error = UnpackerError(
@@ -292,16 +343,27 @@ class Unpacking:
             )
         return ready
 
-    def _handle(self, message: JsonObject, descriptors: list[int]) -> None:
+    def _take_descriptors(self, descriptors: list[int]) -> None:
+        """Take the worker's process from the server; from the worker itself, take none."""
+        if len(descriptors) == 1 and self._process_descriptor is None:
+            self._process_descriptor = descriptors.pop()
+        if descriptors:
+            for descriptor in descriptors:
+                os.close(descriptor)
+            raise DocumentError("file descriptors that nobody asked for")
+
+    def _handle(self, message: JsonObject) -> None:
         match message.text("type", ""):
-            case "started" if self._process_descriptor is None:
-                (self._process_descriptor,) = descriptors
+            case "started":
+                return
             case "jail":
-                self._on_jail(read_jail(message))
+                self._jail = read_jail(message)
+                self._on_jail(self._jail)
             case "needs":
                 written = message.integer("written", 0)
                 granted = self._grant(written, message.integer("bytes", 0))
-                self._channel.send({"granted": granted})
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # its end is next
+                    self._channel.send({"granted": granted})
             case "done":
                 self._verdict = read_done(message)
             case "failed":

@@ -30,6 +30,8 @@ _zstd: Final = _module_if_installed(
     "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
 )
 _GZIP_MAGIC: Final = b"\x1f\x8b"
+_GZIP_FLAGS: Final = 3
+_GZIP_SIMPLE_FLAGS: Final = (0, 1 << 2, 1 << 3, 1 << 4)  # nothing, or one field, in the header
 _ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"
 _ZSTD_SKIPPABLE_MAGIC: Final = b"\x2a\x4d\x18"  # after one byte of 0x50 to 0x5f
 _UNSUPPORTED: Final = (
@@ -55,11 +57,11 @@ class _Decompressor(Protocol):
 
 
 class _Codec(NamedTuple):
-    """A kind of compression: how it begins, and what decompresses one member of it."""
+    """A kind of compression: how it begins, and what decompresses a member that begins so."""
 
     name: str
     starts: Callable[[bytes], bool]
-    new_decompressor: Callable[[], _Decompressor]
+    new_decompressor: Callable[[bytes], _Decompressor]
     errors: tuple[type[Exception], ...]
 
 
@@ -98,18 +100,27 @@ def _starts_zstd(magic: bytes) -> bool:
 
 
 def _gzip() -> _Codec:
-    if _isal is None:
-        return _Codec("gzip", _starts_gzip, _ZlibDecompressor, (zlib.error,))
-    new = functools.partial(_isal.IgzipDecompressor, flag=_isal.DECOMP_GZIP)
-    return _Codec("gzip", _starts_gzip, new, (_isal.error,))
+    errors = (zlib.error,) if _isal is None else (zlib.error, _isal.error)
+    return _Codec("gzip", _starts_gzip, _new_inflate, errors)
+
+
+def _new_inflate(magic: bytes) -> _Decompressor:
+    # ISA-L goes astray where a header of several optional fields is cut in two by its inputs.
+    is_simple = len(magic) > _GZIP_FLAGS and magic[_GZIP_FLAGS] in _GZIP_SIMPLE_FLAGS
+    if _isal is None or not is_simple:
+        return _ZlibDecompressor()
+    inflate: _Decompressor = _isal.IgzipDecompressor(flag=_isal.DECOMP_GZIP)
+    return inflate
 
 
 def _zstandard(window_bytes: int) -> _Codec:
     if _zstd is None:
         raise ArchiveError("the layer is compressed with zstd: install the package backports.zstd")
-    options = {_zstd.DecompressionParameter.window_log_max: window_bytes.bit_length() - 1}
+    smallest, largest = _zstd.DecompressionParameter.window_log_max.bounds()
+    window_log = min(max(window_bytes.bit_length() - 1, smallest), largest)
+    options = {_zstd.DecompressionParameter.window_log_max: window_log}
     new = functools.partial(_zstd.ZstdDecompressor, options=options)
-    return _Codec("zstd", _starts_zstd, new, (_zstd.ZstdError,))
+    return _Codec("zstd", _starts_zstd, lambda _: new(), (_zstd.ZstdError,))
 
 
 def _members(reader: ByteReader, codec: _Codec) -> Iterator[bytes]:
@@ -118,8 +129,8 @@ def _members(reader: ByteReader, codec: _Codec) -> Iterator[bytes]:
         if not codec.starts(magic):
             _require_padding(reader, codec.name)
             return
-        member = codec.new_decompressor()
-        # What a member leaves unused is copied. A small first input keeps that cheap where members
+        member = codec.new_decompressor(magic)
+        # A member copies what it leaves unused. A small first input keeps that cheap where members
         # are as small as single files (eStargz) or smaller still (an attack).
         wanted = _FIRST_INPUT_BYTES
         while not member.eof:
@@ -133,7 +144,7 @@ def _members(reader: ByteReader, codec: _Codec) -> Iterator[bytes]:
             if plain:
                 yield plain
             wanted = CHUNK_BYTES
-        reader.put_back(member.unused_data)
+        reader.put_back(len(member.unused_data))
 
 
 def _require_padding(reader: ByteReader, kind: str) -> None:

@@ -8,7 +8,6 @@ from typing import Final
 
 from layermanager.errors import ArchiveError
 
-_OCTAL: Final = re.compile(rb"[ \0]*([0-7]*)[ \0]*")
 _DECIMAL: Final = re.compile(rb"[0-9]{1,30}")
 _TIME: Final = re.compile(rb"(-?)([0-9]{1,18})(?:\.([0-9]*))?")
 _NANOSECONDS: Final = 1_000_000_000
@@ -22,21 +21,28 @@ def number(field: bytes) -> int:
     Raises:
         ArchiveError: it is something else.
     """
+    digits = field.strip(b"\0 ")
     if field[0] & 0x80:
         bits = 8 * len(field) - 1
         value = int.from_bytes(field, "big") & ((1 << bits) - 1)
         return value - (1 << bits) if field[0] & 0x40 else value
-    match = _OCTAL.fullmatch(field)
-    if match is None:
+    if not digits.isdigit():
         # What follows a NUL is left over from the writer's buffer: old tars do that.
-        match = _OCTAL.fullmatch(field.partition(b"\0")[0])
-    if match is None:
-        raise ArchiveError(f"a header field is no number: {field!r}")
-    return int(match[1] or b"0", 8)
+        digits = field.partition(b"\0")[0].strip(b" ")
+    if digits and not digits.isdigit():  # int() would also take signs, underscores and "0o"
+        raise _no_number(field)
+    try:
+        return int(digits or b"0", 8)
+    except ValueError:  # an 8 or a 9
+        raise _no_number(field) from None
 
 
 repeated_number: Final = lru_cache(maxsize=256)(number)
 """``number`` for fields that are the same in most headers: mode, owner and group."""
+
+
+def _no_number(field: bytes) -> ArchiveError:
+    return ArchiveError(f"a header field is no number: {field!r}")
 
 
 def decimal(text: bytes) -> int:

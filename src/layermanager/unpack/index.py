@@ -35,6 +35,7 @@ _HARD_LINK: Final = b" hardlink="
 _NANOSECONDS: Final = 1_000_000_000
 _COMPRESSION_LEVEL: Final = 1  # half of it is digests, which no level makes smaller
 _TO_BE_ESCAPED: Final = re.compile(rb"[^!-~]|[\\#=*?\[]")
+_PLAIN: Final = bytes(byte for byte in range(256) if not _TO_BE_ESCAPED.match(bytes([byte])))
 _ESCAPED: Final = re.compile(rb"\\([0-7]{3})")
 
 
@@ -205,6 +206,8 @@ def _entry(line: bytes) -> IndexEntry:
 
 def escaped(name: bytes) -> bytes:
     """*name* as mtree writes it."""
+    if not name.translate(None, _PLAIN):  # by far the most frequent
+        return name
     return _TO_BE_ESCAPED.sub(lambda match: b"\\%03o" % match[0][0], name)
 
 

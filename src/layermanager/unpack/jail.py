@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 _NAMESPACES: Final = {
     "network namespace": linux.CLONE_NEWNET,
     "process namespace": linux.CLONE_NEWPID,
-    "mount namespace": linux.CLONE_NEWNS,
     "IPC namespace": linux.CLONE_NEWIPC,
     "host name namespace": linux.CLONE_NEWUTS,
 }
@@ -63,6 +62,7 @@ _LANDLOCK_DENIED: Final = (
 _LANDLOCK_BIND_AND_CONNECT_TCP: Final = 0b11  # version 4
 _LANDLOCK_SCOPE_SOCKETS_AND_SIGNALS: Final = 0b11  # version 6
 
+_HIGHEST_BOUND: Final = 2**63 - 1
 _OPEN_FILES: Final = 256  # the directories that the tree writer keeps open, and a few
 _DATA_BYTES: Final = 256 * 1024 * 1024  # besides zstd's window: what Python and its threads need
 
@@ -85,12 +85,19 @@ def confine(root: int, limits: Limits) -> list[JailMeasure]:
     The descriptor leads to the same directory afterwards, but no way leads up from it. Modules
     cannot be imported any more.
     """
+    is_root = os.geteuid() == 0
+    kept = _KEPT_CAPABILITIES if is_root else ()
+    # An ordinary user may not leave his groups, not even in his own namespace.
+    groups = [_attempt("no other groups", partial(os.setgroups, []))] if is_root else []
     return [
+        _attempt("mount namespace", lambda: _leave_mount_namespace(root)),
         _attempt("root directory", lambda: _change_root(root)),
         _attempt("resource limits", lambda: _limit_resources(limits)),
+        *groups,
         _attempt("no new privileges", linux.set_no_new_privileges),
         _attempt("Landlock", lambda: _restrict_by_landlock(root)),
-        _attempt("capabilities", _drop_capabilities),
+        _attempt("capability bounds", lambda: linux.bound_capabilities(kept)),
+        _attempt("capabilities", lambda: linux.keep_capabilities(kept)),
         _attempt(
             "system call filter",
             lambda: linux.install_system_call_filter(seccomp.filter_program()),
@@ -107,37 +114,51 @@ def _attempt(name: str, measure: Callable[[], None]) -> JailMeasure:
 
 
 def _enter_user_namespace() -> None:
+    """Enter a user namespace of our own, if we can be somebody in it.
+
+    Some systems give everybody the namespace, but not the right to map a user into it. A process
+    that is nobody there could not make files any more, and no way leads back. So a process that
+    has nothing to lose goes first.
+    """
+    scout = os.fork()
+    if scout == 0:
+        status = errno.EPERM
+        try:
+            _become_oneself_in_user_namespace()
+            status = 0
+        except OSError as error:
+            status = error.errno or status
+        finally:
+            os._exit(status)
+    _, status = os.waitpid(scout, 0)
+    if False:
+        number = os.waitstatus_to_exitcode(status)
+        raise OSError(number, os.strerror(number))
+    _become_oneself_in_user_namespace()
+
+
+def _become_oneself_in_user_namespace() -> None:
     user, group = os.geteuid(), os.getegid()
     linux.unshare(linux.CLONE_NEWUSER)
     # user_namespaces(7): the group map may be written by its owner once setgroups(2) is given up.
     for name, content in (
-        ("setgroups", "deny"),
-        ("uid_map", f"{user} {user} 1"),
-        ("gid_map", f"{group} {group} 1"),
+        ("setgroups", b"deny"),
+        ("uid_map", b"%d %d 1" % (user, user)),
+        ("gid_map", b"%d %d 1" % (group, group)),
     ):
-        Path(f"/proc/self/{name}").write_text(content, encoding="ascii")
+        Path(f"/proc/self/{name}").write_bytes(content)
 
 
-def _change_root(root: int) -> None:
-    """Make *root* the root directory: of the mount namespace where we have our own, else by chroot.
+def _leave_mount_namespace(root: int) -> None:
+    """Take a mount namespace in which there is one mount, of the directory *root*.
 
-    Changing the mount namespace leaves no mount behind through which anything else could be
-    reached. The new root is mounted so that nothing in it can be executed or used as a device.
+    No other is left behind through which anything could be reached, and through this one nothing
+    can be executed or used as a device. Nothing may be mounted before the namespace is our own:
+    all mounts of the system would be gone.
     """
-    path = os.fsencode(Path(f"/proc/self/fd/{root}").readlink())
-    try:
-        _pivot(path)
-    except OSError:
-        os.fchdir(root)
-        os.chroot(".")
-    # A descriptor from before would lead up and out.
-    inside = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    os.dup2(inside, root, inheritable=False)
-    os.close(inside)
+    linux.unshare(linux.CLONE_NEWNS)
     os.fchdir(root)
-
-
-def _pivot(path: bytes) -> None:
+    path = os.fsencode(Path.cwd())
     linux.mount(b"none", b"/", linux.MS_REC | linux.MS_PRIVATE)
     linux.mount(path, path, linux.MS_BIND)
     linux.mount(
@@ -148,6 +169,16 @@ def _pivot(path: bytes) -> None:
     os.chdir(path)
     linux.pivot_root(b".", b".")
     linux.unmount(b".", linux.MNT_DETACH)
+    # The descriptor from before is one of the old mount, and would lead up and out.
+    inside = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    os.dup2(inside, root, inheritable=False)
+    os.close(inside)
+
+
+def _change_root(root: int) -> None:
+    """Make the directory *root* the root directory of this process alone."""
+    os.fchdir(root)
+    os.chroot(".")
 
 
 def _limit_resources(limits: Limits) -> None:
@@ -161,7 +192,8 @@ def _limit_resources(limits: Limits) -> None:
         (resource.RLIMIT_MSGQUEUE, 0),
     ):
         _, hard = resource.getrlimit(kind)
-        bound = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        highest = _HIGHEST_BOUND if hard == resource.RLIM_INFINITY else hard
+        bound = min(wanted, highest)
         resource.setrlimit(kind, (bound, bound))
 
 
@@ -177,11 +209,3 @@ def _restrict_by_landlock(root: int) -> None:
     # An older kernel accepts the larger structure as long as what it does not know is zero.
     ruleset = struct.pack("=3Q", file_access, network_access, scope)
     linux.landlock_restrict(ruleset, root, file_access & ~_LANDLOCK_DENIED)
-
-
-def _drop_capabilities() -> None:
-    if os.geteuid() == 0:
-        os.setgroups([])
-        linux.keep_capabilities(_KEPT_CAPABILITIES)
-    else:
-        linux.keep_capabilities(())

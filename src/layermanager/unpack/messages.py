@@ -59,7 +59,8 @@ class Unpacked:
     """What a worker says that it unpacked; still to be compared with what is desired.
 
     Attributes:
-        blob_digest: the digest of the layer blob.
+        blob_digest: the digest of the blob in a package; empty for a bare blob, whose digest is
+            the checksum of what was transferred.
         diff_id: the digest of the uncompressed tar, of the same algorithm.
         size: bytes taken on disk, in whole blocks.
         entries: members of the layer's tar.
@@ -174,7 +175,7 @@ def read_done(message: JsonObject) -> Unpacked:
     """What the worker says in *message* that it unpacked."""
     notes = message.child("notes")
     return Unpacked(
-        blob_digest=message.required_text("blob_digest"),
+        blob_digest=message.text("blob_digest", ""),
         diff_id=message.required_text("diff_id"),
         size=message.integer("size", 0),
         entries=message.integer("entries", 0),

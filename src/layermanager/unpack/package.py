@@ -34,7 +34,8 @@ class PackageReader:
 
     def __init__(self, chunks: Iterator[bytes], digest: Digest, limits: Limits) -> None:
         window = limits.zstd_window_bytes
-        self._tar = TarReader(ByteReader(decompressed(chunks, zstd_window_bytes=window)), limits)
+        self._reader = ByteReader(decompressed(chunks, zstd_window_bytes=window))
+        self._tar = TarReader(self._reader, limits)
         self._digest = digest
         self._descriptor: JsonObject | None = None
         self._blob_size: int | None = None
@@ -59,6 +60,9 @@ class PackageReader:
                         f"unknown member {shown(entry.path)} in the package: expected layer.json "
                         f"and {self._digest.encoded}"
                     )
+            # What follows the end of the archive: zeros, and the checksum of the compression.
+            for _ in self._reader.rest():
+                pass
         except (ArchiveError, LimitExceededError) as error:
             raise type(error)(f"the package: {error}") from error
         self._require_complete()

@@ -1,8 +1,11 @@
 """The system calls that a worker needs; all others do not exist for it.
 
 A filter in classic BPF, as seccomp(2) takes it: it lets pass what is in the table and answers
-``ENOSYS`` to the rest, as a kernel would that does not have the call. That leaves an attacker who
-took over the worker nothing to talk to the kernel with but files below its root.
+``ENOSYS`` to the rest, as a kernel would that does not have the call, so that a C library which
+would like to use a newer call falls back. That leaves an attacker who took over the worker nothing
+to talk to the kernel with but files below its root.
+
+The filter sees the lower halves of arguments only where the kernel, too, looks at no more.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import errno
 import platform
 import struct
+import sys
 from typing import Final, NamedTuple
 
 _LOAD: Final = 0x20  # BPF_LD | BPF_W | BPF_ABS
@@ -24,16 +28,26 @@ _KILL_PROCESS: Final = 0x80000000
 # Offsets in struct seccomp_data. Both architectures are little-endian.
 _NUMBER: Final = 0
 _ARCHITECTURE: Final = 4
-_FIRST_ARGUMENT: Final = 16
+_ARGUMENTS: Final = 16  # eight bytes each
 
 _CLONE_THREAD: Final = 0x00010000
+_CLONE_NEW_NAMESPACES: Final = 0x7E020000
+_MAP_SHARED: Final = 0x01
+# As in asm-generic, which both architectures follow.
+_TCGETS: Final = 0x5401
+_FIONCLEX: Final = 0x5450
+_FIOCLEX: Final = 0x5451
+_F_GETFD: Final = 1
+_F_SETFD: Final = 2
+_F_GETFL: Final = 3
+_F_DUPFD_CLOEXEC: Final = 1030
 
 
 class _Numbers(NamedTuple):
-    """The number of a system call on each architecture; None where it does not exist."""
+    """The number of a system call on each architecture."""
 
-    x86_64: int | None
-    aarch64: int | None
+    x86_64: int
+    aarch64: int
 
 
 # The most frequent ones first: the filter compares one after the other.
@@ -94,40 +108,81 @@ _SYSTEM_CALLS: Final = {
 _AUDIT_ARCHITECTURES: Final = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
 
-def filter_program() -> bytes:
-    """The filter for this machine.
+def filter_program(machine: str = platform.machine(), highest: int = sys.maxsize) -> bytes:
+    """The filter for a process whose kernel calls itself *machine*, as uname(2) says.
+
+    Args:
+        machine: where the process runs.
+        highest: the greatest size there, which tells 32 bits from 64: a kernel of 64 bits runs
+            programs of 32, and knows them by other numbers.
 
     Raises:
         OSError: there is none for its architecture.
     """
-    machine = platform.machine()
-    architecture = _AUDIT_ARCHITECTURES.get(machine)
-    if architecture is None:
+    if highest < 2**32:
+        raise OSError(errno.ENOSYS, f"no table of system calls for 32 bits on {machine}")
+    if machine not in _AUDIT_ARCHITECTURES:
         raise OSError(errno.ENOSYS, f"no table of system calls for {machine}")
-    numbers = {name: getattr(numbers, machine) for name, numbers in _SYSTEM_CALLS.items()}
-    clone = numbers.pop("clone")
+    return program_for(machine)
+
+
+def program_for(machine: str) -> bytes:
+    """The filter for 64-bit processes on *machine*."""
     instructions = [
         _instruction(_LOAD, _ARCHITECTURE),
-        _instruction(_JUMP_IF_EQUAL, architecture, if_true=1),
+        _instruction(_JUMP_IF_EQUAL, _AUDIT_ARCHITECTURES[machine], if_true=1),
         _instruction(_RETURN, _KILL_PROCESS),
         _instruction(_LOAD, _NUMBER),
     ]
-    for number in numbers.values():
-        instructions += [
-            _instruction(_JUMP_IF_EQUAL, number, if_false=1),
-            _instruction(_RETURN, _ALLOW),
-        ]
-    # Threads, but no processes. The arguments of clone3 cannot be looked at from here; without
-    # it the C library uses clone.
-    instructions += [
-        _instruction(_JUMP_IF_EQUAL, clone, if_false=3),
-        _instruction(_LOAD, _FIRST_ARGUMENT),
-        _instruction(_JUMP_IF_BITS_SET, _CLONE_THREAD, if_false=1),
-        _instruction(_RETURN, _ALLOW),
-        _instruction(_RETURN, _NO_SUCH_CALL),
-    ]
+    for name, numbers in _SYSTEM_CALLS.items():
+        verdict = _CONDITIONS.get(name, [_instruction(_RETURN, _ALLOW)])
+        number = getattr(numbers, machine)
+        instructions += [_instruction(_JUMP_IF_EQUAL, number, if_false=len(verdict)), *verdict]
+    instructions.append(_instruction(_RETURN, _NO_SUCH_CALL))
     return b"".join(instructions)
 
 
 def _instruction(code: int, operand: int, *, if_true: int = 0, if_false: int = 0) -> bytes:
     return struct.pack("=HBBI", code, if_true, if_false, operand)
+
+
+def _if_one_of(argument: int, *values: int) -> list[bytes]:
+    """Allow the call if its *argument* is one of *values*."""
+    return [
+        _instruction(_LOAD, _ARGUMENTS + 8 * argument),
+        *(
+            _instruction(_JUMP_IF_EQUAL, value, if_true=len(values) - index)
+            for index, value in enumerate(values)
+        ),
+        _instruction(_RETURN, _NO_SUCH_CALL),
+        _instruction(_RETURN, _ALLOW),
+    ]
+
+
+def _unless_bits(argument: int, bits: int) -> list[bytes]:
+    """Allow the call if its *argument* has none of *bits*."""
+    return [
+        _instruction(_LOAD, _ARGUMENTS + 8 * argument),
+        _instruction(_JUMP_IF_BITS_SET, bits, if_false=1),
+        _instruction(_RETURN, _NO_SUCH_CALL),
+        _instruction(_RETURN, _ALLOW),
+    ]
+
+
+_CONDITIONS: Final = {
+    # Threads, but no processes. The arguments of clone3 cannot be looked at from here; without
+    # it the C library uses clone.
+    "clone": [
+        _instruction(_LOAD, _ARGUMENTS),
+        _instruction(_JUMP_IF_BITS_SET, _CLONE_NEW_NAMESPACES, if_true=1),
+        _instruction(_JUMP_IF_BITS_SET, _CLONE_THREAD, if_true=1),
+        _instruction(_RETURN, _NO_SUCH_CALL),
+        _instruction(_RETURN, _ALLOW),
+    ],
+    # No typing into the terminal on which the manager was started.
+    "ioctl": _if_one_of(1, _TCGETS, _FIOCLEX, _FIONCLEX),
+    # No signals to whoever is named as the owner of a descriptor.
+    "fcntl": _if_one_of(1, _F_GETFD, _F_SETFD, _F_GETFL, _F_DUPFD_CLOEXEC),
+    # No memory that the limit of a process's data does not count.
+    "mmap": _unless_bits(3, _MAP_SHARED),
+}

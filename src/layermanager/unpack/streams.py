@@ -29,6 +29,19 @@ def chunks_of_file(file_descriptor: int) -> Iterator[bytes]:
         yield chunk
 
 
+class CountedChunks:
+    """Passes chunks on while counting their bytes."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
+        self.size = 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        for chunk in self._chunks:
+            self.size += len(chunk)
+            yield chunk
+
+
 class HashedChunks:
     """Passes chunks on while computing their digest and counting them."""
 
@@ -119,10 +132,9 @@ class ByteReader:
         self._at = min(start + limit, len(self._chunk))
         return self._chunk[start : self._at]
 
-    def put_back(self, data: bytes) -> None:
-        """Let *data*, which was taken, be what comes next."""
-        if data:
-            self._chunk, self._at = data + self._chunk[self._at :], 0
+    def put_back(self, size: int) -> None:
+        """Let the last *size* bytes of what ``some`` returned be what comes next."""
+        self._at -= size
 
     def rest(self) -> Iterator[bytes]:
         """All that is left, in chunks."""

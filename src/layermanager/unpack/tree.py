@@ -15,6 +15,7 @@ whichever comes first.
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import os
 import stat
@@ -84,6 +85,7 @@ class _Directory:
     __slots__ = (
         "children",
         "file_descriptor",
+        "hidden",
         "is_opaque",
         "made_mode",
         "mode",
@@ -102,7 +104,8 @@ class _Directory:
         self.path: bytes = name if parent is None or not parent.path else parent.path + b"/" + name
         self.made_mode = made_mode
         self.children: dict[bytes, _Directory] = {}
-        self.whiteouts: set[bytes] = set()
+        self.hidden: set[bytes] = set()  # by markers, also where this layer has a file of the name
+        self.whiteouts: set[bytes] = set()  # the devices that stand for some of these
         self.is_opaque = False
         # A directory that the archive does not list gets the same attributes each time.
         self.mode = _IMPLICIT_MODE
@@ -114,6 +117,13 @@ class _Directory:
     def path_of(self, name: bytes) -> bytes:
         """The path of *name* in this directory, relative to the layer's root."""
         return self.path + b"/" + name if self.path else name
+
+    def hides_all_below(self) -> bool:
+        """Whether nothing of the layers below is seen here: it, or one that it is in, is opaque."""
+        directory: _Directory | None = self
+        while directory is not None and not directory.is_opaque:
+            directory = directory.parent
+        return directory is not None
 
     def subtree(self) -> Iterator[_Directory]:
         """The directory and all below it, parents first."""
@@ -159,6 +169,10 @@ class TreeWriter:
         self._content_bytes = 0
         self.notes: dict[str, int] = {}
         """What was left out or not honoured, and how often."""
+        # With the setgid bit, files would get the directory's group instead of this process's.
+        if rights.is_privileged:
+            os.fchown(root, *rights.owner)
+        os.fchmod(root, stat.S_IRWXU)
 
     def write(self, entry: Entry, tar: TarReader) -> None:
         """Write one entry, taking its content from *tar*.
@@ -424,24 +438,26 @@ class TreeWriter:
         if source_name in source.whiteouts:
             raise _dangling_hard_link(entry)
         source_path = source.path_of(source_name)
-        descriptor = self._descriptor(parent)
         try:
-            self._link(source_path, name, descriptor)
-        except FileExistsError:
-            self._clear(parent, name)
-            self._link(source_path, name, descriptor)
+            self._link(source_path, parent, name)
         except FileNotFoundError:
             raise _dangling_hard_link(entry) from None
         self._index.add_hard_link(parent.path_of(name), source_path)
 
-    def _link(self, source_path: bytes, name: bytes, descriptor: int) -> None:
-        os.link(
+    def _link(self, source_path: bytes, parent: _Directory, name: bytes) -> None:
+        link = functools.partial(
+            os.link,
             source_path,
             name,
             src_dir_fd=self._root_descriptor,
-            dst_dir_fd=descriptor,
+            dst_dir_fd=self._descriptor(parent),
             follow_symlinks=False,
         )
+        try:
+            link()
+        except FileExistsError:
+            self._clear(parent, name)
+            link()
 
     def _write_special(
         self, parent: _Directory, descriptor: int, name: bytes, entry: Entry
@@ -450,6 +466,10 @@ class TreeWriter:
         is_fifo = entry.kind is EntryKind.FIFO
         if not (is_fifo or self._rights.is_privileged):
             self._note("devices left out")
+            return
+        if entry.kind is EntryKind.CHARACTER_DEVICE and device == _WHITEOUT_DEVICE:
+            # It would hide what the layers below hold; only markers may say so.
+            self._note("whiteout devices in the archive not honoured")
             return
         mode = entry.mode | _FILE_TYPES[entry.kind]
         self._spend(self._block_bytes)
@@ -474,8 +494,9 @@ class TreeWriter:
         hidden = name.removeprefix(_WHITEOUT_PREFIX)
         if hidden in (b"", b".", b".."):
             raise ArchiveError(f"a whiteout marker without a name: {shown(parent.path_of(name))}")
-        if parent.is_opaque:
-            return  # all of the layers below is hidden here already
+        parent.hidden.add(hidden)
+        if parent.hides_all_below():
+            return
         if hidden in parent.children:
             self._make_opaque(parent.children[hidden])
             return
@@ -486,12 +507,13 @@ class TreeWriter:
         parent.whiteouts.add(hidden)
 
     def _make_opaque(self, directory: _Directory) -> None:
-        descriptor = self._descriptor(directory)
-        os.setxattr(descriptor, self._rights.opaque_xattr, b"y")
+        os.setxattr(self._descriptor(directory), self._rights.opaque_xattr, b"y")
         directory.is_opaque = True
-        for name in directory.whiteouts:
-            os.unlink(name, dir_fd=descriptor)
-        directory.whiteouts.clear()
+        # Where nothing is merged, overlayfs would list whiteouts like files that cannot be opened.
+        for below in directory.subtree():
+            for name in below.whiteouts:
+                os.unlink(name, dir_fd=self._descriptor(below))
+            below.whiteouts.clear()
 
     # What several kinds of entries need
 
@@ -499,7 +521,6 @@ class TreeWriter:
         """Make a directory that this process can write in whatever its final mode is."""
         self._spend(self._block_bytes)
         descriptor = self._descriptor(parent)
-        replaces_whiteout = name in parent.whiteouts
         made_mode = mode & 0o777 | 0o700
         try:
             os.mkdir(name, made_mode, dir_fd=descriptor)
@@ -507,7 +528,7 @@ class TreeWriter:
             self._clear(parent, name)
             os.mkdir(name, made_mode, dir_fd=descriptor)
         directory = parent.children[name] = _Directory(parent, name, made_mode)
-        if replaces_whiteout:
+        if name in parent.hidden:
             self._make_opaque(directory)
         return directory
 

@@ -21,6 +21,7 @@ from layermanager.unpack.messages import (
 from layermanager.unpack.package import PackageReader
 from layermanager.unpack.streams import (
     ByteReader,
+    CountedChunks,
     HashedChunks,
     PrefetchedChunks,
     chunks_of_file,
@@ -97,7 +98,9 @@ def _unpack(job: Job, data: int, root: int, index: IndexWriter, allowance: _Allo
     limits = job.limits
     chunks: Iterator[bytes] = chunks_of_file(data)
     package = PackageReader(chunks, job.digest, limits) if job.is_package else None
-    blob = HashedChunks(package.blob() if package else chunks, job.digest.algorithm)
+    # The digest of a bare blob is the checksum of all that arrived, which the client computes.
+    hashed = HashedChunks(package.blob(), job.digest.algorithm) if package else None
+    blob = hashed or CountedChunks(chunks)
     plain = decompressed(iter(blob), zstd_window_bytes=limits.zstd_window_bytes)
     diff = HashedChunks(_no_bomb(plain, blob, limits), job.digest.algorithm)
     writer = TreeWriter(
@@ -126,7 +129,7 @@ def _unpack(job: Job, data: int, root: int, index: IndexWriter, allowance: _Allo
     writer.close()
     index.finish()
     return Unpacked(
-        blob_digest=blob.digest,
+        blob_digest=hashed.digest if hashed else "",
         diff_id=diff.digest,
         size=allowance.spent,
         entries=entries,
@@ -135,7 +138,9 @@ def _unpack(job: Job, data: int, root: int, index: IndexWriter, allowance: _Allo
     )
 
 
-def _no_bomb(plain: Iterator[bytes], blob: HashedChunks, limits: Limits) -> Iterator[bytes]:
+def _no_bomb(
+    plain: Iterator[bytes], blob: HashedChunks | CountedChunks, limits: Limits
+) -> Iterator[bytes]:
     """Pass on what *blob* was decompressed to, as long as it is not absurdly larger."""
     size = 0
     for chunk in plain:

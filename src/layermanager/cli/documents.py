@@ -1,0 +1,97 @@
+"""Values as JSON, in the spelling of Aos: camelCase keys, times as RFC 3339 in UTC."""
+
+from __future__ import annotations
+
+from datetime import UTC
+from typing import TYPE_CHECKING
+
+from layermanager.errors import IntegrityError, LayerError, NotEnoughSpaceError, SourceError
+
+if TYPE_CHECKING:
+    from layermanager.errors import LayerManagerError
+    from layermanager.inventory import StoreUsage
+    from layermanager.model import ApplyResult, LayerInfo
+    from layermanager.plan import Plan
+
+
+def layer_json(layer: LayerInfo) -> dict[str, object]:
+    """An installed layer."""
+    return {
+        "digest": layer.digest,
+        "layerId": layer.layer_id,
+        "version": layer.version,
+        "path": str(layer.path),
+        "osVersion": layer.os_version,
+        "timestamp": layer.timestamp.astimezone(UTC).isoformat().replace("+00:00", "Z"),
+        "cached": layer.cached,
+        "size": layer.size,
+    }
+
+
+def plan_json(plan: Plan) -> dict[str, object]:
+    """What would be done."""
+    return {
+        "keep": [layer.digest for layer in plan.keep],
+        "restore": [layer.digest for layer in plan.restore],
+        "cache": [layer.digest for layer in plan.cache],
+        "install": [layer.digest for layer in plan.install],
+    }
+
+
+def result_json(result: ApplyResult) -> dict[str, object]:
+    """What was done."""
+    return {
+        "kept": [layer_json(layer) for layer in result.kept],
+        "restored": [layer_json(layer) for layer in result.restored],
+        "cached": [layer_json(layer) for layer in result.cached],
+        "installed": [layer_json(layer) for layer in result.installed],
+        "failed": [
+            {
+                "digest": failed.desired.digest,
+                "layerId": failed.desired.layer_id,
+                "version": failed.desired.version,
+                "error": error_json(failed.error),
+            }
+            for failed in result.failed
+        ],
+    }
+
+
+def usage_json(usage: StoreUsage) -> dict[str, object]:
+    """Where the space went."""
+    return {
+        "path": str(usage.path),
+        "total": usage.total,
+        "free": usage.free,
+        "limit": usage.limit,
+        "desired": usage.desired,
+        "reclaimable": usage.reclaimable,
+        "other": usage.other,
+    }
+
+
+def error_json(error: LayerManagerError) -> dict[str, object]:
+    """An error, with what it knows besides its message."""
+    document: dict[str, object] = {"type": type(error).__name__, "message": str(error)}
+    if error.hint:
+        document["hint"] = error.hint
+    if isinstance(error, LayerError) and error.digest:
+        document["digest"] = error.digest
+    match error:
+        case IntegrityError():
+            document |= {
+                "subject": error.subject,
+                "expected": error.expected,
+                "found": error.found,
+            }
+        case SourceError():
+            document["url"] = error.url
+        case NotEnoughSpaceError():
+            document |= {
+                "needed": error.needed,
+                "free": error.free,
+                "limit": error.limit,
+                "reclaimable": error.reclaimable,
+                "limitReached": error.limit_reached,
+            }
+    return document

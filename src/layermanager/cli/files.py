@@ -1,0 +1,65 @@
+"""The entries of a layer's index, as lines like those of ``ls -l`` and as JSON."""
+
+from __future__ import annotations
+
+import base64
+import os
+import stat
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+from layermanager.unpack.fields import shown
+
+if TYPE_CHECKING:
+    from layermanager.unpack.index import IndexEntry
+
+_TYPES: Final = {
+    "file": stat.S_IFREG,
+    "dir": stat.S_IFDIR,
+    "link": stat.S_IFLNK,
+    "char": stat.S_IFCHR,
+    "block": stat.S_IFBLK,
+    "fifo": stat.S_IFIFO,
+}
+
+
+def file_line(entry: IndexEntry) -> str:
+    """One path on a line."""
+    if entry.hard_link:
+        return f"hard link {shown(entry.path)} to {shown(entry.hard_link)}"
+    if entry.kind == "char" and entry.device == (0, 0):
+        return f"whiteout  {shown(entry.path)}"
+    size = "{},{}".format(*entry.device) if entry.kind in ("char", "block") else str(entry.size)
+    moment = datetime.fromtimestamp(entry.mtime_ns // 1_000_000_000, UTC)
+    target = f" -> {shown(entry.link)}" if entry.link else ""
+    return (
+        f"{stat.filemode(_TYPES[entry.kind] | entry.mode)} "
+        f"{'{}:{}'.format(*entry.owner):>9} {size:>10} {moment:%Y-%m-%d %H:%M} "
+        f"{shown(entry.path)}{target}"
+    )
+
+
+def file_json(entry: IndexEntry) -> dict[str, object]:
+    """One path as JSON; names that are no UTF-8 are written as Python's file system encoding."""
+    document: dict[str, object] = {"path": os.fsdecode(entry.path), "type": entry.kind}
+    if entry.hard_link:
+        return document | {"hardLink": os.fsdecode(entry.hard_link)}
+    document |= {
+        "mode": f"{entry.mode:04o}",
+        "uid": entry.owner[0],
+        "gid": entry.owner[1],
+        "mtimeNs": entry.mtime_ns,
+    }
+    match entry.kind:
+        case "file":
+            document |= {"size": entry.size, "sha256": entry.sha256}
+        case "link":
+            document["link"] = os.fsdecode(entry.link)
+        case "char" | "block":
+            document |= {"major": entry.device[0], "minor": entry.device[1]}
+    if entry.xattrs:
+        document["xattrs"] = {
+            os.fsdecode(name): base64.b64encode(value).decode("ascii")
+            for name, value in entry.xattrs.items()
+        }
+    return document

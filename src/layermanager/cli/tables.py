@@ -1,0 +1,88 @@
+"""Values as people read them: sizes, ages, digests, tables. All pure, all within 80 columns."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from datetime import timedelta
+
+_UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+_SIZE: Final = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGTPE]?)(i?B)?\s*", re.IGNORECASE)
+_SHORT_DIGITS: Final = 12
+_GAP: Final = "  "
+
+
+def size_text(size: int) -> str:
+    """A number of bytes with three significant digits: ``1.23 MiB``."""
+    value = float(size)
+    for unit in _UNITS:
+        if value < 999.5 or unit == _UNITS[-1]:
+            break
+        value /= 1024
+    if unit == "B":
+        return f"{size} B"
+    decimals = 2 if value < 9.995 else 1 if value < 99.95 else 0
+    return f"{value:.{decimals}f} {unit}"
+
+
+def parse_size(text: str) -> int:
+    """The number of bytes that *text* names: ``500M``, ``1.5 GiB``, ``4096``; units are binary.
+
+    Raises:
+        ValueError: it names none.
+    """
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise ValueError(f"not a size: {text!r}; write for example 500M, 2G or 1.5GiB")
+    number, prefix, _ = match.groups()
+    power = " KMGTPE".index(prefix.upper()) if prefix else 0
+    whole, _, fraction = number.partition(".")
+    factor = 1 << 10 * power
+    return int(whole) * factor + int(fraction or 0) * factor // int(10 ** len(fraction))
+
+
+def age_text(age: timedelta) -> str:
+    """A duration in its largest unit: ``3 d``, ``5 h``, ``12 min``, ``40 s``."""
+    seconds = max(0, int(age.total_seconds()))
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds // length} {unit}"
+    return f"{seconds} s"
+
+
+def short_digest(digest: str) -> str:
+    """The algorithm and the first digits, which name a layer on one node well enough."""
+    algorithm, _, encoded = digest.partition(":")
+    return f"{algorithm}:{encoded[:_SHORT_DIGITS]}"
+
+
+def table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], *, width: int, right: frozenset[int]
+) -> Iterator[str]:
+    """Lines of a table that is at most *width* columns wide.
+
+    Where it would be wider, the widest columns of text lose the ends of their cells; those in
+    *right*, numbers set to the right, and the first one stay whole.
+    """
+    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
+    flexible = [column for column in range(1, len(head)) if column not in right]
+    while flexible and sum(widths) + len(_GAP) * (len(widths) - 1) > width:
+        widest = max(flexible, key=lambda column: widths[column])
+        if widths[widest] <= len(head[widest]) or widths[widest] <= 1:
+            break
+        widths[widest] -= 1
+    for row in (head, *rows):
+        cells = [
+            _fitted(cell, widths[column], to_the_right=column in right)
+            for column, cell in enumerate(row)
+        ]
+        yield _GAP.join(cells).rstrip()
+
+
+def _fitted(cell: str, width: int, *, to_the_right: bool) -> str:
+    if len(cell) > width:
+        cell = cell[: width - 1] + "…"
+    return cell.rjust(width) if to_the_right else cell.ljust(width)
