@@ -30,7 +30,7 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 bench: $(READY)
-	$(BIN)/python -m bench
+	$(BIN)/python -m bench --update docs/benchmarks.md
 
 clean:
 	rm -rf $(VENV) var dist .mypy_cache .ruff_cache .hypothesis .import_linter_cache

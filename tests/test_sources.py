@@ -21,9 +21,9 @@ from layermanager.errors import SourceError
 from layermanager.sources import default_sources, open_stream
 from layermanager.sources.file import FileSource
 from layermanager.sources.http import HttpSource
-from layermanager.urls import without_credentials
 from layermanager.testing.tls import Authority
 from layermanager.testing.web import LayerServer
+from layermanager.urls import without_credentials
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

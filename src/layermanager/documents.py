@@ -82,6 +82,13 @@ class JsonObject:
             raise DocumentError(f"{self.at(key)}: must be {bounds}, not {value}")
         return value
 
+    def required_integer(self, key: str) -> int:
+        """The integer at *key*, which must be there and not be negative."""
+        value = self.integer(key, None)
+        if value is None:
+            raise DocumentError(f"{self.at(key)}: is missing")
+        return value
+
     def number(
         self, key: str, default: Default, *, minimum: float, maximum: float
     ) -> float | Default:

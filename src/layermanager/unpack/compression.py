@@ -26,6 +26,7 @@ def _module_if_installed(name: str) -> ModuleType | None:
 
 # ISA-L inflates at twice the speed of zlib.
 _isal: Final = _module_if_installed("isal.igzip_lib")
+_isal_zlib: Final = _module_if_installed("isal.isal_zlib")
 _zstd: Final = _module_if_installed(
     "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
 )
@@ -54,6 +55,13 @@ class _Decompressor(Protocol):
     @property
     def unused_data(self) -> bytes: ...
     def decompress(self, data: bytes, max_length: int) -> bytes: ...
+
+
+class _Compressor(Protocol):
+    """Compresses what it is given, bit by bit."""
+
+    def compress(self, data: bytes, /) -> bytes: ...
+    def flush(self) -> bytes: ...
 
 
 class _Codec(NamedTuple):
@@ -87,6 +95,12 @@ def decompressed(chunks: Iterator[bytes], *, zstd_window_bytes: int) -> Iterator
             if magic.startswith(unsupported):
                 raise ArchiveError(f"compressed with {name}, which OCI layers may not be")
         yield from reader.rest()
+
+
+def new_gzip_compressor() -> _Compressor:
+    """A compressor that is as quick as can be; how well it compresses comes second."""
+    compressor: _Compressor = (_isal_zlib or zlib).compressobj(1, wbits=16 + zlib.MAX_WBITS)
+    return compressor
 
 
 def _starts_gzip(magic: bytes) -> bool:

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from layermanager.errors import StoreError
+from layermanager.unpack.compression import new_gzip_compressor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -33,7 +34,6 @@ _BUFFERED_LINES: Final = 512
 _REMOVAL: Final = b"-"
 _HARD_LINK: Final = b" hardlink="
 _NANOSECONDS: Final = 1_000_000_000
-_COMPRESSION_LEVEL: Final = 1  # half of it is digests, which no level makes smaller
 _TO_BE_ESCAPED: Final = re.compile(rb"[^!-~]|[\\#=*?\[]")
 _PLAIN: Final = bytes(byte for byte in range(256) if not _TO_BE_ESCAPED.match(bytes([byte])))
 _ESCAPED: Final = re.compile(rb"\\([0-7]{3})")
@@ -85,7 +85,7 @@ class IndexWriter:
     def __init__(self, file: int) -> None:
         self._file = file
         self._lines = [_HEADER]
-        self._compressor = zlib.compressobj(_COMPRESSION_LEVEL, wbits=16 + zlib.MAX_WBITS)
+        self._compressor = new_gzip_compressor()  # half of it is digests, which stay large anyhow
         self._has_removals = False
 
     def add(self, path: bytes, kind: bytes, attributes: Attributes, keywords: bytes = b"") -> None:
@@ -150,7 +150,8 @@ class IndexWriter:
         os.lseek(self._file, 0, os.SEEK_SET)
         os.ftruncate(self._file, 0)
         content = b"\n".join([header, *reversed(kept), b""])
-        _write_all(self._file, gzip.compress(content, _COMPRESSION_LEVEL, mtime=0))
+        compressor = new_gzip_compressor()
+        _write_all(self._file, compressor.compress(content) + compressor.flush())
 
 
 def _with_resolved_hard_links(lines: list[bytes]) -> Iterator[tuple[bytes, bytes, bytes]]:

@@ -116,9 +116,9 @@ def _attempt(name: str, measure: Callable[[], None]) -> JailMeasure:
 def _enter_user_namespace() -> None:
     """Enter a user namespace of our own, if we can be somebody in it.
 
-    Some systems give everybody the namespace, but not the right to map a user into it. A process
-    that is nobody there could not make files any more, and no way leads back. So a process that
-    has nothing to lose goes first.
+    Some systems give everybody the namespace, but not the right to map a user into it. There a
+    process is nobody: it would tell of files that are nobody's, and no way leads back. So a
+    process that has nothing to lose goes first.
     """
     scout = os.fork()
     if scout == 0:
@@ -131,7 +131,7 @@ def _enter_user_namespace() -> None:
         finally:
             os._exit(status)
     _, status = os.waitpid(scout, 0)
-    if False:
+    if status != 0:
         number = os.waitstatus_to_exitcode(status)
         raise OSError(number, os.strerror(number))
     _become_oneself_in_user_namespace()

@@ -61,7 +61,6 @@ class Unpacked:
     Attributes:
         blob_digest: the digest of the blob in a package; empty for a bare blob, whose digest is
             the checksum of what was transferred.
-        diff_id: the digest of the uncompressed tar, of the same algorithm.
         size: bytes taken on disk, in whole blocks.
         entries: members of the layer's tar.
         os_version: from the package's descriptor.
@@ -69,7 +68,6 @@ class Unpacked:
     """
 
     blob_digest: str
-    diff_id: str
     size: int
     entries: int
     os_version: str
@@ -176,9 +174,8 @@ def read_done(message: JsonObject) -> Unpacked:
     notes = message.child("notes")
     return Unpacked(
         blob_digest=message.text("blob_digest", ""),
-        diff_id=message.required_text("diff_id"),
-        size=message.integer("size", 0),
-        entries=message.integer("entries", 0),
+        size=message.required_integer("size"),
+        entries=message.required_integer("entries"),
         os_version=message.text("os_version", ""),
         notes={what: notes.integer(what, 0) for what in notes.members},
     )

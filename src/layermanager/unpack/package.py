@@ -97,11 +97,9 @@ class PackageReader:
         if self._blob_size is None:
             raise PackageError(f"the package holds no blob {self._digest.encoded}")
         try:
-            described = self._descriptor.integer("size", None)
+            described = self._descriptor.required_integer("size")
         except DocumentError as error:
             raise PackageError(f"layer.json: {error}") from error
-        if described is None:
-            raise PackageError("layer.json: size is missing")
         if described != self._blob_size:
             raise IntegrityError(
                 "size in layer.json", expected=f"{self._blob_size} as the blob has", found=described

@@ -70,6 +70,7 @@ _SYSTEM_CALLS: Final = {
     "mknodat": _Numbers(259, 33),
     "fsetxattr": _Numbers(190, 7),
     "lsetxattr": _Numbers(189, 6),
+    "fremovexattr": _Numbers(199, 16),
     "fchdir": _Numbers(81, 50),
     "lseek": _Numbers(8, 62),
     "ftruncate": _Numbers(77, 46),

@@ -14,6 +14,7 @@ whichever comes first.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import hashlib
@@ -42,6 +43,7 @@ _WHITEOUT_PREFIX: Final = b".wh."
 _OPAQUE_MARKER: Final = b".wh..wh..opq"
 _AUFS_PREFIX: Final = b".wh..wh."
 _OVERLAY_PREFIXES: Final = (b"trusted.overlay.", b"user.overlay.")
+_PROBE: Final = b"trusted.layermanager"
 _WHITEOUT_DEVICE: Final = os.makedev(0, 0)
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -69,9 +71,21 @@ class Rights:
     is_privileged: bool
 
     @classmethod
-    def of_this_process(cls) -> Rights:
-        """The rights of the calling process."""
-        return cls(owner=(os.geteuid(), os.getegid()), is_privileged=os.geteuid() == 0)
+    def below(cls, root: int) -> Rights:
+        """The rights of the calling process below the empty directory *root*.
+
+        Being root is not enough: in a container, or in a user namespace, much may be missing. Who
+        may set ``trusted.*`` attributes has ``CAP_SYS_ADMIN`` where it counts.
+        """
+        owner = (os.geteuid(), os.getegid())
+        if owner[0] != 0:
+            return cls(owner, is_privileged=False)
+        try:
+            os.setxattr(root, _PROBE, b"")
+            os.removexattr(root, _PROBE)
+        except PermissionError:
+            return cls(owner, is_privileged=False)
+        return cls(owner, is_privileged=True)
 
     @property
     def opaque_xattr(self) -> bytes:
@@ -369,7 +383,8 @@ class TreeWriter:
                 os.fchown(file, *owner)
             xattrs = self._kept_xattrs(entry) if entry.xattrs else _NO_XATTRS
             for attribute, value in xattrs.items():
-                os.setxattr(file, attribute, value)
+                with _named(attribute, entry):
+                    os.setxattr(file, attribute, value)
             if entry.mode & _SPECIAL_BITS:
                 os.fchmod(file, entry.mode)
             os.utime(file, ns=(entry.mtime_ns, entry.mtime_ns))
@@ -542,7 +557,8 @@ class TreeWriter:
         directory.owner = owner
         directory.xattrs |= self._kept_xattrs(entry)
         for attribute, value in directory.xattrs.items():
-            os.setxattr(self._descriptor(directory), attribute, value)
+            with _named(attribute, entry):
+                os.setxattr(self._descriptor(directory), attribute, value)
 
     def _set_attributes(self, descriptor: int, name: bytes, entry: Entry) -> Attributes:
         """Set the attributes of what cannot be opened: symlinks, devices and fifos."""
@@ -553,7 +569,8 @@ class TreeWriter:
         if xattrs:
             os.fchdir(descriptor)  # there is no setxattr relative to a directory
             for attribute, value in xattrs.items():
-                os.setxattr(name, attribute, value, follow_symlinks=False)
+                with _named(attribute, entry):
+                    os.setxattr(name, attribute, value, follow_symlinks=False)
         mode = 0o777  # what all symlinks have
         if entry.kind is not EntryKind.SYMLINK:
             mode = entry.mode
@@ -620,6 +637,18 @@ def _hash_zeros(content: Hash, size: int) -> None:
     while size > 0:
         content.update(_ZEROS[:size])
         size -= len(_ZEROS)
+
+
+@contextlib.contextmanager
+def _named(attribute: bytes, entry: Entry) -> Iterator[None]:
+    """Tell which attribute cannot be set; ext4 says "no space" of one that is too large for it."""
+    try:
+        yield
+    except OSError as error:
+        raise ArchiveError(
+            f"{shown(entry.path)}: the extended attribute {shown(attribute)} cannot be set here: "
+            f"{error.strerror}"
+        ) from error
 
 
 def _write_all(file: int, content: bytes | memoryview) -> None:

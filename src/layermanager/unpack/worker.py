@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 from typing import TYPE_CHECKING, Final
 
-from layermanager.errors import LayerError, LimitExceededError
+from layermanager.errors import ArchiveError, LayerError, LimitExceededError
 from layermanager.unpack import jail
 from layermanager.unpack.compression import decompressed
 from layermanager.unpack.fields import shown
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from layermanager.unpack.messages import Channel, Job
 
 
+_LAYERS_OWN_FAULTS: Final = (errno.ENAMETOOLONG, errno.EMLINK, errno.EFBIG)
 _ALWAYS_ALLOWED_BYTES: Final = 64 * 1024 * 1024  # so that the size of a tiny layer does not matter
 
 
@@ -65,8 +67,13 @@ def run(
         return
     except LayerError as error:
         channel.send(failed_message(error))
+    except MemoryError:
+        channel.send(failed_message(LimitExceededError("it needs more memory than it may take")))
     except OSError as error:
-        channel.send({"type": "os_error", "errno": error.errno, "message": _described(error)})
+        if error.errno in _LAYERS_OWN_FAULTS:
+            channel.send(failed_message(ArchiveError(_described(error))))
+        else:
+            channel.send({"type": "os_error", "errno": error.errno, "message": _described(error)})
     else:
         channel.send(done_message(unpacked))
 
@@ -102,16 +109,15 @@ def _unpack(job: Job, data: int, root: int, index: IndexWriter, allowance: _Allo
     hashed = HashedChunks(package.blob(), job.digest.algorithm) if package else None
     blob = hashed or CountedChunks(chunks)
     plain = decompressed(iter(blob), zstd_window_bytes=limits.zstd_window_bytes)
-    diff = HashedChunks(_no_bomb(plain, blob, limits), job.digest.algorithm)
     writer = TreeWriter(
         root,
-        rights=Rights.of_this_process(),
+        rights=Rights.below(root),
         limits=limits,
         block_bytes=job.block_bytes,
         spend=allowance.spend,
         index=index,
     )
-    with PrefetchedChunks(iter(diff)) as prefetched:
+    with PrefetchedChunks(_no_bomb(plain, blob, limits)) as prefetched:
         reader = ByteReader(prefetched)
         tar = TarReader(reader, limits)
         entries = 0
@@ -122,7 +128,7 @@ def _unpack(job: Job, data: int, root: int, index: IndexWriter, allowance: _Allo
                 error.filename = shown(entry.path)
                 raise
             entries += 1
-        # What follows the end of the archive is part of the digests all the same.
+        # What follows the end of the archive is part of the blob all the same.
         for _ in reader.rest():
             pass
     writer.finish()
@@ -130,7 +136,6 @@ def _unpack(job: Job, data: int, root: int, index: IndexWriter, allowance: _Allo
     index.finish()
     return Unpacked(
         blob_digest=hashed.digest if hashed else "",
-        diff_id=diff.digest,
         size=allowance.spent,
         entries=entries,
         os_version=package.os_version if package else "",

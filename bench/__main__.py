@@ -1,0 +1,85 @@
+"""The command: ``python -m bench [--runs N] [--json FILE] [--update PAGE] [NAME …]``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from bench import installing, machine, report
+from bench.nothing_to_do import nothing_to_do
+from bench.setting import Setting
+from bench.volumes import DirectoryVolumes, LoopVolumes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from bench.figures import Figure
+    from bench.volumes import Volumes
+
+    Benchmark = Callable[[Setting], tuple[Figure, ...]]
+
+BENCHMARKS: Final[dict[str, Benchmark]] = {
+    "install-many-files": installing.many_files,
+    "install-few-files": installing.few_files,
+    "nothing-to-do": nothing_to_do,
+}
+_VOLUMES: Final[dict[str, Callable[[Path], Volumes]]] = {
+    "loop": LoopVolumes,
+    "directory": DirectoryVolumes,
+}
+
+
+def main() -> None:
+    """Run the benchmarks that the command line names and show what they found."""
+    arguments = _arguments()
+    with tempfile.TemporaryDirectory(prefix="layermanager-bench.", dir=arguments.scratch) as name:
+        scratch = Path(name).absolute()
+        volumes = _VOLUMES[arguments.volumes](scratch)
+        facts = machine.facts(volumes, scratch, arguments.runs)
+        setting = Setting(scratch, volumes, arguments.runs)
+        figures: list[Figure] = []
+        for benchmark in arguments.names or BENCHMARKS:
+            print(f"{benchmark} …", file=sys.stderr)
+            figures += BENCHMARKS[benchmark](setting)
+    results = report.markdown(facts, figures)
+    print(results, end="")
+    if arguments.json:
+        arguments.json.write_text(report.document(facts, figures), encoding="utf-8")
+    if arguments.update:
+        report.update_page(arguments.update, results)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench", description="Measure layermanager beside its peers."
+    )
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"which: {', '.join(BENCHMARKS)}; all unless named"
+    )
+    parser.add_argument("--runs", type=int, default=5, help="measurements a side (default 5)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every value there as well")
+    parser.add_argument(
+        "--update", type=Path, metavar="PAGE", help="put the results into this Markdown page"
+    )
+    parser.add_argument(
+        "--scratch", type=Path, metavar="DIR", help="where a few GB of room are (default: TMPDIR)"
+    )
+    parser.add_argument(
+        "--volumes",
+        choices=_VOLUMES,
+        default="loop" if os.geteuid() == 0 else "directory",
+        help="where to unpack: a new ext4 on a loop device each time, as root, or new directories",
+    )
+    arguments = parser.parse_args()
+    unknown = [name for name in arguments.names if name not in BENCHMARKS]
+    if unknown:
+        parser.error(f"no such benchmark: {', '.join(unknown)}")
+    return arguments
+
+
+if __name__ == "__main__":
+    main()

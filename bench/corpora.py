@@ -1,0 +1,185 @@
+"""Layers to measure with, made of the machine's own files.
+
+Which files are taken depends on what is there, and the table says how much it was; on one machine
+it is the same each time. Real files compress, and spread in size and over directories, as those
+of real layers do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import itertools
+import os
+import stat
+import subprocess
+import sys
+import sysconfig
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+_ROOTS: Final = (Path("/usr/lib"), Path("/usr/share"))
+_COMPRESSED: Final = frozenset((".gz", ".jar", ".png", ".whl", ".xz", ".zip", ".zst"))
+_STDLIB: Final = Path(sysconfig.get_path("stdlib"))
+_MTIME: Final = 1_700_000_000
+_PAGE_BYTES: Final = 4096
+_MEGABYTE: Final = 1_000_000
+
+_MANY_FILES: Final = 17_000
+_MANY_BYTES: Final = 200 * _MEGABYTE
+_MANY_LARGEST_BYTES: Final = 4 * _MEGABYTE
+_PACKAGE_DEPTH: Final = 5
+_PACKAGE_LARGEST_FILES: Final = 500
+_FEW_FILES: Final = 10
+_FEW_BYTES: Final = 250 * _MEGABYTE
+_FEW_SMALLEST_SOURCE_BYTES: Final = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A layer blob.
+
+    Attributes:
+        description: what is in it.
+        blob: the file: a gzipped tar.
+        digest: its digest.
+        payload_bytes: the content of its files, each in whole pages: what unpacking must write.
+    """
+
+    description: str
+    blob: Path
+    digest: str
+    payload_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A file of the layer: its name there, and the content."""
+
+    name: PurePosixPath
+    content: bytes
+
+
+def many_files(scratch: Path) -> Layer:
+    """About 17,000 files of 200 MB in all, as of a distribution or a language's packages."""
+    return _build(scratch / "many-files.tar.gz", _many_files())
+
+
+def few_files(scratch: Path) -> Layer:
+    """Ten files of 250 MB in all: machine code, as of a large application or a model runtime."""
+    return _build(scratch / "few-files.tar.gz", _few_files())
+
+
+def _many_files() -> Iterator[_File]:
+    """Packages in an order that mixes them, keeping to the size that is wanted.
+
+    What counts as a package is a directory at the depth of /usr/share/doc/NAME, with all below it;
+    no one may set the tone, so that of the largest only a part is taken. Files that are compressed
+    already are left out: documentation and icons, of which images have few.
+    Where the machine has too few files they are taken again, under other names: gzip, whose
+    window is small, cannot tell.
+    """
+    packages: dict[Path, list[Path]] = {}
+    for path, size in _regular_files():
+        package = packages.setdefault(Path(*path.parts[:_PACKAGE_DEPTH]), [])
+        if (
+            size <= _MANY_LARGEST_BYTES
+            and path.suffix not in _COMPRESSED
+            and len(package) < _PACKAGE_LARGEST_FILES
+        ):
+            package.append(path)
+    mixed = sorted(packages, key=lambda path: hashlib.sha256(bytes(path)).digest())
+    if not mixed:
+        raise FileNotFoundError(f"no readable files below {_STDLIB} to make a layer of")
+    files = total = 0
+    for copy in itertools.count():
+        for path in itertools.chain.from_iterable(packages[one] for one in mixed):
+            content = path.read_bytes()
+            if total + len(content) > _MANY_BYTES * (files + 1) / _MANY_FILES + _MEGABYTE:
+                continue  # we are ahead of the average: only smaller ones for a while
+            yield _File(PurePosixPath(f"copy-{copy}", *path.parts[1:]), content)
+            files += 1
+            total += len(content)
+            if files == _MANY_FILES:
+                return
+
+
+def _few_files() -> Iterator[_File]:
+    libraries = [
+        path
+        for path, size in _regular_files()
+        if ".so" in path.name and size >= _FEW_SMALLEST_SOURCE_BYTES
+    ]
+    sources = itertools.cycle([*libraries, Path(sys.executable).resolve()])
+    for number in range(_FEW_FILES):
+        content = bytearray()
+        while len(content) < _FEW_BYTES // _FEW_FILES:
+            content += next(sources).read_bytes()
+        name = PurePosixPath("opt", "application", f"part-{number}")
+        yield _File(name, bytes(content[: _FEW_BYTES // _FEW_FILES]))
+
+
+def _regular_files() -> Iterator[tuple[Path, int]]:
+    """The readable files below the roots and their sizes, always in the same order."""
+    for root in sorted({_STDLIB, *_ROOTS}):
+        if any(other in root.parents for other in _ROOTS):
+            continue
+        for directory, subdirectories, names in os.walk(root):
+            subdirectories.sort()
+            for name in sorted(names):
+                path = Path(directory, name)
+                status = path.lstat()
+                if stat.S_ISREG(status.st_mode) and os.access(path, os.R_OK):
+                    yield path, status.st_size
+
+
+def _build(blob: Path, files: Iterable[_File]) -> Layer:
+    count = total = payload = 0
+    with (
+        blob.open("xb") as target,
+        subprocess.Popen(["gzip", "--no-name", "-6"], stdin=subprocess.PIPE, stdout=target) as gzip,
+    ):
+        assert gzip.stdin is not None
+        with tarfile.open(fileobj=gzip.stdin, mode="w|", format=tarfile.GNU_FORMAT) as tar:
+            made: set[PurePosixPath] = set()
+            for file in files:
+                for directory in reversed(file.name.parents[:-1]):
+                    if directory not in made:
+                        made.add(directory)
+                        tar.addfile(_member(directory, tarfile.DIRTYPE, 0o755, 0))
+                member = _member(file.name, tarfile.REGTYPE, 0o644, len(file.content))
+                tar.addfile(member, io.BytesIO(file.content))
+                count += 1
+                total += len(file.content)
+                payload += -(-len(file.content) // _PAGE_BYTES) * _PAGE_BYTES
+        gzip.stdin.close()
+        if gzip.wait() != 0:
+            raise subprocess.CalledProcessError(gzip.returncode, "gzip")
+    compressed = blob.stat().st_size
+    return Layer(
+        description=(
+            f"{count:,} files, {total / _MEGABYTE:.0f} MB, {compressed / _MEGABYTE:.0f} MB gzipped"
+        ),
+        blob=blob,
+        digest=_digest(blob),
+        payload_bytes=payload,
+    )
+
+
+def _member(name: PurePosixPath, kind: bytes, mode: int, size: int) -> tarfile.TarInfo:
+    member = tarfile.TarInfo(str(name))
+    member.type = kind
+    member.mode = mode
+    member.size = size
+    member.mtime = _MTIME
+    return member
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"

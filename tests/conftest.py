@@ -1,0 +1,110 @@
+"""What tests need of the machine: present, or the test is skipped and says why.
+
+On a developer's machine a missing capability skips a test. Where ``LAYERMANAGER_CI`` is set and the
+tests run as root it fails the test instead, so that nothing goes untested unnoticed.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+    Overlay = Callable[[Sequence[Path]], AbstractContextManager[Path]]
+
+
+# How long an example takes says more about the other users of a machine than about the code.
+settings.register_profile("layermanager", deadline=None, print_blob=True)
+settings.load_profile("layermanager")
+
+
+def _require(capability: str, probe: Callable[[], object]) -> None:
+    """Skip or fail the test that asks unless *probe* succeeds."""
+    if os.geteuid() != 0:
+        pytest.skip(f"needs root: {capability}")
+    try:
+        probe()
+    except (OSError, subprocess.CalledProcessError) as error:
+        if os.environ.get("LAYERMANAGER_CI") == "1":
+            pytest.fail(f"this machine lacks {capability}: {error}")
+        pytest.skip(f"this machine lacks {capability}: {error}")
+
+
+@pytest.fixture(scope="session")
+def needs_root() -> None:
+    """The rights to give files to others."""
+    _require("files of other owners", lambda: None)
+
+
+@pytest.fixture(scope="session")
+def needs_trusted_xattrs(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Extended attributes that only root sees."""
+    directory = tmp_path_factory.mktemp("xattrs")
+    _require(
+        "trusted extended attributes", lambda: os.setxattr(directory, "trusted.probe", b"value")
+    )
+
+
+@pytest.fixture(scope="session")
+def needs_devices(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Device files."""
+    path = tmp_path_factory.mktemp("devices") / "null"
+    _require("device files", lambda: os.mknod(path, stat.S_IFCHR, os.makedev(1, 3)))
+
+
+@contextmanager
+def _overlay(lower: Sequence[Path], mount_point: Path) -> Iterator[Path]:
+    directories = ":".join(str(path) for path in lower)
+    mount = ["mount", "-t", "overlay", "overlay", "-o", f"ro,lowerdir={directories}"]
+    subprocess.run([*mount, str(mount_point)], check=True, capture_output=True)
+    try:
+        yield mount_point
+    finally:
+        subprocess.run(["umount", str(mount_point)], check=True)
+
+
+@pytest.fixture(scope="session")
+def needs_overlay(tmp_path_factory: pytest.TempPathFactory, needs_trusted_xattrs: None) -> None:  # noqa: ARG001 - fixtures are asked for by argument
+    """Overlay mounts."""
+    base = tmp_path_factory.mktemp("overlay")
+    for name in ("upper", "lower", "merged"):
+        (base / name).mkdir()
+
+    def probe() -> None:
+        with _overlay([base / "upper", base / "lower"], base / "merged"):
+            pass
+
+    _require("overlay mounts", probe)
+
+
+@pytest.fixture
+def overlay(tmp_path_factory: pytest.TempPathFactory, needs_overlay: None) -> Overlay:  # noqa: ARG001
+    """Mounts layers, the uppermost first, for the time of a context."""
+    return lambda lower: _overlay(lower, tmp_path_factory.mktemp("merged"))
+
+
+@pytest.fixture
+def small_file_system(tmp_path: Path) -> Iterator[Path]:
+    """An ext4 of 8 MiB."""
+    image, mount_point = tmp_path / "small.img", tmp_path / "small"
+    mount_point.mkdir()
+
+    def make() -> None:
+        with image.open("wb") as file:
+            file.truncate(8 * 1024 * 1024)
+        subprocess.run(["mkfs.ext4", "-q", "-F", image], check=True, capture_output=True)
+        subprocess.run(["mount", "-o", "loop", image, mount_point], check=True, capture_output=True)
+
+    _require("loop devices with ext4", make)
+    yield mount_point
+    subprocess.run(["umount", mount_point], check=True)
