@@ -100,7 +100,7 @@ def test_what_is_no_package_is_refused_by_name(package: LayerBuilder, message: s
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"size": None}, "size is missing"),
+        ({"size": None}, "size: is missing"),
         ({"size": "1"}, "size"),
         ({"size": -1}, "size"),
         ({"platform": []}, "platform"),
