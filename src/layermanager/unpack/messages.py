@@ -117,11 +117,11 @@ class Channel:
             UnpackerError: it is no message.
         """
         try:
-            data, descriptors, *_ = socket.recv_fds(
-                self._connection, _PACKET_BYTES, _MAX_DESCRIPTORS
-            )
+            data, descriptors, *_ = self._receive()
         except ConnectionResetError:
-            return None
+            # The other end was closed before it read all that we sent. Linux tells that once,
+            # before it hands out what had been sent to us.
+            data, descriptors, *_ = self._receive()
         if not data:
             return None
         try:
@@ -130,6 +130,9 @@ class Channel:
             raise UnpackerError(
                 f"the unpacker sent something that is no message: {error}"
             ) from error
+
+    def _receive(self) -> tuple[bytes, list[int], int, object]:
+        return socket.recv_fds(self._connection, _PACKET_BYTES, _MAX_DESCRIPTORS)
 
     def close(self) -> None:
         """Close this end."""
