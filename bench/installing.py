@@ -1,8 +1,9 @@
 """Installing one layer from a file, against GNU tar unpacking the same blob.
 
 Both are whole programs, from their start to their end: ours starts two Python interpreters, opens
-its database, computes three digests, records the layer, and has everything on disk when it ends;
-tar only unpacks, and so is also measured with ``sync -f`` after it.
+its database, computes the digest of the blob and of every file in it for the index, records the
+layer, and has everything on disk when it ends; tar only unpacks, and so is also measured with
+``sync -f`` after it.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from layermanager.errors import PackError
 from layermanager.model import DesiredLayer, Digest, Limits
-from layermanager.pack import Compression, _content, pack
+from layermanager.pack import Compression, _content, pack_layer
 from layermanager.testing.layers import LayerBuilder, compress
 from layermanager.unpack.compression import decompressed
 from layermanager.unpack.streams import ByteReader
@@ -72,7 +72,7 @@ def read_package(path: Path) -> Package:
 def packed(
     source: Path, output: Path, *, compression: Compression = Compression.NONE
 ) -> tuple[DesiredLayer, Package]:
-    layer = pack(source, output, layer_id="base", version="1.0", compression=compression)
+    layer = pack_layer(source, output, layer_id="base", version="1.0", compression=compression)
     return layer, read_package(output)
 
 
@@ -128,7 +128,7 @@ class TestPackage:
     def test_names_the_os_version_and_the_url_that_it_is_told(
         self, tree: Path, output: Path
     ) -> None:
-        layer = pack(
+        layer = pack_layer(
             tree, output, layer_id="a", version="1", os_version="12.4", url="https://example.com/a"
         )
 
@@ -428,7 +428,7 @@ class TestDirectorySource:
 
         tracemalloc.start()
         try:
-            pack(tree, output, layer_id="a", version="1", compression=Compression.ZSTD)
+            pack_layer(tree, output, layer_id="a", version="1", compression=Compression.ZSTD)
             _, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
@@ -638,10 +638,10 @@ class TestFailures:
         limit = source.stat().st_size + 512
         program = (
             "import resource, sys, pathlib\n"
-            "from layermanager.pack import Compression, pack\n"
+            "from layermanager.pack import Compression, pack_layer\n"
             "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]),) * 2)\n"
-            "pack(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), layer_id='', version='',\n"
-            "     compression=Compression.NONE)\n"
+            "source, output = map(pathlib.Path, sys.argv[1:3])\n"
+            "pack_layer(source, output, layer_id='', version='', compression=Compression.NONE)\n"
         )
 
         failed = subprocess.run(

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
         Limits,
         Phase,
     )
-    from layermanager.pack import Compression, pack
+    from layermanager.pack import Compression, pack_layer
     from layermanager.plan import Plan
     from layermanager.protocols import (
         Allocator,
@@ -103,7 +103,7 @@ _MODULES = {
         "Limits",
         "Phase",
     ),
-    "pack": ("Compression", "pack"),
+    "pack": ("Compression", "pack_layer"),
     "plan": ("Plan",),
     "protocols": (
         "Allocator",
@@ -171,7 +171,7 @@ __all__ = [
     "UnpackerError",
     "desired_to_json",
     "load_config",
-    "pack",
+    "pack_layer",
     "read_desired",
 ]
 

@@ -59,7 +59,7 @@ class Compression(Enum):
         return f"application/vnd.aos.image.layer.v1.tar{suffix}"
 
 
-def pack(
+def pack_layer(
     source: Path,
     output: Path,
     *,

@@ -388,6 +388,18 @@ def test_the_number_of_entries_is_limited() -> None:
         read(tar, Limits(entries=2))
 
 
+def test_an_extended_header_of_a_negative_size_is_refused() -> None:
+    with pytest.raises(ArchiveError, match="impossible size -1"):
+        read(header_block(b"", b"x", size=b"\xff" * 12))
+
+
+def test_records_of_global_headers_are_few() -> None:
+    few = pax([(b"%d" % key, b"v") for key in range(100)], b"g")
+    assert len(read(few + header_block(b"a"))) == 1
+    with pytest.raises(LimitExceededError, match="more than 100 records in global headers"):
+        read(few + pax([(b"comment", b"v")], b"g") + header_block(b"a"))
+
+
 @pytest.mark.parametrize(
     "headers",
     [
@@ -397,7 +409,6 @@ def test_the_number_of_entries_is_limited() -> None:
         pax([(b"comment", b"c" * 5000)], b"g"),
         pax([(b"comment", b"c")]) * 10,
         header_block(b"", b"x", size=b"77777777777\0"),
-        header_block(b"", b"x", size=b"\xff" * 12),
         pax([(b"a", b"v" * 2500)], b"g") + pax([(b"b", b"v" * 2500)], b"g"),
         pax([(b"a" * 2500, b"v")], b"g") + pax([(b"b" * 2500, b"v")], b"g"),
     ],

@@ -40,7 +40,7 @@ def file_line(entry: IndexEntry) -> str:
 
 
 def file_json(entry: IndexEntry) -> dict[str, object]:
-    """One path as JSON; names that are no UTF-8 are written as Python's file system encoding."""
+    """One path as JSON; bytes of names that are no UTF-8 are lone surrogates, U+DC80 to U+DCFF."""
     document: dict[str, object] = {"path": os.fsdecode(entry.path), "type": entry.kind}
     if entry.hard_link:
         return document | {"hardLink": os.fsdecode(entry.hard_link)}

@@ -10,7 +10,7 @@ import threading
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Protocol
 
-from layermanager.cli.tables import short_digest, size_text
+from layermanager.cli.tables import cut, padded, printable, short_digest, size_text
 from layermanager.model import Phase
 
 if TYPE_CHECKING:
@@ -21,19 +21,23 @@ if TYPE_CHECKING:
 
 _SECONDS_BETWEEN_FRAMES: Final = 0.1
 _BAR_CELLS: Final = 16
+_NAME_COLUMNS: Final = 24
 _UP: Final = "\x1b[{}A"
-_CLEAR_LINE: Final = "\x1b[2K"
+_CLEAR_BELOW: Final = "\x1b[J"
 _RUNNING: Final = (Phase.INSTALLING, Phase.COMMITTING)
 
 
 class Display(Protocol):
-    """Shows progress; ``update`` is called from the threads that install."""
+    """Shows progress, and what is logged meanwhile; may be called from any thread."""
 
     def update(self, progress: LayerProgress) -> None:
         """Take note of a moment of one installation."""
 
+    def write(self, text: str) -> None:
+        """Print *text*, whole lines, so that it stays readable."""
+
     def end(self) -> None:
-        """Show the last state; nothing is shown after that."""
+        """Show the last state; from then on progress is not shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,25 +82,24 @@ def _line(row: Row, now: float, columns: int) -> str:
     progress = row.progress
     details = str(progress.phase)
     if progress.phase is Phase.INSTALLING:
-        details = f"{_bar(progress)} {_amount(progress)} {_rate(row, now)}"
+        parts = (_bar(progress), _amount(progress), _rate(row, now))
+        details = " ".join(part for part in parts if part)
     room = max(8, columns - len(details) - 3)
-    name = _name(progress)
-    if len(name) > room:
-        name = name[: room - 1] + "…"
-    return f"{name.ljust(min(room, 24))}  {details}"[: columns - 1]
+    name = padded(cut(_name(progress), room), min(room, _NAME_COLUMNS))
+    return cut(f"{name}  {details}", columns - 1)
 
 
 def _summary(rows: Iterable[Row], columns: int) -> str:
     phases = [row.progress.phase for row in rows]
     counts = ", ".join(f"{phases.count(phase)} {phase}" for phase in Phase if phase in phases)
-    return f"{len(phases)} layers: {counts}"[: columns - 1]
+    return cut(f"{len(phases)} layers: {counts}", columns - 1)
 
 
 def _name(progress: LayerProgress) -> str:
     desired = progress.desired
     if not desired.layer_id:
         return short_digest(desired.digest)
-    return f"{desired.layer_id} {desired.version}".rstrip()
+    return printable(f"{desired.layer_id} {desired.version}".rstrip())
 
 
 def _bar(progress: LayerProgress) -> str:
@@ -136,6 +139,11 @@ class PlainDisplay:
             self._phases[digest] = progress.phase
             print(plain_line(progress), file=self._stream, flush=True)
 
+    def write(self, text: str) -> None:
+        """Print *text* between the lines of the layers."""
+        with self._lock:
+            print(text, end="", file=self._stream, flush=True)
+
     def end(self) -> None:
         """Do nothing: all was printed when it happened."""
 
@@ -171,19 +179,28 @@ class TerminalDisplay:
             if now - self._drawn_at >= _SECONDS_BETWEEN_FRAMES:
                 self._draw(now)
 
-    def end(self) -> None:
-        """Draw the last state."""
+    def write(self, text: str) -> None:
+        """Print *text* above the lines of the layers."""
         with self._lock:
-            if self._rows:
-                self._draw(self._now())
+            self._stream.write(self._erasure() + text)
+            self._drawn_lines = 0
+            self._draw(self._now())
+
+    def end(self) -> None:
+        """Draw the last state, and leave it."""
+        with self._lock:
+            self._draw(self._now())
+            self._rows.clear()
+            self._drawn_lines = 0
 
     def _draw(self, now: float) -> None:
         columns, lines = self._size()
         drawn = frame(self._rows, now, columns=columns, lines=max(1, lines - 1))
-        up = _UP.format(self._drawn_lines) if self._drawn_lines else ""
-        blank = [""] * (self._drawn_lines - len(drawn))
-        text = "".join(f"{_CLEAR_LINE}{line}\n" for line in [*drawn, *blank])
-        self._stream.write(up + text)
+        self._stream.write(self._erasure() + "".join(f"{line}\n" for line in drawn))
         self._stream.flush()
-        self._drawn_lines = max(self._drawn_lines, len(drawn))
+        self._drawn_lines = len(drawn)
         self._drawn_at = now
+
+    def _erasure(self) -> str:
+        """What takes the lines of the layers away from the terminal."""
+        return _UP.format(self._drawn_lines) + _CLEAR_BELOW if self._drawn_lines else ""

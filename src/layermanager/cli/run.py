@@ -10,10 +10,10 @@ import signal
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Final, NoReturn, TextIO, TypeVar
 
 import click
 
@@ -42,8 +42,6 @@ if TYPE_CHECKING:
     from layermanager.model import ApplyResult, DesiredLayer, FailedLayer, LayerInfo
     from layermanager.unpack.index import IndexEntry
 
-Command = TypeVar("Command", bound="Callable[..., object]")
-
 _EXIT_INTERRUPTED: Final = 128 + signal.SIGINT
 _EXIT_TERMINATED: Final = 128 + signal.SIGTERM
 _EXIT_BROKEN_PIPE: Final = 128 + signal.SIGPIPE
@@ -53,11 +51,12 @@ _SHORTEST_PREFIX: Final = 4
 
 @dataclass(slots=True)
 class _Settings:
-    """What the options before the command say."""
+    """What the options before the command say, and where the log goes."""
 
+    is_json: bool
+    log: logging.StreamHandler[TextIO | Display]
     config_file: Path | None = None
     working_dir: Path | None = None
-    is_json: bool = False
 
     @property
     def config(self) -> Config:
@@ -76,23 +75,27 @@ class _TerminatedError(BaseException):
     """SIGTERM: ends what is under way as Ctrl-C does."""
 
 
+class _NobodyReadsError(BaseException):
+    """Standard output is a pipe whose other end was closed; click would make that status 1."""
+
+
 def run(arguments: Sequence[str]) -> int:
     """Run the command line and return the exit status."""
-    settings = _Settings()
+    # A usage error, too, is told as JSON, though the options were not understood then.
+    settings = _Settings(is_json="--json" in arguments, log=logging.StreamHandler(sys.stderr))
     signal.signal(signal.SIGTERM, _terminate)
     try:
         status = _group.main(
             list(arguments), prog_name="layermanager", standalone_mode=False, obj=settings
         )
-        sys.stdout.flush()
     except click.ClickException as error:
-        error.show()
+        _print_usage_error(error, settings)
         return error.exit_code
     except LayerManagerError as error:
         _print_error(error, settings)
         return error.exit_code
-    except BrokenPipeError:
-        # Nothing more can be written there, not even what is still buffered.
+    except _NobodyReadsError:
+        # Python would try once more to write what is still buffered.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _EXIT_BROKEN_PIPE
     except (KeyboardInterrupt, click.Abort):
@@ -108,23 +111,13 @@ def _terminate(_signal_number: int, _frame: FrameType | None) -> NoReturn:
     raise _TerminatedError
 
 
-def _note_json(context: click.Context, _: click.Parameter, *, value: bool) -> None:
-    settings = context.find_object(_Settings)
-    if value and settings is not None:
-        settings.is_json = True
-
-
-def _json_option(command: Command) -> Command:
-    """Let ``--json`` stand after the command as well as before it."""
-    option = click.option(
-        "--json",
-        is_flag=True,
-        expose_value=False,
-        callback=lambda context, parameter, value: _note_json(context, parameter, value=value),
-        help="Print one JSON document on standard output, and nothing else.",
-    )
-    return option(command)
-
+_json_option: Final = click.option(
+    "--json",
+    is_flag=True,
+    expose_value=False,
+    help="Print one JSON document on standard output, and nothing else.",
+)
+"""Stands before the command or after it; ``run`` looks for it itself."""
 
 _wait_option: Final = click.option(
     "--wait", is_flag=True, help="Wait for another process that is changing the store."
@@ -167,7 +160,9 @@ def _group(
     """Make the filesystem layers on this node be exactly the desired ones."""
     settings.config_file = config_file
     settings.working_dir = working_dir
-    logging.basicConfig(level=log_level.upper(), format="%(levelname)s: %(message)s")
+    logging.basicConfig(
+        level=log_level.upper(), format="%(levelname)s: %(message)s", handlers=[settings.log]
+    )
 
 
 @_group.command("apply")
@@ -187,7 +182,9 @@ def _apply(settings: _Settings, desired: str, *, dry_run: bool, wait: bool) -> i
         _print_plan(settings, layers)
         return 0
     try:
-        result = _with_manager(settings, lambda one: one.process_desired_layers(layers), wait=wait)
+        result = _with_manager(
+            settings, settings.config, lambda one: one.process_desired_layers(layers), wait=wait
+        )
     except LayersFailedError as error:
         _print_result(settings, error.result)
         return error.exit_code
@@ -207,10 +204,10 @@ def _ls(settings: _Settings) -> None:
         _print_json([layer_json(layer) for layer in layers])
         return
     if not layers:
-        click.echo("no layers are installed")
+        _print("no layers are installed")
         return
     _print_table(
-        ("DIGEST", "LAYER", "VERSION", "STATE", "SIZE", "SINCE"),
+        ("DIGEST", "LAYER", "VERSION", "STATE", "SIZE", "SINCE (UTC)"),
         [
             (
                 tables.short_digest(layer.digest),
@@ -222,7 +219,7 @@ def _ls(settings: _Settings) -> None:
             )
             for layer in layers
         ],
-        right=frozenset({4}),
+        right=frozenset({4, 5}),
     )
 
 
@@ -294,14 +291,19 @@ def _gc(settings: _Settings, ttl_days: int | None, free: str | None, *, wait: bo
         wanted = tables.parse_size(free) if free is not None else 0
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--free") from error
-    time_to_live = None if ttl_days is None else timedelta(days=min(ttl_days, timedelta.max.days))
+    config = settings.config
+    if ttl_days is not None:
+        config = replace(config, layer_ttl_days=ttl_days)
+    time_to_live = config.layer_ttl
+    # A manager removes expired layers when it starts, but then nobody is told which.
+    config = replace(config, layer_ttl_days=timedelta.max.days)
 
     def collect(manager: LayerManager) -> tuple[LayerInfo, ...]:
         removed = manager.remove_expired_layers(time_to_live)
         freed = sum(layer.size for layer in removed)
         return removed + manager.remove_cached_layers(max(0, wanted - freed))
 
-    removed = _with_manager(settings, collect, wait=wait)
+    removed = _with_manager(settings, config, collect, wait=wait)
     freed = sum(layer.size for layer in removed)
     if settings.is_json:
         from layermanager.cli.documents import layer_json
@@ -309,10 +311,10 @@ def _gc(settings: _Settings, ttl_days: int | None, free: str | None, *, wait: bo
         _print_json({"removed": [layer_json(layer) for layer in removed], "freed": freed})
         return
     for layer in removed:
-        name = f"{layer.layer_id} {layer.version}".strip()
-        click.echo(f"removed {tables.short_digest(layer.digest)}  {name}")
+        name = tables.printable(f"{layer.layer_id} {layer.version}".strip())
+        _print(f"removed {tables.short_digest(layer.digest)}  {name}")
     layers = "layer" if len(removed) == 1 else "layers"
-    click.echo(f"{len(removed)} {layers} removed, {tables.size_text(freed)} freed")
+    _print(f"{len(removed)} {layers} removed, {tables.size_text(freed)} freed")
 
 
 @_group.command("pack")
@@ -352,9 +354,9 @@ def _pack(
     included.
     """
     from layermanager.desired import desired_to_json
-    from layermanager.pack import Compression, pack
+    from layermanager.pack import Compression, pack_layer
 
-    layer = pack(
+    layer = pack_layer(
         source,
         output,
         layer_id=layer_id or source.absolute().name.split(".")[0],
@@ -383,17 +385,16 @@ Result = TypeVar("Result")
 
 
 def _with_manager(
-    settings: _Settings, operation: Callable[[LayerManager], Result], *, wait: bool
+    settings: _Settings, config: Config, operation: Callable[[LayerManager], Result], *, wait: bool
 ) -> Result:
     """Call *operation* with a manager that shows its progress."""
     from layermanager.manager import LayerManager
 
     display = _display()
+    settings.log.setStream(display)
     patience = _WITHOUT_END if wait else timedelta(0)
     try:
-        with LayerManager(
-            settings.config, patience=patience, on_progress=display.update
-        ) as manager:
+        with LayerManager(config, patience=patience, on_progress=display.update) as manager:
             return operation(manager)
     finally:
         display.end()
@@ -413,12 +414,13 @@ def _display() -> Display:
 
 def _find(layers: Iterable[LayerInfo], text: str) -> LayerInfo:
     """The one layer whose digest begins with *text*, with or without its algorithm."""
-    if len(text.partition(":")[2] or text) < _SHORTEST_PREFIX:
+    algorithm, _, digits = text.rpartition(":")
+    if len(digits) < _SHORTEST_PREFIX:
         raise InvalidDigestError(f"{text}: at least {_SHORTEST_PREFIX} digits are needed")
     found = [
         layer
         for layer in layers
-        if layer.digest.startswith(text) or layer.digest.encoded.startswith(text)
+        if algorithm in {"", layer.digest.algorithm} and layer.digest.encoded.startswith(digits)
     ]
     if len(found) > 1:
         digests = ", ".join(tables.short_digest(layer.digest) for layer in found)
@@ -431,7 +433,7 @@ def _find(layers: Iterable[LayerInfo], text: str) -> LayerInfo:
 def _described(layer: LayerInfo, time_to_live: timedelta) -> Iterator[tuple[str, str]]:
     from datetime import UTC, datetime
 
-    age = datetime.now(UTC) - layer.timestamp
+    age = max(timedelta(0), datetime.now(UTC) - layer.timestamp)
     yield "digest", layer.digest
     yield "layer", layer.layer_id or "-"
     yield "version", layer.version or "-"
@@ -454,7 +456,7 @@ def _print_plan(settings: _Settings, layers: Sequence[DesiredLayer]) -> None:
         return
     lines = list(plan.lines())
     for line in lines or ["nothing to do"]:
-        click.echo(line)
+        _print(line)
 
 
 def _print_result(settings: _Settings, result: ApplyResult) -> None:
@@ -481,7 +483,7 @@ def _print_result(settings: _Settings, result: ApplyResult) -> None:
     ]
     rows += [_failed_row(failed) for failed in result.failed]
     if not rows:
-        click.echo("no layers are desired, and none were")
+        _print("no layers are desired, and none were")
         return
     _print_table(("ACTION", "LAYER", "VERSION", "DIGEST", "SIZE"), rows, right=frozenset({4}))
     for failed in result.failed:
@@ -503,7 +505,7 @@ def _print_files(settings: _Settings, entries: Iterator[IndexEntry]) -> None:
         _print_json([file_json(entry) for entry in entries])
         return
     for entry in entries:
-        click.echo(file_line(entry))
+        _print(file_line(entry))
 
 
 def _print_jail(settings: _Settings) -> None:
@@ -525,6 +527,13 @@ def _print_jail(settings: _Settings) -> None:
     )
 
 
+def _print_usage_error(error: click.ClickException, settings: _Settings) -> None:
+    if not settings.is_json:
+        error.show()
+        return
+    _print_json({"error": {"type": type(error).__name__, "message": error.format_message()}})
+
+
 def _print_error(error: LayerManagerError, settings: _Settings) -> None:
     if settings.is_json:
         from layermanager.cli.documents import error_json
@@ -540,15 +549,22 @@ def _print_table(
     head: Sequence[str], rows: Sequence[Sequence[str]], *, right: frozenset[int]
 ) -> None:
     for line in tables.table(head, rows, width=shutil.get_terminal_size().columns, right=right):
-        click.echo(line)
+        _print(line)
 
 
 def _print_pairs(pairs: Iterable[tuple[str, str]]) -> None:
     pairs = list(pairs)
     width = max(len(name) for name, _ in pairs)
     for name, value in pairs:
-        click.echo(f"{name.ljust(width)}  {value}")
+        _print(f"{name.ljust(width)}  {tables.printable(value)}")
 
 
 def _print_json(document: object) -> None:
-    click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+    _print(json.dumps(document, indent=2))
+
+
+def _print(text: str) -> None:
+    try:
+        click.echo(text)
+    except BrokenPipeError as error:
+        raise _NobodyReadsError from error

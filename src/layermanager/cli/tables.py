@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -10,7 +11,9 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
-_SIZE: Final = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGTPE]?)(i?B)?\s*", re.IGNORECASE)
+_SIZE: Final = re.compile(
+    r"\s*([0-9]+(?:\.[0-9]+)?)\s*(?:([KMGTPE])i?)?B?\s*", re.IGNORECASE | re.ASCII
+)
 _SHORT_DIGITS: Final = 12
 _GAP: Final = "  "
 
@@ -37,7 +40,7 @@ def parse_size(text: str) -> int:
     match = _SIZE.fullmatch(text)
     if match is None:
         raise ValueError(f"not a size: {text!r}; write for example 500M, 2G or 1.5GiB")
-    number, prefix, _ = match.groups()
+    number, prefix = match.groups()
     power = " KMGTPE".index(prefix.upper()) if prefix else 0
     whole, _, fraction = number.partition(".")
     factor = 1 << 10 * power
@@ -59,30 +62,74 @@ def short_digest(digest: str) -> str:
     return f"{algorithm}:{encoded[:_SHORT_DIGITS]}"
 
 
+def printable(text: str) -> str:
+    """*text* on one line, with nothing in it that a terminal obeys: names come from anywhere."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def columns_of(text: str) -> int:
+    """How many columns of a terminal the printable *text* takes."""
+    if text.isascii():
+        return len(text)
+    return sum(_columns_of(char) for char in text)
+
+
+def _columns_of(char: str) -> int:
+    if unicodedata.category(char) in {"Mn", "Me"}:  # accents upon the character before
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in {"W", "F"} else 1
+
+
+def cut(text: str, width: int) -> str:
+    """*text*, or as much of its beginning as fits into *width* columns, with an ellipsis."""
+    if columns_of(text) <= width:
+        return text
+    taken = 1
+    for position, char in enumerate(text):
+        taken += _columns_of(char)
+        if taken > width:
+            return text[:position] + "…"
+    return text
+
+
+def padded(text: str, width: int) -> str:
+    """*text* with blanks after it up to *width* columns."""
+    return text + " " * (width - columns_of(text))
+
+
 def table(
     head: Sequence[str], rows: Sequence[Sequence[str]], *, width: int, right: frozenset[int]
 ) -> Iterator[str]:
-    """Lines of a table that is at most *width* columns wide.
+    """Lines of a table that is at most *width* columns wide, if that can be.
 
-    Where it would be wider, the widest columns of text lose the ends of their cells; those in
-    *right*, numbers set to the right, and the first one stay whole.
+    Where it would be wider, the widest columns of text lose the ends of their cells, down to the
+    width of their heads; those in *right*, which are set to the right, and the first one stay
+    whole.
     """
-    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
-    flexible = [column for column in range(1, len(head)) if column not in right]
-    while flexible and sum(widths) + len(_GAP) * (len(widths) - 1) > width:
-        widest = max(flexible, key=lambda column: widths[column])
-        if widths[widest] <= len(head[widest]) or widths[widest] <= 1:
+    lines = [list(head), *([printable(cell) for cell in row] for row in rows)]
+    widths = [max(columns_of(line[column]) for line in lines) for column in range(len(head))]
+    excess = sum(widths) + len(_GAP) * (len(widths) - 1) - width
+    for _ in range(excess):
+        flexible = [
+            column
+            for column in range(1, len(head))
+            if column not in right and widths[column] > columns_of(head[column])
+        ]
+        if not flexible:
             break
-        widths[widest] -= 1
-    for row in (head, *rows):
+        widths[max(flexible, key=lambda column: widths[column])] -= 1
+    for line in lines:
         cells = [
             _fitted(cell, widths[column], to_the_right=column in right)
-            for column, cell in enumerate(row)
+            for column, cell in enumerate(line)
         ]
         yield _GAP.join(cells).rstrip()
 
 
 def _fitted(cell: str, width: int, *, to_the_right: bool) -> str:
-    if len(cell) > width:
-        cell = cell[: width - 1] + "…"
-    return cell.rjust(width) if to_the_right else cell.ljust(width)
+    cell = cut(cell, width)
+    if to_the_right:
+        return " " * (width - columns_of(cell)) + cell
+    return padded(cell, width)

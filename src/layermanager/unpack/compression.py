@@ -8,12 +8,15 @@ import sys
 import zlib
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
-from layermanager.errors import ArchiveError
+from layermanager.errors import ArchiveError, LimitExceededError
 from layermanager.unpack.streams import CHUNK_BYTES, ByteReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import ModuleType
+
+    from layermanager.model import Limits
+    from layermanager.unpack.streams import CountedChunks, HashedChunks
 
 
 def _module_if_installed(name: str) -> ModuleType | None:
@@ -41,6 +44,7 @@ _UNSUPPORTED: Final = (
     (b"\x04\x22\x4d\x18", "lz4"),
     (b"\x5d\x00\x00", "lzma"),
 )
+_ALWAYS_ALLOWED_BYTES: Final = 64 * 1024 * 1024  # so that the size of a tiny layer does not matter
 _MAGIC_BYTES: Final = 6
 _FIRST_INPUT_BYTES: Final = 4096
 
@@ -95,6 +99,25 @@ def decompressed(chunks: Iterator[bytes], *, zstd_window_bytes: int) -> Iterator
             if magic.startswith(unsupported):
                 raise ArchiveError(f"compressed with {name}, which OCI layers may not be")
         yield from reader.rest()
+
+
+def no_bomb(
+    plain: Iterator[bytes], compressed: HashedChunks | CountedChunks, limits: Limits
+) -> Iterator[bytes]:
+    """Pass on what *compressed* was decompressed to, as long as it is not absurdly larger.
+
+    Raises:
+        LimitExceededError: it is.
+    """
+    size = 0
+    for chunk in plain:
+        size += len(chunk)
+        if size > _ALWAYS_ALLOWED_BYTES + limits.compression_ratio * compressed.size:
+            raise LimitExceededError(
+                f"decompressed to more than compressionRatio times its size: "
+                f"{limits.compression_ratio}"
+            )
+        yield chunk
 
 
 def new_gzip_compressor() -> _Compressor:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Final
 
 from layermanager.documents import DocumentError, JsonObject, parse
 from layermanager.errors import ArchiveError, IntegrityError, LimitExceededError, PackageError
-from layermanager.unpack.compression import decompressed
+from layermanager.unpack.compression import decompressed, no_bomb
 from layermanager.unpack.fields import shown
-from layermanager.unpack.streams import ByteReader
+from layermanager.unpack.streams import ByteReader, CountedChunks
 from layermanager.unpack.tar import EntryKind, TarReader
 
 if TYPE_CHECKING:
@@ -33,8 +33,9 @@ class PackageReader:
     """
 
     def __init__(self, chunks: Iterator[bytes], digest: Digest, limits: Limits) -> None:
-        window = limits.zstd_window_bytes
-        self._reader = ByteReader(decompressed(chunks, zstd_window_bytes=window))
+        counted = CountedChunks(chunks)
+        plain = decompressed(iter(counted), zstd_window_bytes=limits.zstd_window_bytes)
+        self._reader = ByteReader(no_bomb(plain, counted, limits))
         self._tar = TarReader(self._reader, limits)
         self._digest = digest
         self._descriptor: JsonObject | None = None

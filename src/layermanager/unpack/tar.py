@@ -31,6 +31,7 @@ _ZERO_BLOCK: Final = bytes(BLOCK_BYTES)
 _XATTR_PREFIX: Final = b"SCHILY.xattr."
 _NOTHING: Final[Mapping[bytes, bytes]] = {}
 _LARGEST_ID: Final = 2**32 - 2  # 2**32 - 1 means "leave it as it is" to chown(2)
+_GLOBAL_RECORDS: Final = 100  # each entry pays for all of them; git writes one
 _LARGEST_SIZE: Final = 2**63 - 1
 _LARGEST_TIME_NS: Final = 2**62 * 1_000_000_000
 
@@ -194,6 +195,10 @@ class TarReader:
                 extensions.records += self._read_records(header, extensions)
             case b"g":
                 self._global_records.update(self._read_records(header, extensions))
+                if len(self._global_records) > _GLOBAL_RECORDS:
+                    raise LimitExceededError(
+                        f"more than {_GLOBAL_RECORDS} records in global headers"
+                    )
                 size = sum(len(key) + len(value) for key, value in self._global_records.items())
                 if size > self._limits.header_bytes:
                     raise LimitExceededError("global headers exceed headerBytes")
@@ -208,8 +213,10 @@ class TarReader:
 
     def _read_extension_data(self, header: bytes, extensions: _Extensions) -> bytes:
         size = number(header[124:136])
+        if size < 0:
+            raise ArchiveError(f"extended header of an impossible size {size}")
         extensions.size += BLOCK_BYTES + size
-        if not 0 <= size <= extensions.size <= self._limits.header_bytes:
+        if extensions.size > self._limits.header_bytes:
             raise LimitExceededError(
                 f"extended headers of one entry exceed headerBytes: {self._limits.header_bytes}"
             )

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 _WHITEOUT_PREFIX: Final = b".wh."
 _OPAQUE_MARKER: Final = b".wh..wh..opq"
 _AUFS_PREFIX: Final = b".wh..wh."
+_XATTR_NAMESPACES: Final = (b"user.", b"trusted.", b"security.", b"system.")  # xattr(7)
 _OVERLAY_PREFIXES: Final = (b"trusted.overlay.", b"user.overlay.")
 _PROBE: Final = b"trusted.layermanager"
 _WHITEOUT_DEVICE: Final = os.makedev(0, 0)
@@ -265,10 +266,7 @@ class TreeWriter:
         """The directory *raw* and its file descriptor; most entries are where the last one was."""
         if self._last is not None and self._last[0] == raw:
             return self._last[1], self._last[2]
-        names = self._names(raw)
-        if any(name.startswith(_WHITEOUT_PREFIX) for name in names):
-            raise ArchiveError(f"a whiteout marker as a directory: {shown(raw)}")
-        directory = self._walk(names, raw)
+        directory = self._walk(self._names(raw), raw)
         descriptor = self._descriptor(directory)
         self._last = (raw, directory, descriptor)
         return directory, descriptor
@@ -412,9 +410,12 @@ class TreeWriter:
         content = hashlib.sha256()
         pieces = tar.content(entry)
         piece = memoryview(b"")
-        position = 0
+        position = spent_up_to = 0
         for segment in entry.segments or ():
-            self._spend(self._on_disk(segment.size))
+            if segment.size:  # it may be smaller than a block, and share one with the last
+                start = max(spent_up_to, segment.offset - segment.offset % self._block_bytes)
+                spent_up_to = self._on_disk(segment.offset + segment.size)
+                self._spend(spent_up_to - start)
             _hash_zeros(content, segment.offset - position)
             os.lseek(file, segment.offset, os.SEEK_SET)
             missing = segment.size
@@ -534,6 +535,10 @@ class TreeWriter:
 
     def _make_directory(self, parent: _Directory, name: bytes, mode: int) -> _Directory:
         """Make a directory that this process can write in whatever its final mode is."""
+        path = parent.path_of(name)
+        self._names(path)  # symlinks on the way may have made it longer than the entry's own path
+        if name.startswith(_WHITEOUT_PREFIX):
+            raise ArchiveError(f"a whiteout marker as a directory: {shown(path)}")
         self._spend(self._block_bytes)
         descriptor = self._descriptor(parent)
         made_mode = mode & 0o777 | 0o700
@@ -589,6 +594,8 @@ class TreeWriter:
             if attribute.startswith(_OVERLAY_PREFIXES):
                 # They would let an archive hide or redirect what the layers below hold.
                 self._note("overlayfs attributes in the archive not honoured")
+            elif not attribute.startswith(_XATTR_NAMESPACES):
+                self._note("extended attributes of other systems left out")
             elif self._rights.is_privileged or attribute.startswith(b"user."):
                 kept[attribute] = value
             else:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from layermanager.errors import ArchiveError, LayerError, LimitExceededError
 from layermanager.unpack import jail
-from layermanager.unpack.compression import decompressed
+from layermanager.unpack.compression import decompressed, no_bomb
 from layermanager.unpack.fields import shown
 from layermanager.unpack.index import IndexWriter
 from layermanager.unpack.messages import (
@@ -33,12 +33,11 @@ from layermanager.unpack.tree import Rights, TreeWriter
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from layermanager.model import JailMeasure, Limits
+    from layermanager.model import JailMeasure
     from layermanager.unpack.messages import Channel, Job
 
 
 _LAYERS_OWN_FAULTS: Final = (errno.ENAMETOOLONG, errno.EMLINK, errno.EFBIG)
-_ALWAYS_ALLOWED_BYTES: Final = 64 * 1024 * 1024  # so that the size of a tiny layer does not matter
 
 
 def run(
@@ -117,7 +116,7 @@ def _unpack(job: Job, data: int, root: int, index: IndexWriter, allowance: _Allo
         spend=allowance.spend,
         index=index,
     )
-    with PrefetchedChunks(_no_bomb(plain, blob, limits)) as prefetched:
+    with PrefetchedChunks(no_bomb(plain, blob, limits)) as prefetched:
         reader = ByteReader(prefetched)
         tar = TarReader(reader, limits)
         entries = 0
@@ -141,21 +140,6 @@ def _unpack(job: Job, data: int, root: int, index: IndexWriter, allowance: _Allo
         os_version=package.os_version if package else "",
         notes=writer.notes,
     )
-
-
-def _no_bomb(
-    plain: Iterator[bytes], blob: HashedChunks | CountedChunks, limits: Limits
-) -> Iterator[bytes]:
-    """Pass on what *blob* was decompressed to, as long as it is not absurdly larger."""
-    size = 0
-    for chunk in plain:
-        size += len(chunk)
-        if size > _ALWAYS_ALLOWED_BYTES + limits.compression_ratio * blob.size:
-            raise LimitExceededError(
-                f"decompressed to more than compressionRatio times its size: "
-                f"{limits.compression_ratio}"
-            )
-        yield chunk
 
 
 def _described(error: OSError) -> str:

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+import pytest
+
+from layermanager.cli.documents import (
+    error_json,
+    layer_json,
+    plan_json,
+    result_json,
+    usage_json,
+)
+from layermanager.errors import (
+    IntegrityError,
+    LayerManagerError,
+    NotEnoughSpaceError,
+    SourceError,
+    StoreBusyError,
+)
+from layermanager.inventory import StoreUsage
+from layermanager.model import ApplyResult, DesiredLayer, Digest, FailedLayer, LayerInfo
+from layermanager.plan import Plan
+
+DIGESTS = [Digest(f"sha256:{digit * 64}") for digit in "abcde"]
+
+
+def installed(digest: Digest) -> LayerInfo:
+    return LayerInfo(
+        digest=digest,
+        layer_id="base",
+        version="1.0.0",
+        path=Path("/layers/sha256") / digest.encoded,
+        os_version="5.0",
+        timestamp=datetime(2026, 11, 24, 2, 30, tzinfo=timezone(timedelta(hours=2))),
+        cached=True,
+        size=4096,
+    )
+
+
+def wanted(digest: Digest) -> DesiredLayer:
+    return DesiredLayer(digest=digest, url="file:///base", layer_id="base", version="1.0.0")
+
+
+def test_a_layer_is_spelled_as_aos_does() -> None:
+    assert layer_json(installed(DIGESTS[0])) == {
+        "digest": DIGESTS[0],
+        "layerId": "base",
+        "version": "1.0.0",
+        "path": f"/layers/sha256/{'a' * 64}",
+        "osVersion": "5.0",
+        "timestamp": "2026-11-24T00:30:00Z",
+        "cached": True,
+        "size": 4096,
+    }
+
+
+def test_a_plan_names_digests() -> None:
+    keep, restore, cache, install = DIGESTS[:4]
+
+    assert plan_json(
+        Plan((installed(keep),), (installed(restore),), (installed(cache),), (wanted(install),))
+    ) == {"keep": [keep], "restore": [restore], "cache": [cache], "install": [install]}
+
+
+def test_a_result_tells_everything_that_was_done() -> None:
+    kept, restored, cached, new = (installed(digest) for digest in DIGESTS[:4])
+    failed = FailedLayer(wanted(DIGESTS[4]), LayerManagerError("no"))
+
+    assert result_json(ApplyResult((kept,), (restored,), (cached,), (new,), (failed,))) == {
+        "kept": [layer_json(kept)],
+        "restored": [layer_json(restored)],
+        "cached": [layer_json(cached)],
+        "installed": [layer_json(new)],
+        "failed": [
+            {
+                "digest": DIGESTS[4],
+                "layerId": "base",
+                "version": "1.0.0",
+                "error": {"type": "LayerManagerError", "message": "no"},
+            }
+        ],
+    }
+
+
+def test_usage_sums_up() -> None:
+    usage = StoreUsage(Path("/layers"), 1000, 300, 500, 200, 100)
+    document = usage_json(usage)
+
+    assert document == {
+        "path": "/layers",
+        "total": 1000,
+        "free": 300,
+        "limit": 500,
+        "desired": 200,
+        "reclaimable": 100,
+        "other": 400,
+    }
+
+
+@pytest.mark.parametrize(
+    ("error", "members"),
+    [
+        (StoreBusyError("busy"), {"message": "busy", "hint": StoreBusyError.hint}),
+        (
+            SourceError("no answer", url="http://x/", digest=DIGESTS[0]),
+            {"message": "no answer: http://x/", "digest": DIGESTS[0], "url": "http://x/"},
+        ),
+        (
+            IntegrityError("blob digest", expected=DIGESTS[0], found=DIGESTS[1]),
+            {
+                "message": f"blob digest: expected {DIGESTS[0]}, found {DIGESTS[1]}",
+                "hint": IntegrityError.hint,
+                "subject": "blob digest",
+                "expected": DIGESTS[0],
+                "found": DIGESTS[1],
+            },
+        ),
+        (
+            NotEnoughSpaceError(needed=9, free=1, limit=0, reclaimable=2, limit_reached=False),
+            {
+                "message": "not enough space: needed 9, free 1, limit none, reclaimable 2 bytes",
+                "hint": NotEnoughSpaceError.hint,
+                "needed": 9,
+                "free": 1,
+                "limit": 0,
+                "reclaimable": 2,
+                "limitReached": False,
+            },
+        ),
+    ],
+)
+def test_an_error_tells_what_it_knows(error: LayerManagerError, members: dict[str, object]) -> None:
+    assert error_json(error) == {"type": type(error).__name__, **members}

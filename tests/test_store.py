@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import os
+import re
+import stat
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import pytest
+
+from layermanager.errors import StoreError
+from layermanager.store import StagedLayer, Store
+from layermanager.testing.layers import digest_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from layermanager.model import Digest
+
+ONE, TWO = digest_of(b"one"), digest_of(b"two")
+EMPTY = {"layers", "layers/.staging", "index", "index/.staging"}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "layers", tmp_path / "index")
+
+
+def fill(staged: StagedLayer, content: str = "content") -> None:
+    """Grow a layer as an unpacker does; the last of it sets the mode."""
+    (staged.path / "dir").mkdir()
+    (staged.path / "dir/file").write_text(content)
+    os.write(staged.index_descriptor, content.encode())
+    staged.path.chmod(0o755)
+
+
+def commit(store: Store, *digests: Digest, content: str = "content") -> None:
+    for digest in digests:
+        with store.stage(digest) as staged:
+            fill(staged, content)
+            store.commit([staged])
+
+
+def everything_below(path: Path) -> set[str]:
+    return {str(found.relative_to(path)) for found in path.rglob("*")}
+
+
+class TestStaging:
+    def test_a_layer_grows_where_only_its_owner_may_look(self, store: Store) -> None:
+        with store.stage(ONE) as staged:
+            assert list(staged.path.iterdir()) == []
+            assert stat.S_IMODE(staged.path.stat().st_mode) == 0o700
+            assert stat.S_IMODE(staged.path.parent.stat().st_mode) == 0o700
+            assert os.fstat(staged.descriptor).st_ino == staged.path.stat().st_ino
+            assert os.fstat(staged.index_descriptor).st_ino == staged.index_path.stat().st_ino
+            assert staged.path.stat().st_dev == store.layers_dir.stat().st_dev
+            assert store.digests() == []
+
+    def test_what_is_not_committed_disappears(self, store: Store, tmp_path: Path) -> None:
+        with store.stage(ONE) as staged:
+            fill(staged)
+            (staged.path / "dir").chmod(0o500)
+        assert everything_below(tmp_path) == EMPTY
+
+    def test_what_fails_disappears(self, store: Store, tmp_path: Path) -> None:
+        def stage() -> None:
+            with store.stage(ONE) as staged:
+                fill(staged)
+                raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            stage()
+        assert everything_below(tmp_path) == EMPTY
+
+    def test_its_descriptors_are_closed(self, store: Store) -> None:
+        with store.stage(ONE) as staged:
+            pass
+        for descriptor in (staged.descriptor, staged.index_descriptor):
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                os.fstat(descriptor)
+
+    def test_the_same_layer_twice_at_once(self, store: Store) -> None:
+        with store.stage(ONE) as first, store.stage(ONE) as second:
+            assert first.path != second.path
+            assert first.index_path != second.index_path
+
+
+class TestCommit:
+    def test_a_layer_is_in_its_place(self, store: Store, tmp_path: Path) -> None:
+        commit(store, ONE)
+        place = store.path_of(ONE)
+        assert place == tmp_path / "layers/sha256" / ONE.encoded
+        assert (place / "dir/file").read_text() == "content"
+        assert stat.S_IMODE(place.stat().st_mode) == 0o755
+        assert stat.S_IMODE(place.parent.stat().st_mode) == 0o755
+        assert store.index_path_of(ONE).read_text() == "content"
+        assert store.digests() == [ONE]
+        assert list((store.layers_dir / ".staging").iterdir()) == []
+
+    def test_a_group(self, store: Store) -> None:
+        with store.stage(ONE) as first, store.stage(TWO) as second:
+            fill(first)
+            fill(second)
+            store.commit([first, second])
+        assert sorted(store.digests()) == sorted([ONE, TWO])
+
+    def test_an_older_one_of_the_same_name_makes_room(self, store: Store) -> None:
+        commit(store, ONE, content="old")
+        commit(store, ONE, content="new")
+        assert (store.path_of(ONE) / "dir/file").read_text() == "new"
+        assert store.index_path_of(ONE).read_text() == "new"
+        assert list((store.layers_dir / ".trash").iterdir()) == []
+
+    def test_a_place_that_is_taken_by_a_file_is_made_free(self, store: Store) -> None:
+        store.path_of(ONE).parent.mkdir()
+        store.path_of(ONE).write_text("in the way")
+        commit(store, ONE)
+        assert store.digests() == [ONE]
+
+    def test_what_cannot_be_committed_is_named(self, store: Store) -> None:
+        (store.layers_dir / "sha256").write_text("in the way")
+        with pytest.raises(StoreError, match=re.escape(str(store.layers_dir / "sha256"))):
+            commit(store, ONE)
+        assert list((store.layers_dir / ".staging").iterdir()) == []
+
+
+class TestRemoval:
+    def test_only_that_layer_goes(self, store: Store) -> None:
+        commit(store, ONE, TWO)
+        (store.path_of(ONE) / "dir").chmod(0)
+        store.remove(ONE)
+        assert store.digests() == [TWO]
+        assert not store.index_path_of(ONE).exists()
+        assert store.index_path_of(TWO).exists()
+        assert list((store.layers_dir / ".trash").iterdir()) == []
+
+    def test_it_may_be_repeated(self, store: Store) -> None:
+        store.remove(ONE)
+        commit(store, ONE)
+        store.remove(ONE)
+        store.remove(ONE)
+        assert store.digests() == []
+
+    def test_by_several_threads_at_once(self, store: Store) -> None:
+        digests = [digest_of(bytes([number])) for number in range(24)]
+        commit(store, *digests)
+        for digest in digests:
+            for number in range(40):
+                (store.path_of(digest) / "dir" / str(number)).touch()
+        together = threading.Barrier(4)
+
+        def remove_some(first: int) -> None:
+            together.wait()
+            for digest in digests[first::2]:  # each is removed by two threads
+                store.remove(digest)
+
+        with ThreadPoolExecutor(4) as threads:
+            for done in [threads.submit(remove_some, number // 2) for number in range(4)]:
+                done.result()
+        assert store.digests() == []
+        assert list((store.layers_dir / ".trash").iterdir()) == []
+
+
+class TestSweep:
+    def test_it_counts_what_it_removes(self, store: Store) -> None:
+        assert store.sweep() == 0
+        for place in (".staging/a", ".staging/b", ".trash/c"):
+            (store.layers_dir / place / "deep").mkdir(parents=True)
+            (store.layers_dir / place / "deep").chmod(0o100)
+        assert store.sweep() == 3
+        assert store.sweep() == 0
+
+    def test_layers_stay(self, store: Store) -> None:
+        commit(store, ONE)
+        assert store.sweep() == 0
+        assert store.digests() == [ONE]
+
+    def test_an_index_that_grew_goes(self, store: Store, tmp_path: Path) -> None:
+        staging = tmp_path / "index/.staging"
+        staging.mkdir(parents=True)
+        (staging / "index").write_text("half")
+        store.sweep()
+        assert list(staging.iterdir()) == []
+
+
+class TestDirectories:
+    def test_they_are_made(self, tmp_path: Path) -> None:
+        Store(tmp_path / "a/b/layers", tmp_path / "c/index")
+        assert (tmp_path / "a/b/layers").is_dir()
+        assert (tmp_path / "c/index").is_dir()
+
+    def test_one_that_cannot_be_made_is_named(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("")
+        with pytest.raises(StoreError, match=re.escape(str(tmp_path / "file/layers"))):
+            Store(tmp_path / "file/layers", tmp_path / "index")
+
+    def test_what_is_no_layer_is_passed_over(self, store: Store) -> None:
+        commit(store, ONE)
+        (store.layers_dir / "sha256/README").write_text("")
+        (store.layers_dir / "sha256" / ("A" * 64)).mkdir()
+        (store.layers_dir / "sha256" / ("0" * 64)).symlink_to(store.path_of(ONE))
+        (store.layers_dir / "md5" / ("0" * 32)).mkdir(parents=True)
+        (store.layers_dir / "README").write_text("")
+        assert store.digests() == [ONE]
+
+    def test_one_that_is_gone_is_named(self, store: Store) -> None:
+        store.layers_dir.rmdir()
+        with pytest.raises(StoreError, match=re.escape(str(store.layers_dir))):
+            store.digests()
