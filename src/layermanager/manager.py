@@ -202,7 +202,7 @@ class LayerManager:
             CancelledError: the manager was closed; what had been done by then stays.
         """
         desired_layers = tuple(desired_layers)
-        with self._operation(self._patience):
+        with self._operation():
             steps = plan(desired_layers, self._recover())
             restored = self._restore(steps)
             cached = self._cache(steps.cache)
@@ -226,7 +226,7 @@ class LayerManager:
         """
         if time_to_live is None:
             time_to_live = self._config.layer_ttl
-        with self._operation(self._patience):
+        with self._operation():
             return self._remove_cached(expired(self._recover(), self._clock.now(), time_to_live))
 
     def remove_cached_layers(self, size: int) -> tuple[LayerInfo, ...]:
@@ -235,17 +235,17 @@ class LayerManager:
         Returns:
             The layers that were removed.
         """
-        with self._operation(self._patience):
+        with self._operation():
             return self._remove_cached(oldest_to_free(self._recover(), size))
 
     # Within an operation
 
     @contextmanager
-    def _operation(self, patience: timedelta) -> Iterator[None]:
+    def _operation(self) -> Iterator[None]:
         """Be the only one, in this process and among all, that changes the store."""
         with (
             self._operation_lock,
-            self._lock.held(patience, self._cancellation.requested),
+            self._lock.held(self._patience, self._cancellation.requested),
         ):
             self._cancellation.check()
             yield
