@@ -1,30 +1,36 @@
 """A tour of layermanager on real files: what `make run` shows.
 
-It packs three layers from parts of this machine's Python installation, serves them over loopback
-HTTP, and drives the real command: installs two of them, changes the desired list, restores what was
-cached. The store stays in ./var for you to look at.
+It packs three layers from parts of this machine's Python installation, publishes them over HTTP on
+loopback and drives the real command: installs two of them, changes what is desired, and restores
+what was cached. The store stays in ./var, to be looked at.
 """
 
 from __future__ import annotations
 
 import json
+import platform
+import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
 import threading
+from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator
 
 VAR = Path("var")
 STORE = VAR / "store"
+MARKER = VAR / "made-by-the-tour"
 PUBLISHED = VAR / "published"
 DESIRED = VAR / "desired.json"
+LIBRARY = Path(sysconfig.get_path("stdlib"))
+COLUMNS = 80
 
 
 class QuietHandler(SimpleHTTPRequestHandler):
@@ -36,78 +42,124 @@ class QuietHandler(SimpleHTTPRequestHandler):
 
 def main() -> None:
     """Show the main job on real input."""
-    for directory in (STORE, PUBLISHED):
-        shutil.rmtree(directory, ignore_errors=True)
-        directory.mkdir(parents=True)
+    start_afresh()
+    with published(PUBLISHED) as address:
+        say("Three parts of this machine's Python become layers, published over HTTP.")
+        pack("encodings", address)
+        pack("email", address)
+        pack("asyncio", address)
 
-    handler = partial(QuietHandler, directory=str(PUBLISHED))
+        say("Two of them are desired. They are fetched, verified, unpacked: installed.")
+        desire("encodings", "email")
+        layermanager("apply", str(DESIRED))
+
+        say("`asyncio` is desired instead of `email`. What would be done?")
+        desire("encodings", "asyncio")
+        layermanager("apply", str(DESIRED), "--dry-run")
+
+        say("Do it. `email` stays on disk, cached, until space or its time runs out.")
+        layermanager("apply", str(DESIRED))
+        layermanager("ls")
+
+        say("`email` is desired again. It is still there: nothing has to be fetched.")
+        desire("encodings", "asyncio", "email")
+        layermanager("apply", str(DESIRED))
+        layermanager("df")
+
+    say("That was it. The store stays in ./var for you to look at:\n")
+    print(f"$ export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH")
+    for arguments in (
+        ["ls", "--json"],
+        ["show", shortened_digest("email"), "--files"],
+        ["gc", "--ttl-days", "0"],
+    ):
+        print(as_typed(["layermanager", "--work-dir", str(STORE), *arguments]))
+    print(as_typed(["layermanager", "--help"]))
+
+
+def start_afresh() -> None:
+    """Make ./var, in place of that of an earlier tour."""
+    if VAR.exists() and any(VAR.iterdir()) and not MARKER.exists():
+        sys.exit(f"./{VAR} was not made by the tour: move it out of the way, or start elsewhere")
+    try:
+        if VAR.exists():
+            shutil.rmtree(VAR)
+        PUBLISHED.mkdir(parents=True)
+    except OSError as error:
+        sys.exit(f"cannot make ./{VAR} anew: {error}")
+    MARKER.write_text("The next tour removes this directory.\n")
+
+
+@contextmanager
+def published(directory: Path) -> Iterator[str]:
+    """Serve *directory* on loopback; gives its address."""
+    handler = partial(QuietHandler, directory=str(directory))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
-            tour(f"http://127.0.0.1:{server.server_port}")
+            yield f"http://127.0.0.1:{server.server_port}"
         finally:
             server.shutdown()
             thread.join()
 
-    say("That was it. The store is still there; look at it with")
-    for arguments in (["ls"], ["show", "DIGEST", "--files"], ["df"], ["gc", "--ttl-days", "0"]):
-        print(f"  .venv/bin/layermanager --work-dir {STORE} {' '.join(arguments)}")
 
-
-def tour(server: str) -> None:
-    """Go through it with layers that are published at *server*."""
-    library = Path(sysconfig.get_path("stdlib"))
-    say("Three layers are packed from this machine's Python, and published over HTTP:")
-    layers = {
-        name: pack(library / name, server, name) for name in ("encodings", "email", "asyncio")
-    }
-
-    say("Two of them are desired:")
-    apply([layers["encodings"], layers["email"]])
-
-    say("Now `asyncio` is desired instead of `email`. What would be done?")
-    desire([layers["encodings"], layers["asyncio"]])
-    layermanager("apply", str(DESIRED), "--dry-run")
-    say("Do it. `email` stays cached: it may be desired again, and can be removed for space.")
-    layermanager("apply", str(DESIRED))
-    layermanager("ls")
-
-    say("`email` is desired again. It is restored, not fetched:")
-    apply([layers["encodings"], layers["asyncio"], layers["email"]])
-    layermanager("df")
-
-
-def pack(source: Path, server: str, name: str) -> dict[str, object]:
-    """Pack and publish *source*; return its entry for the desired list."""
+def pack(name: str, address: str) -> None:
+    """Make a package of a part of the library, and its entry for lists of desired layers."""
     package = PUBLISHED / f"{name}.tar"
-    output = layermanager(
-        "pack",
-        str(source),
-        *("-o", str(package), "--layer-id", name, "--url", f"{server}/{package.name}"),
+    command = ["pack", str(LIBRARY / name), "-o", str(package), "--layer-id", name]
+    command += ["--layer-version", platform.python_version(), "--url", f"{address}/{package.name}"]
+    layermanager(*command, output=entry_of(name))
+
+
+def entry_of(name: str) -> Path:
+    """Where the entry of a layer is, for lists of desired layers."""
+    return VAR / f"{name}.json"
+
+
+def shortened_digest(name: str) -> str:
+    """As much of a layer's digest as tells it from the others."""
+    digest: str = json.loads(entry_of(name).read_text())["digest"]
+    return digest.partition(":")[2][:12]
+
+
+def desire(*names: str) -> None:
+    """Write the list of desired layers: an array of their entries."""
+    entries = [json.loads(entry_of(name).read_text()) for name in names]
+    DESIRED.write_text(json.dumps(entries, indent=2))
+
+
+def layermanager(*arguments: str, output: Path | None = None) -> None:
+    """Run the real command, as a person would who types what is shown."""
+    command = ["--work-dir", str(STORE), *arguments]
+    print("\n" + as_typed(["layermanager", *command], output), flush=True)
+    finished = subprocess.run(
+        [sys.executable, "-m", "layermanager", *command],
+        check=False,
+        stdout=subprocess.PIPE if output else None,
     )
-    entry: dict[str, object] = json.loads(output)
-    return entry
+    if finished.returncode != 0:
+        sys.exit(f"the tour ends here: the command ended with status {finished.returncode}")
+    if output:
+        output.write_bytes(finished.stdout)
 
 
-def apply(layers: Sequence[dict[str, object]]) -> None:
-    """Desire *layers* and make it so."""
-    desire(layers)
-    layermanager("apply", str(DESIRED))
-
-
-def desire(layers: Sequence[dict[str, object]]) -> None:
-    """Write the list of desired layers."""
-    DESIRED.write_text(json.dumps(layers, indent=2))
-
-
-def layermanager(*arguments: str) -> str:
-    """Run the real command, showing it and what it prints."""
-    print(f"\n$ layermanager {' '.join(arguments)}", flush=True)
-    command = [sys.executable, "-m", "layermanager", "--work-dir", str(STORE), *arguments]
-    finished = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    print(finished.stdout, end="", flush=True)
-    return finished.stdout
+def as_typed(command: Iterable[str], output: Path | None = None) -> str:
+    """A command as it is typed at a prompt, continued on the next line where it is long."""
+    phrases: list[str] = []
+    for word in command:
+        if phrases and phrases[-1].startswith("-") and " " not in phrases[-1]:
+            phrases[-1] += f" {shlex.quote(word)}"  # an option and its value stay together
+        else:
+            phrases.append(shlex.quote(word))
+    if output:
+        phrases.append(f"> {shlex.quote(str(output))}")
+    lines = ["$"]
+    for phrase in phrases:
+        if len(lines[-1]) + len(phrase) + len("  \\") > COLUMNS:
+            lines.append("   ")
+        lines[-1] += f" {phrase}"
+    return " \\\n".join(lines)
 
 
 def say(text: str) -> None:

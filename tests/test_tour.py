@@ -48,3 +48,18 @@ def test_the_tour_tells_its_story_twice(tmp_path: Path) -> None:
             ("restored", "email"),
         ]
         assert states(tmp_path) == dict.fromkeys(("encodings", "email", "asyncio"), "desired")
+
+
+def test_the_tour_removes_no_directory_of_somebody_else(tmp_path: Path) -> None:
+    kept = tmp_path / "var" / "precious"
+    kept.parent.mkdir()
+    kept.write_text("mine")
+
+    finished = subprocess.run(
+        [sys.executable, TOUR], cwd=tmp_path, check=False, capture_output=True, text=True
+    )
+
+    assert finished.returncode == 1
+    assert "was not made by the tour" in finished.stderr
+    assert kept.read_text() == "mine"
+    assert list(kept.parent.iterdir()) == [kept]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from layermanager.clock import SystemClock
-from layermanager.errors import LayerNotExistError, StoreError
+from layermanager.errors import LayerNotExistError, StorageError, StoreError
 from layermanager.model import Digest
 from layermanager.plan import plan
 from layermanager.space import disk_usage
@@ -66,8 +66,11 @@ class Inventory:
         Raises:
             StorageError: the database cannot be read.
         """
-        if not self._config.database.exists():
-            return ()
+        try:
+            if not self._config.database.exists():
+                return ()
+        except OSError as error:
+            raise StorageError(f"cannot reach the database: {error}") from error
         return read_layers_info(self._config.database, self._clock)
 
     def layer(self, digest: str) -> LayerInfo:

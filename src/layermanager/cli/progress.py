@@ -6,7 +6,6 @@ it needs take 12 MB of a device's disk.
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -28,13 +27,19 @@ _RUNNING: Final = (Phase.INSTALLING, Phase.COMMITTING)
 
 
 class Display(Protocol):
-    """Shows progress, and what is logged meanwhile; may be called from any thread."""
+    """Shows progress, and what is logged meanwhile; for one thread.
+
+    Every method raises ``OSError`` when the stream cannot be written to.
+    """
 
     def update(self, progress: LayerProgress) -> None:
         """Take note of a moment of one installation."""
 
     def write(self, text: str) -> None:
         """Print *text*, whole lines, so that it stays readable."""
+
+    def refresh(self) -> None:
+        """Show how much time has passed; to be called every now and then."""
 
     def end(self) -> None:
         """Show the last state; from then on progress is not shown."""
@@ -117,8 +122,8 @@ def _amount(progress: LayerProgress) -> str:
 
 def _rate(row: Row, now: float) -> str:
     seconds = now - row.since
-    if seconds <= 0:
-        return ""
+    if seconds < _SECONDS_BETWEEN_FRAMES:
+        return ""  # of so short a time it would say nothing
     return f"{size_text(int(row.progress.transferred / seconds))}/s"
 
 
@@ -128,21 +133,21 @@ class PlainDisplay:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._phases: dict[Digest, Phase] = {}
-        self._lock = threading.Lock()
 
     def update(self, progress: LayerProgress) -> None:
         """Print a line if the layer's phase changed."""
         digest = progress.desired.digest
-        with self._lock:
-            if self._phases.get(digest) is progress.phase or progress.phase is Phase.PENDING:
-                return
-            self._phases[digest] = progress.phase
-            print(plain_line(progress), file=self._stream, flush=True)
+        if self._phases.get(digest) is progress.phase or progress.phase is Phase.PENDING:
+            return
+        self._phases[digest] = progress.phase
+        print(plain_line(progress), file=self._stream, flush=True)
 
     def write(self, text: str) -> None:
         """Print *text* between the lines of the layers."""
-        with self._lock:
-            print(text, end="", file=self._stream, flush=True)
+        print(text, end="", file=self._stream, flush=True)
+
+    def refresh(self) -> None:
+        """Do nothing: time alone changes no phase."""
 
     def end(self) -> None:
         """Do nothing: all was printed when it happened."""
@@ -166,32 +171,36 @@ class TerminalDisplay:
         self._rows: dict[Digest, Row] = {}
         self._drawn_lines = 0
         self._drawn_at = 0.0
-        self._lock = threading.Lock()
 
     def update(self, progress: LayerProgress) -> None:
         """Note it, and draw unless something was drawn just now."""
-        with self._lock:
-            now = self._now()
-            row = self._rows.get(progress.desired.digest)
-            if row is None or row.progress.phase is Phase.PENDING:
-                row = Row(progress, since=now)
-            self._rows[progress.desired.digest] = replace(row, progress=progress)
-            if now - self._drawn_at >= _SECONDS_BETWEEN_FRAMES:
-                self._draw(now)
+        now = self._now()
+        row = self._rows.get(progress.desired.digest)
+        if row is None or row.progress.phase is Phase.PENDING:
+            row = Row(progress, since=now)
+        self._rows[progress.desired.digest] = replace(row, progress=progress)
+        self._draw_if_due(now)
 
     def write(self, text: str) -> None:
         """Print *text* above the lines of the layers."""
-        with self._lock:
-            self._stream.write(self._erasure() + text)
-            self._drawn_lines = 0
-            self._draw(self._now())
+        self._stream.write(self._erasure() + text)
+        self._drawn_lines = 0
+        self._draw(self._now())
+
+    def refresh(self) -> None:
+        """Draw the rates as they are by now, unless something was drawn just now."""
+        if self._rows:
+            self._draw_if_due(self._now())
 
     def end(self) -> None:
         """Draw the last state, and leave it."""
-        with self._lock:
-            self._draw(self._now())
-            self._rows.clear()
-            self._drawn_lines = 0
+        self._draw(self._now())
+        self._rows.clear()
+        self._drawn_lines = 0
+
+    def _draw_if_due(self, now: float) -> None:
+        if now - self._drawn_at >= _SECONDS_BETWEEN_FRAMES:
+            self._draw(now)
 
     def _draw(self, now: float) -> None:
         columns, lines = self._size()

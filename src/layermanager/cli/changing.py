@@ -1,0 +1,286 @@
+"""The commands that change a store or make something: ``apply``, ``gc`` and ``pack``."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import click
+
+from layermanager.cli import arguments as kinds
+from layermanager.cli import tables
+from layermanager.cli.output import tell, write, write_json, write_table
+from layermanager.cli.settings import Settings, json_option, wait_option
+from layermanager.errors import DesiredStateError, LayersFailedError
+
+# The library is imported by the commands that need it: `--help` answers without SQLite, and `ls`
+# without the HTTP client.
+# ruff: noqa: PLC0415
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from layermanager.cli.progress import Display
+    from layermanager.config import Config
+    from layermanager.manager import LayerManager
+    from layermanager.model import ApplyResult, DesiredLayer, LayerInfo, LayerProgress
+
+Result = TypeVar("Result")
+
+_TAR_ENDING: Final = re.compile(r"(\.tar)?(\.gz|\.zst)?\Z|\.tgz\Z")
+
+
+@click.command("apply", cls=kinds.PatientCommand)
+@click.argument("desired", metavar="DESIRED")
+@click.option("--dry-run", is_flag=True, help="Print what would be done, and do nothing.")
+@wait_option
+@json_option
+@click.pass_obj
+def apply(settings: Settings, desired: str, *, dry_run: bool, patience: timedelta) -> int:
+    """Make the layers on this node the DESIRED ones.
+
+    Missing layers are installed, cached ones restored, those that are not desired cached. DESIRED
+    is a JSON file with an array of layers, or - for standard input.
+    """
+    layers = _read_desired(desired)
+    if dry_run:
+        _print_plan(settings, layers)
+        return 0
+    config = settings.config
+
+    def apply(manager: LayerManager) -> ApplyResult:
+        result = manager.process_desired_layers(layers)
+        manager.remove_expired_layers(config.layer_ttl)
+        return result
+
+    try:
+        result = _with_manager(settings, config, apply, patience)
+    except LayersFailedError as error:
+        _print_result(settings, error.result)
+        return error.exit_code
+    _print_result(settings, result)
+    return 0
+
+
+@click.command("gc", cls=kinds.PatientCommand)
+@click.option(
+    "--ttl-days",
+    type=click.IntRange(min=0),
+    help="Remove what has been cached for so many days, instead of the configuration's.",
+)
+@click.option(
+    "--free",
+    metavar="SIZE",
+    callback=kinds.size,
+    default="0",
+    help="Then remove more, oldest first, until SIZE is freed.",
+)
+@wait_option
+@json_option
+@click.pass_obj
+def gc(settings: Settings, ttl_days: int | None, free: int, patience: timedelta) -> None:
+    """Remove cached layers past their time to live, or enough of them."""
+    config = settings.config
+    if ttl_days is not None:
+        config = replace(config, layer_ttl_days=ttl_days)
+
+    def collect(manager: LayerManager) -> tuple[LayerInfo, ...]:
+        removed = manager.remove_expired_layers(config.layer_ttl)
+        freed = sum(layer.size for layer in removed)
+        return removed + manager.remove_cached_layers(max(0, free - freed))
+
+    removed = _with_manager(settings, config, collect, patience)
+    freed = sum(layer.size for layer in removed)
+    if settings.is_json:
+        from layermanager.cli.documents import layer_json
+
+        write_json({"removed": [layer_json(layer) for layer in removed], "freed": freed})
+        return
+    for layer in removed:
+        name = tables.printable(f"{layer.layer_id} {layer.version}".strip())
+        write(f"removed {tables.short_digest(layer.digest)}  {name}")
+    layers = "layer" if len(removed) == 1 else "layers"
+    write(f"{len(removed)} {layers} removed, {tables.size_text(freed)} freed")
+
+
+@click.command("pack")
+@click.argument("source", type=click.Path(exists=True, path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The package to write.",
+)
+@click.option(
+    "--layer-id", callback=kinds.text, help="Name of the layer.  [default: the name of SOURCE]"
+)
+@click.option(
+    "--layer-version", callback=kinds.text, default="1.0.0", show_default=True, help="Its version."
+)
+@click.option(
+    "--os-version", callback=kinds.text, default="", help="OS version that it is made for."
+)
+@click.option(
+    "--url", callback=kinds.text, help="Where it will be fetched from.  [default: the file itself]"
+)
+@click.option(
+    "--compression",
+    type=click.Choice(["gzip", "zstd", "none"]),
+    default="gzip",
+    show_default=True,
+)
+@json_option
+def pack(
+    source: Path,
+    output: Path,
+    *,
+    layer_id: str | None,
+    layer_version: str,
+    os_version: str,
+    url: str | None,
+    compression: str,
+) -> None:
+    """Make an Aos layer package of SOURCE.
+
+    SOURCE is a directory or a layer tar. The package's entry for a list of desired layers is
+    printed as JSON. An overlay's upper directory is packed as the layer that it is, removals
+    included.
+    """
+    from layermanager.desired import desired_to_json
+    from layermanager.pack import Compression, pack_layer
+
+    layer = pack_layer(
+        source,
+        output,
+        layer_id=layer_id or _name_of(source),
+        version=layer_version,
+        os_version=os_version,
+        url=url,
+        compression=Compression(compression),
+    )
+    write_json(desired_to_json(layer))
+
+
+def _read_desired(name: str) -> list[DesiredLayer]:
+    from layermanager.desired import read_desired
+
+    try:
+        document = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+    except OSError as error:
+        raise DesiredStateError(f"cannot read the desired layers: {error}") from error
+    return read_desired(document, "standard input" if name == "-" else name)
+
+
+def _name_of(source: Path) -> str:
+    """What a layer is called that is not told its name: ``app`` for ``app/`` and ``app.tar.gz``."""
+    name = source.resolve().name
+    if not source.is_dir():
+        name = _TAR_ENDING.sub("", name)
+    if not name or not kinds.is_text(name):
+        raise click.UsageError(f"{source} gives the layer no name; give it one with --layer-id")
+    return name
+
+
+def _with_manager(
+    settings: Settings,
+    config: Config,
+    operation: Callable[[LayerManager], Result],
+    patience: timedelta,
+) -> Result:
+    """Call *operation* with a manager that shows its progress.
+
+    The operation has a thread of its own. A signal ends the waiting for it here; closing the
+    manager then cancels it, and nothing within it is interrupted at a place of the signal's choice.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    from layermanager.manager import LayerManager
+
+    # A manager removes expired layers when it starts: before it knows that they are desired again,
+    # and without telling which. Those who come here do it themselves.
+    config = replace(config, layer_ttl_days=timedelta.max.days)
+    with (
+        _progress_shown(settings) as on_progress,
+        ThreadPoolExecutor(1, "operation") as thread,
+        LayerManager(config, patience=patience, on_progress=on_progress) as manager,
+    ):
+        return thread.submit(operation, manager).result()
+
+
+@contextmanager
+def _progress_shown(settings: Settings) -> Iterator[Callable[[LayerProgress], None]]:
+    """Show on standard error what the function is told, and what is logged meanwhile."""
+    from layermanager.cli.background import BackgroundDisplay
+
+    with BackgroundDisplay(_display()) as display:
+        settings.log.setStream(display)
+        try:
+            yield display.update
+        finally:
+            settings.log.setStream(sys.stderr)
+
+
+def _display() -> Display:
+    from layermanager.cli.progress import PlainDisplay, TerminalDisplay
+
+    if not sys.stderr.isatty() or os.environ.get("TERM", "dumb") == "dumb":
+        return PlainDisplay(sys.stderr)
+    return TerminalDisplay(sys.stderr, now=time.monotonic, size=_terminal_size)
+
+
+def _terminal_size() -> tuple[int, int]:
+    """Columns and lines of the terminal at standard error; standard output may be a file."""
+    columns, lines = os.get_terminal_size(sys.stderr.fileno())
+    return columns or 80, lines or 24
+
+
+def _print_plan(settings: Settings, layers: Sequence[DesiredLayer]) -> None:
+    plan = settings.inventory.plan(layers)
+    if settings.is_json:
+        from layermanager.cli.documents import plan_json
+
+        write_json(plan_json(plan))
+        return
+    lines = list(plan.lines())
+    for line in lines or ["nothing to do"]:
+        write(line)
+
+
+def _print_result(settings: Settings, result: ApplyResult) -> None:
+    if settings.is_json:
+        from layermanager.cli.documents import result_json
+
+        write_json(result_json(result))
+        return
+    rows = [
+        _row(action, layer, tables.size_text(layer.size))
+        for action, layers in (
+            ("kept", result.kept),
+            ("restored", result.restored),
+            ("cached", result.cached),
+            ("installed", result.installed),
+        )
+        for layer in layers
+    ]
+    rows += [_row("failed", failed.desired, "-") for failed in result.failed]
+    if not rows:
+        write("no layers are desired, and none were")
+        return
+    write_table(("ACTION", "LAYER", "VERSION", "DIGEST", "SIZE"), rows, right=frozenset({4}))
+    for failed in result.failed:
+        tell(f"error: {tables.short_digest(failed.desired.digest)}: {failed.error}")
+        if failed.error.hint:
+            tell(f"hint: {failed.error.hint}")
+
+
+def _row(action: str, layer: LayerInfo | DesiredLayer, size: str) -> tuple[str, ...]:
+    digest = tables.short_digest(layer.digest)
+    return (action, layer.layer_id or "-", layer.version or "-", digest, size)
