@@ -2,8 +2,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+FUZZ_SECONDS ?= 60
 
-.PHONY: run test slow lint format bench clean
+.PHONY: run test slow lint format bench fuzz clean
 
 $(READY): pyproject.toml requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)
@@ -31,6 +32,13 @@ format: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m bench --update docs/benchmarks.md
+
+# FUZZ_SECONDS for each target; after hours, var/fuzz holds what to begin with the next time.
+fuzz: $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check --requirement fuzz/requirements.txt
+	for target in tar package compression; do \
+		PYTHONPATH=tests $(BIN)/python -m fuzz $$target --seconds $(FUZZ_SECONDS) || exit 1; \
+	done
 
 clean:
 	rm -rf $(VENV) var dist .mypy_cache .ruff_cache .hypothesis .import_linter_cache

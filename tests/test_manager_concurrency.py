@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from layermanager.errors import CancelledError, LayersFailedError, StoreBusyError
+from layermanager.errors import CancelledError, LayersFailedError, SourceError, StoreBusyError
 from layermanager.inventory import Inventory
 from layermanager.model import LayerProgress, Phase
 from layermanager.space import Partitions
@@ -210,6 +210,16 @@ class TestClosing:
         assert [type(error) for error in raised] == [CancelledError]
         assert took < CLOSING_SECONDS
 
+    def test_a_read_that_waits_for_bytes_is_aborted(self, node: Node) -> None:
+        source = HangingSource()
+        manager = node.manager(sources={"hanging": source})
+        with installing(manager, [desired(b"one", "hanging:one")]) as raised:
+            source.is_read.wait()
+            manager.close()
+        assert [type(error) for error in raised] == [CancelledError]
+        assert source.was_aborted.is_set()
+        assert source.is_closed
+
     def test_layers_that_wait_for_their_turn_are_not_begun(
         self, tmp_path: Path, server: LayerServer
     ) -> None:
@@ -258,6 +268,33 @@ class TestClosing:
             server.answer("/hanging", Answer(_package("hanging")))
             assert names_in(manager.process_desired_layers([hanging]).installed) == ["hanging"]
         node.assert_has([hanging])
+
+
+class HangingSource:
+    """A ``Source``, and the one stream of it, from which nothing ever comes."""
+
+    size: int | None = None
+
+    def __init__(self) -> None:
+        self.is_read = threading.Event()
+        self.was_aborted = threading.Event()
+        self.is_closed = False
+
+    def open(self, url: str) -> HangingSource:
+        assert url == "hanging:one"
+        return self
+
+    def read(self, size: int) -> bytes:
+        self.is_read.set()
+        assert size > 0
+        self.was_aborted.wait(CLOSING_SECONDS)
+        raise SourceError("aborted", url="hanging:one")
+
+    def abort(self) -> None:
+        self.was_aborted.set()
+
+    def close(self) -> None:
+        self.is_closed = True
 
 
 def _package(name: str) -> bytes:

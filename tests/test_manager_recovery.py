@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import logging
+import os
 import shutil
+import struct
 import subprocess
 import sys
 import textwrap
@@ -14,7 +18,7 @@ import pytest
 
 from layermanager.clock import SystemClock
 from layermanager.desired import desired_to_json
-from layermanager.errors import LayerNotExistError
+from layermanager.errors import LayerManagerError, LayerNotExistError, StorageError
 from layermanager.storage import SqliteLayerStorage
 from layermanager.testing.layers import digest_of
 from manager_fixtures import MIB, Node, name_on_disk, names_in
@@ -23,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from layermanager.model import DesiredLayer
+    from layermanager.model import DesiredLayer, LayerProgress
 
 STRANGER = digest_of(b"stranger")
 
@@ -331,3 +335,64 @@ class TestAfterSigkill:
             manager.process_desired_layers([one])
         assert log.messages == ["removed 1 unfinished layers: an operation was interrupted"]
         node.assert_has([one])
+
+
+class TestAfterPowerCut:
+    """The file system ends at once, and what it had in memory only is lost."""
+
+    def test_what_is_installed_is_on_the_disk(
+        self, tmp_path: Path, small_file_system: Path, log: pytest.LogCaptureFixture
+    ) -> None:
+        node = Node(tmp_path, working_dir=small_file_system / "work")
+        layers = [node.publish(f"layer-{number}", MIB // 2) for number in range(3)]
+        with node.manager() as manager:
+            manager.process_desired_layers([layers[0]])
+            manager.process_desired_layers(layers)
+            before = node.files()
+            cut_power(small_file_system)
+        restore_power(tmp_path / "small.img", small_file_system)
+        node.assert_has(layers)
+        assert node.files() == before
+        with node.manager() as manager:
+            assert len(manager.process_desired_layers(layers).kept) == 3
+        assert log.messages == []
+
+    @pytest.mark.parametrize("phase", ["pending", "installing", "committing"])
+    def test_what_was_not_installed_yet_is_not_there(
+        self, tmp_path: Path, small_file_system: Path, phase: str
+    ) -> None:
+        def on_progress(progress: LayerProgress) -> None:
+            if progress.phase == phase and progress.desired != earlier:
+                cut_power(small_file_system)
+
+        node = Node(tmp_path, working_dir=small_file_system / "work")
+        earlier = node.publish("earlier", MIB // 2)
+        layers = [earlier, *(node.publish(f"layer-{number}", MIB // 2) for number in range(3))]
+        with node.manager() as manager:
+            manager.process_desired_layers([earlier])
+        before = node.files()
+        manager = node.manager(on_progress=on_progress)
+        with pytest.raises(LayerManagerError):
+            manager.process_desired_layers(layers)
+        with contextlib.suppress(StorageError):
+            manager.close()
+        restore_power(tmp_path / "small.img", small_file_system)
+        with node.manager() as manager:
+            node.assert_has([earlier])
+            assert node.files() == before
+            assert len(manager.process_desired_layers(layers).installed) == 3
+        node.assert_has(layers)
+
+
+def cut_power(mount_point: Path) -> None:
+    """Shut the ext4 down without writing its log: the ioctl EXT4_IOC_SHUTDOWN."""
+    descriptor = os.open(mount_point, os.O_RDONLY)
+    try:
+        fcntl.ioctl(descriptor, 0x8004587D, struct.pack("I", 2))
+    finally:
+        os.close(descriptor)
+
+
+def restore_power(image: Path, mount_point: Path) -> None:
+    subprocess.run(["umount", mount_point], check=True)
+    subprocess.run(["mount", "-o", "loop", image, mount_point], check=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -15,6 +17,7 @@ from layermanager.linux import sync_file_system
 from layermanager.space import DiskUsage, Partitions, disk_usage
 from layermanager.testing.clock import FakeClock
 from layermanager.testing.layers import LayerBuilder, compress
+from layermanager.testing.storage import MemoryLayerStorage
 from manager_fixtures import (
     MIB,
     Node,
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from layermanager.manager import LayerManager
-    from layermanager.model import DesiredLayer
+    from layermanager.model import DesiredLayer, Digest, LayerInfo
     from layermanager.protocols import Allocator, Remover
 
 MINUTE = timedelta(minutes=1)
@@ -237,6 +240,18 @@ class TestLimit:
                 assert isinstance(error, NotEnoughSpaceError)
                 assert (error.limit, error.limit_reached) == (limit, True)
 
+    def test_layers_of_one_list_stay_within_it_together(
+        self, limited: Node, clock: FakeClock
+    ) -> None:
+        layers = [limited.publish(str(number), MIB) for number in range(6)]
+        limit = disk_usage(limited.config.layers_dir.parent).total * 40 // 100
+        with limited.manager(clock=clock) as manager:
+            with pytest.raises(LayersFailedError):
+                manager.process_desired_layers(layers)
+            assert sum(row.size for row in limited.rows()) <= limit
+            assert len(limited.rows()) == 2
+        limited.assert_has(row.digest for row in limited.rows())
+
     def test_it_is_named_by_what_it_refuses(self, limited: Node, clock: FakeClock) -> None:
         limit = disk_usage(limited.config.layers_dir.parent).total * 40 // 100
         huge = limited.publish("huge", 4 * MIB)
@@ -396,6 +411,64 @@ class TestSharedPartition:
             manager.process_desired_layers([])
             assert allocators.used == sum(row.size for row in small.rows())
         small.assert_has(row.digest for row in small.rows())
+
+    def test_an_eviction_that_is_under_way_is_no_leftover_of_a_crash(
+        self, small: Node, clock: FakeClock, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """An operation begins when the row is gone and the directory still there."""
+        evicting, go_on, looked = threading.Event(), threading.Event(), threading.Event()
+
+        class Slow(MemoryLayerStorage):
+            def delete_layer_by_digest(self, digest: Digest) -> None:
+                super().delete_layer_by_digest(digest)
+                evicting.set()
+                go_on.wait()
+
+            def get_layers_info(self) -> tuple[LayerInfo, ...]:
+                if evicting.is_set():
+                    looked.set()
+                return super().get_layers_info()
+
+        partitions = Partitions()
+        kept, cached = small.publish("kept"), small.publish("cached", 2 * MIB)
+        with small.manager(
+            clock=clock,
+            layer_storage=Slow(clock),
+            new_space_allocator=partitions.new_allocator,
+        ) as manager:
+            manager.process_desired_layers([kept, cached])
+            manager.process_desired_layers([kept])
+            services = partitions.new_allocator(small.config.layers_dir.parent, 0, lambda _: None)
+            wanted = free(small.config.layers_dir) + MIB
+            with ThreadPoolExecutor(2) as threads, caplog.at_level(logging.WARNING):
+                allocating = threads.submit(services.allocate_space, wanted)
+                evicting.wait()
+                applying = threads.submit(manager.process_desired_layers, [kept])
+                assert not looked.wait(0.1)  # it must wait for the eviction to end
+                go_on.set()
+                allocating.result().release()
+                assert names_in(applying.result().kept) == ["kept"]
+            services.close()
+        assert caplog.messages == []
+
+    def test_a_layer_that_is_evicted_just_before_it_is_restored_is_installed_anew(
+        self, small: Node, clock: FakeClock
+    ) -> None:
+        class Forgetful(MemoryLayerStorage):
+            def set_layer_cached(self, digest: Digest, cached: bool) -> None:
+                if not cached:
+                    self.delete_layer_by_digest(digest)
+                super().set_layer_cached(digest, cached)
+
+        one, two = small.publish("one"), small.publish("two")
+        with small.manager(clock=clock, layer_storage=Forgetful(clock)) as manager:
+            manager.process_desired_layers([one])
+            manager.process_desired_layers([])
+            result = manager.process_desired_layers([one, two, one])
+            assert result.restored == ()
+            assert sorted(names_in(result.installed)) == ["one", "two"]
+            assert [name_on_disk(layer) for layer in result.installed] == names_in(result.installed)
+            assert small.leftovers() == []
 
     def test_a_layer_that_is_restored_is_not_evicted(self, small: Node, clock: FakeClock) -> None:
         """The eviction was decided before the layer was restored and begins after that."""

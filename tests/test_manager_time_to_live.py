@@ -113,8 +113,22 @@ class TestTimer:
             assert manager.get_layers_info() == ()
 
     def test_closing_while_it_waits_for_its_turn_is_no_error_of_it(
-        self, node: Node, clock: FakeClock, caplog: pytest.LogCaptureFixture
+        self, node: Node, caplog: pytest.LogCaptureFixture
     ) -> None:
+        class TellingClock(FakeClock):
+            """Tells when a period is over for who waited for it."""
+
+            def __init__(self) -> None:
+                super().__init__()
+                self.is_due = threading.Event()
+
+            def wait(self, event: threading.Event, seconds: float) -> bool:
+                is_set = super().wait(event, seconds)
+                if not is_set:
+                    self.is_due.set()
+                return is_set
+
+        clock = TellingClock()
         blob = compress(layer_tar("one", 100_000), "gzip")
         stall = Stall(threading.Event(), after=1000)
         with LayerServer() as server:
@@ -130,6 +144,7 @@ class TestTimer:
             installing.start()
             stall.reached.wait()
             clock.advance(PERIOD)
+            clock.is_due.wait()
             manager.close()
             installing.join()
         assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []

@@ -1,0 +1,28 @@
+"""All hostile cases."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from hostile import compressed, headers, links, packages, paths, sparse_files, whiteouts
+
+if TYPE_CHECKING:
+    from hostile.cases import Case
+
+CASES: Final[tuple[Case, ...]] = (
+    *paths.CASES,
+    *links.CASES,
+    *whiteouts.CASES,
+    *headers.CASES,
+    *sparse_files.CASES,
+    *compressed.CASES,
+    *packages.CASES,
+)
+
+SMALL_BYTES: Final = 32 * 1024
+
+
+def small_inputs() -> list[tuple[str, bytes]]:
+    """The names and bytes of the cases that are small enough to be changed at random."""
+    inputs = [(case.name, case.data()) for case in CASES]
+    return [(name, data) for name, data in inputs if len(data) <= SMALL_BYTES]
