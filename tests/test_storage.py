@@ -21,14 +21,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from layermanager.errors import LayerNotExistError, StorageError
-from layermanager.model import Digest, LayerInfo
+from layermanager.model import DesiredLayer, Digest, LayerInfo
 from layermanager.protocols import LayerStorage
-from layermanager.storage import SqliteLayerStorage, read_layers_info
+from layermanager.steps import Step
+from layermanager.storage import SqliteLayerStorage, read_layers_info, read_sources
 from layermanager.testing.clock import FakeClock
 from layermanager.testing.storage import MemoryLayerStorage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 START = datetime(2026, 11, 24, 0, 49, 32, 586646, UTC)
 HOUR = timedelta(hours=1)
@@ -52,6 +53,10 @@ class Storage(LayerStorage, Protocol):
 
     def transaction(self) -> AbstractContextManager[None]: ...
 
+    def note_sources(self, layers: Iterable[DesiredLayer]) -> None: ...
+
+    def get_sources(self) -> Mapping[Digest, DesiredLayer]: ...
+
 
 def digest_of(number: int) -> Digest:
     return Digest(f"sha256:{number:064x}")
@@ -67,6 +72,17 @@ def layer(number: int, *, cached: bool = False, timestamp: datetime = START) -> 
         os_version="",
         timestamp=timestamp,
         cached=cached,
+        size=number,
+    )
+
+
+def source(number: int) -> DesiredLayer:
+    return DesiredLayer(
+        digest=digest_of(number),
+        url=f"http://publisher/{number}",
+        layer_id=f"layer-{number}",
+        version=f"1.{number}",
+        sha256=bytes([number]) * 32,
         size=number,
     )
 
@@ -266,6 +282,69 @@ class TestEveryStorage:
         assert list(storage.get_layers_info()) == [info]
 
 
+class TestSources:
+    """Where each layer comes from, in both implementations."""
+
+    def test_what_was_noted_last_is_known(self, storage: Storage) -> None:
+        storage.note_sources([source(1), source(2)])
+        newer = replace(source(1), url="file:///newer", size=None)
+        storage.note_sources([newer])
+        assert storage.get_sources() == {digest_of(1): newer, digest_of(2): source(2)}
+
+    def test_credentials_are_not_kept(self, storage: Storage) -> None:
+        storage.note_sources([replace(source(1), url="https://user:secret@host/layer")])
+        assert storage.get_sources()[digest_of(1)].url == "https://host/layer"
+
+    def test_they_go_with_the_layer(self, storage: Storage) -> None:
+        storage.add_layer(layer(1))
+        storage.note_sources([source(1), source(2)])
+        storage.delete_layer_by_digest(digest_of(1))
+        assert list(storage.get_sources()) == [digest_of(2)]
+
+    def test_a_transaction_takes_them_back(self, storage: Storage) -> None:
+        def fail() -> None:
+            with storage.transaction():
+                storage.note_sources([source(1)])
+                raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            fail()
+        assert storage.get_sources() == {}
+
+    def test_what_is_known_already_is_not_written(self, database: Path, clock: FakeClock) -> None:
+        steps: list[Step] = []
+        with SqliteLayerStorage(database, clock, on_step=steps.append) as storage:
+            storage.note_sources([source(1)])
+            steps.clear()
+            storage.note_sources([source(1)])
+            assert steps == []
+            storage.note_sources([source(1), source(2)])
+            assert steps == [Step.WRITE_ROW, Step.COMMIT_ROWS]
+
+    def test_they_outlive_the_process(self, database: Path, clock: FakeClock) -> None:
+        with SqliteLayerStorage(database, clock) as storage:
+            storage.note_sources([source(1)])
+        assert read_sources(database) == {digest_of(1): source(1)}
+        with SqliteLayerStorage(database, clock) as storage:
+            assert storage.get_sources() == {digest_of(1): source(1)}
+
+    def test_a_database_of_aos_knows_none(self, database: Path, clock: FakeClock) -> None:
+        make_go_database(database)
+        assert read_sources(database) == {}
+        with SqliteLayerStorage(database, clock) as storage:
+            assert storage.get_sources() == {}
+
+
+class TestDurability:
+    @pytest.mark.parametrize(("durable", "synchronous"), [(True, 2), (False, 0)])
+    def test_each_change_is_synced_or_none(
+        self, database: Path, clock: FakeClock, durable: bool, synchronous: int
+    ) -> None:
+        with SqliteLayerStorage(database, clock, durable=durable) as storage:
+            found = storage._connection.execute("PRAGMA synchronous").fetchone()
+        assert found == (synchronous,)
+
+
 class TestTheFile:
     def test_it_is_made_as_aos_makes_it(self, database: Path, clock: FakeClock) -> None:
         before = os.umask(0o077)
@@ -276,7 +355,7 @@ class TestTheFile:
         assert stat.S_IMODE(database.stat().st_mode) == 0o644
         with closing(sqlite3.connect(database)) as connection:
             assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-            assert connection.execute("PRAGMA user_version").fetchone() == (1,)
+            assert connection.execute("PRAGMA user_version").fetchone() == (2,)
             columns = connection.execute("PRAGMA table_info(layers)").fetchall()
         assert columns == [
             (0, "digest", "TEXT", 1, None, 1),
@@ -321,7 +400,7 @@ class TestTheFile:
     def test_the_tables_of_aos_stay_as_they_are(self, database: Path, clock: FakeClock) -> None:
         make_go_database(database)
         insert(database, timestamp="2026-11-24 00:49:32.586646591+00:00")
-        others = "SELECT type, name, sql FROM sqlite_master"
+        others = "SELECT type, name, sql FROM sqlite_master WHERE tbl_name <> 'layerSources'"
         tables = ("config", "schema_migrations", "services")
         before = [rows_of(database, statement) for statement in (others, *map(select_all, tables))]
         with SqliteLayerStorage(database, clock) as storage:
@@ -561,7 +640,7 @@ class TestSeveralProcesses:
             from datetime import UTC, datetime
             from pathlib import Path
             from layermanager.clock import SystemClock
-            from layermanager.model import Digest, LayerInfo
+            from layermanager.model import DesiredLayer, Digest, LayerInfo
             from layermanager.storage import SqliteLayerStorage
 
             first = int(sys.argv[2])
@@ -633,7 +712,7 @@ class TestSeveralProcesses:
             from datetime import UTC, datetime
             from pathlib import Path
             from layermanager.clock import SystemClock
-            from layermanager.model import Digest, LayerInfo
+            from layermanager.model import DesiredLayer, Digest, LayerInfo
             from layermanager.storage import SqliteLayerStorage
 
             def layer(number):

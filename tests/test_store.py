@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from layermanager.errors import StoreError
+from layermanager.steps import Step
 from layermanager.store import StagedLayer, Store
 from layermanager.testing.layers import digest_of
 
@@ -24,7 +25,7 @@ EMPTY = {"layers", "layers/.staging", "index", "index/.staging"}
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "layers", tmp_path / "index")
+    return Store(tmp_path, tmp_path / "layers", tmp_path / "index")
 
 
 def fill(staged: StagedLayer, content: str = "content") -> None:
@@ -105,12 +106,24 @@ class TestCommit:
             store.commit([first, second])
         assert sorted(store.digests()) == sorted([ONE, TWO])
 
-    def test_an_older_one_of_the_same_name_makes_room(self, store: Store) -> None:
+    def test_one_in_the_same_place_is_replaced_at_one_moment(self, tmp_path: Path) -> None:
+        def look(step: Step) -> None:
+            if place.exists():
+                seen.append((step, (place / "dir/file").read_text()))
+
+        place = tmp_path / "layers/sha256" / ONE.encoded
+        seen: list[tuple[Step, str]] = []
+        store = Store(tmp_path, tmp_path / "layers", tmp_path / "index", on_step=look)
         commit(store, ONE, content="old")
-        commit(store, ONE, content="new")
-        assert (store.path_of(ONE) / "dir/file").read_text() == "new"
+        seen.clear()
+        with store.stage(ONE) as staged:
+            fill(staged, content="new")
+            store.commit([staged])
+            assert (staged.path / "dir/file").read_text() == "old"
+        assert seen[seen.index((Step.PLACE_LAYER, "old")) + 1] == (Step.PLACE_INDEX, "new")
+        assert {content for _, content in seen} == {"old", "new"}
         assert store.index_path_of(ONE).read_text() == "new"
-        assert list((store.layers_dir / ".trash").iterdir()) == []
+        assert list((store.layers_dir / ".staging").iterdir()) == []
 
     def test_a_place_that_is_taken_by_a_file_is_made_free(self, store: Store) -> None:
         store.path_of(ONE).parent.mkdir()
@@ -123,6 +136,37 @@ class TestCommit:
         with pytest.raises(StoreError, match=re.escape(str(store.layers_dir / "sha256"))):
             commit(store, ONE)
         assert list((store.layers_dir / ".staging").iterdir()) == []
+
+
+class TestDurability:
+    SYNCS = (Step.SYNC_LAYERS, Step.SYNC_INDEX, Step.SYNC_DIRECTORY)
+
+    def test_a_group_is_synced_as_a_whole_before_the_first_of_it_is_placed(
+        self, tmp_path: Path
+    ) -> None:
+        steps: list[Step] = []
+        store = Store(tmp_path, tmp_path / "layers", tmp_path / "index", on_step=steps.append)
+        with store.stage(ONE) as first, store.stage(TWO) as second:
+            fill(first)
+            fill(second)
+            steps.clear()
+            store.commit([first, second])
+            places = [Step.PLACE_LAYER, Step.PLACE_INDEX]
+            assert [step for step in steps if step != Step.MAKE_PARENT_DIRECTORY] == [
+                Step.SYNC_LAYERS,
+                *[Step.SYNC_INDEX] * 2,
+                *places * 2,
+                *[Step.SYNC_DIRECTORY] * 4,
+            ]
+
+    def test_it_can_be_switched_off(self, tmp_path: Path) -> None:
+        steps: list[Step] = []
+        store = Store(
+            tmp_path, tmp_path / "layers", tmp_path / "index", durable=False, on_step=steps.append
+        )
+        commit(store, ONE)
+        assert store.digests() == [ONE]
+        assert set(steps).isdisjoint(self.SYNCS)
 
 
 class TestRemoval:
@@ -186,14 +230,14 @@ class TestSweep:
 
 class TestDirectories:
     def test_they_are_made(self, tmp_path: Path) -> None:
-        Store(tmp_path / "a/b/layers", tmp_path / "c/index")
+        Store(tmp_path, tmp_path / "a/b/layers", tmp_path / "c/index")
         assert (tmp_path / "a/b/layers").is_dir()
         assert (tmp_path / "c/index").is_dir()
 
     def test_one_that_cannot_be_made_is_named(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
-        with pytest.raises(StoreError, match=re.escape(str(tmp_path / "file/layers"))):
-            Store(tmp_path / "file/layers", tmp_path / "index")
+        with pytest.raises(StoreError, match=re.escape(str(tmp_path / "file'"))):
+            Store(tmp_path, tmp_path / "file/layers", tmp_path / "index")
 
     def test_what_is_no_layer_is_passed_over(self, store: Store) -> None:
         commit(store, ONE)

@@ -50,6 +50,8 @@ class Config:
         layer_ttl_days: how long a layer is kept after it stopped being desired, in days.
         remove_cached_layers_period: how often the layers past that time are removed.
         parallel_installs: how many layers are installed at once.
+        durable: whether what was done is on the disk when it is told to be done. Without that a
+            power cut may leave damaged layers, which only a check finds.
         connect_timeout: how long to wait for a server to accept a connection.
         read_timeout: how long to wait for the next bytes of a transfer.
         unpack_timeout: how long an unpacker may take in nothing and say nothing.
@@ -68,6 +70,7 @@ class Config:
     layer_ttl_days: int = 30
     remove_cached_layers_period: timedelta = REMOVE_CACHED_LAYERS_PERIOD
     parallel_installs: int = field(default_factory=lambda: min(4, os.cpu_count() or 1))
+    durable: bool = True
     connect_timeout: timedelta = timedelta(seconds=30)
     read_timeout: timedelta = timedelta(seconds=60)
     unpack_timeout: timedelta = timedelta(minutes=10)
@@ -157,6 +160,7 @@ def _from_document(document: JsonObject, working_dir: Path | None) -> Config:
             own, "removeCachedLayersPeriodSeconds", base.remove_cached_layers_period
         ),
         parallel_installs=own.integer("parallelInstalls", base.parallel_installs, minimum=1),
+        durable=own.boolean("durable", base.durable),
         connect_timeout=_seconds(own, "connectTimeoutSeconds", base.connect_timeout),
         read_timeout=_seconds(own, "readTimeoutSeconds", base.read_timeout),
         unpack_timeout=_seconds(own, "unpackTimeoutSeconds", base.unpack_timeout),
@@ -192,6 +196,7 @@ _OWN_KEYS: Final = frozenset(
     {
         "removeCachedLayersPeriodSeconds",
         "parallelInstalls",
+        "durable",
         "connectTimeoutSeconds",
         "readTimeoutSeconds",
         "unpackTimeoutSeconds",

@@ -103,6 +103,15 @@ class JsonObject:
             raise DocumentError(f"{self.at(key)}: must be {minimum} to {maximum}, not {value}")
         return float(value)
 
+    def boolean(self, key: str, default: bool) -> bool:  # noqa: FBT001 - a value, not a switch
+        """The truth value at *key*, or *default*."""
+        value = self.members.get(key)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            raise self._wrong(key, "true or false", value)
+        return value
+
     def child(self, key: str) -> Self:
         """The object at *key*; where there is none, an empty one."""
         value = self.members.get(key)

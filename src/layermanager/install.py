@@ -16,6 +16,7 @@ from layermanager.errors import (
     StoreError,
 )
 from layermanager.model import LayerProgress, Phase
+from layermanager.steps import Step
 from layermanager.transfer import Transfer
 from layermanager.unpack.messages import Job
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from layermanager.cancellation import Cancellation
     from layermanager.model import DesiredLayer, Limits
     from layermanager.protocols import Allocator, ByteStream, Space, SpaceAllocator
+    from layermanager.steps import OnStep
     from layermanager.store import StagedLayer, Store
     from layermanager.unpack.client import Unpacker
     from layermanager.unpack.messages import Unpacked
@@ -64,6 +66,7 @@ class Installer:
         neighbour: can free more, if there is one.
         limits: what to refuse.
         on_progress: is told what happens, in the thread in which it happens.
+        on_step: likewise is told of each piece that will be unpacked to disk.
     """
 
     def __init__(
@@ -76,6 +79,7 @@ class Installer:
         neighbour: SpaceAllocator | None,
         limits: Limits,
         on_progress: Callable[[LayerProgress], None],
+        on_step: OnStep,
     ) -> None:
         self._open_stream = open_stream
         self._unpacker = unpacker
@@ -84,6 +88,7 @@ class Installer:
         self._neighbour = neighbour
         self._limits = limits
         self._on_progress = on_progress
+        self._on_step = on_step
 
     def install(self, desired: DesiredLayer, cancellation: Cancellation) -> VerifiedLayer:
         """Fetch, unpack and verify one layer; nothing is left behind where that fails.
@@ -127,6 +132,7 @@ class Installer:
             try:
                 for chunk in transfer.chunks():
                     self._report(desired, transfer, granting)
+                    self._on_step(Step.UNPACK)
                     unpacking.feed(chunk)
                 transfer.verify()
                 unpacked = unpacking.finish()

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+_AT_FDCWD: Final = -100
+_RENAME_EXCHANGE: Final = 2
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_SECCOMP: Final = 22
 _PR_CAPBSET_READ: Final = 23
@@ -56,6 +58,15 @@ def sync_file_system(descriptor: int) -> None:
         OSError: writing failed, now or (since Linux 5.8) at any time since the last call.
     """
     _require_success(_libc.syncfs(descriptor))
+
+
+def exchange(source: bytes, target: bytes) -> None:
+    """Make *source* and *target* each other, at one moment (renameat2(2), Linux 3.15).
+
+    Raises:
+        OSError: with ``EINVAL`` where the file system cannot do it.
+    """
+    _require_success(_libc.renameat2(_AT_FDCWD, source, _AT_FDCWD, target, _RENAME_EXCHANGE))
 
 
 def die_with_parent(signal_number: int) -> None:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from layermanager.errors import CancelledError, StoreBusyError, StoreError
+from layermanager.steps import Step, unannounced
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from layermanager.protocols import Clock
+    from layermanager.steps import OnStep
 
 LOCK_NAME: Final = "layermanager.lock"
 _RETRY_SECONDS: Final = 0.05
@@ -32,9 +34,10 @@ class StoreLock:
     process it counts: while one thread holds it, others of the process may enter too.
     """
 
-    def __init__(self, working_dir: Path, clock: Clock) -> None:
+    def __init__(self, working_dir: Path, clock: Clock, on_step: OnStep = unannounced) -> None:
         self._path = working_dir / LOCK_NAME
         self._clock = clock
+        self._on_step = on_step
         self._mutex = threading.Lock()
         self._holders = 0
         self._descriptor: int | None = None
@@ -75,6 +78,7 @@ class StoreLock:
 
     def _try_lock(self) -> bool:
         try:
+            self._on_step(Step.WRITE_LOCK)
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise StoreError(f"cannot open the store's lock: {error}") from error
@@ -84,6 +88,7 @@ class StoreLock:
             os.close(descriptor)
             return False
         try:
+            self._on_step(Step.WRITE_LOCK)
             # Always as long, so that writing over the last one needs no space: on a full disk,
             # too, layers must be removed.
             os.pwrite(descriptor, f"{os.getpid():<{_PID_CHARACTERS}}\n".encode(), 0)

@@ -14,6 +14,7 @@ import threading
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, nullcontext
 from datetime import timedelta
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Self
 
 from layermanager.cancellation import Cancellation
@@ -23,7 +24,6 @@ from layermanager.errors import (
     LayerManagerError,
     LayerNotExistError,
     LayersFailedError,
-    StoreError,
 )
 from layermanager.install import Installer
 from layermanager.lock import StoreLock
@@ -36,9 +36,10 @@ from layermanager.model import (
     Phase,
 )
 from layermanager.plan import expired, oldest_to_free, plan, reconcile
-from layermanager.protocols import Transactional
+from layermanager.protocols import RemembersSources, Transactional
 from layermanager.sources import default_sources, open_stream
 from layermanager.space import Partitions
+from layermanager.steps import unannounced
 from layermanager.storage import SqliteLayerStorage
 from layermanager.store import Store
 from layermanager.unpack.client import Unpacker
@@ -46,12 +47,11 @@ from layermanager.unpack.client import Unpacker
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
-    from pathlib import Path
     from types import TracebackType
 
     from layermanager.config import Config
     from layermanager.install import VerifiedLayer
-    from layermanager.model import DesiredLayer
+    from layermanager.model import DesiredLayer, Repair
     from layermanager.plan import Plan
     from layermanager.protocols import (
         Clock,
@@ -60,6 +60,7 @@ if TYPE_CHECKING:
         Source,
         SpaceAllocator,
     )
+    from layermanager.steps import OnStep
 
 _LOGGER: Final = logging.getLogger(__name__)
 _NOT_AT_ALL: Final = timedelta(0)
@@ -84,6 +85,7 @@ class LayerManager:
         patience: how long to wait for another process that is changing the store.
         on_progress: is told how far each installation is, from the thread that installs; it must
             not block and not call this object.
+        on_step: is told of each change of the disk before it is made, from any thread.
 
     Raises:
         StoreBusyError: another process is changing the store.
@@ -102,6 +104,7 @@ class LayerManager:
         clock: Clock | None = None,
         patience: timedelta = _NOT_AT_ALL,
         on_progress: Callable[[LayerProgress], None] = lambda _: None,
+        on_step: OnStep = unannounced,
     ) -> None:
         self._config = config
         self._clock = clock or SystemClock()
@@ -112,14 +115,21 @@ class LayerManager:
         self._state_lock = threading.Lock()
         self._reclaimable: set[Digest] = set()
         with ExitStack() as stack:
-            _make_directory(config.working_dir)
+            self._store = Store(
+                config.working_dir,
+                config.layers_dir,
+                config.index_dir,
+                durable=config.durable,
+                on_step=on_step,
+            )
             if layer_storage is None:
                 layer_storage = stack.enter_context(
-                    SqliteLayerStorage(config.database, self._clock)
+                    SqliteLayerStorage(
+                        config.database, self._clock, durable=config.durable, on_step=on_step
+                    )
                 )
             self._storage = layer_storage
-            self._store = Store(config.layers_dir, config.index_dir)
-            self._lock = StoreLock(config.working_dir, self._clock)
+            self._lock = StoreLock(config.working_dir, self._clock, on_step)
             new_allocator = new_space_allocator or Partitions().new_allocator
             self._allocator = new_allocator(
                 config.layers_dir, config.layers_part_limit, self._evict
@@ -138,6 +148,7 @@ class LayerManager:
                 neighbour=space_allocator,
                 limits=config.limits,
                 on_progress=on_progress,
+                on_step=on_step,
             )
             self.remove_expired_layers()
             self._timer = threading.Thread(
@@ -204,6 +215,9 @@ class LayerManager:
         desired_layers = tuple(desired_layers)
         with self._operation():
             steps = plan(desired_layers, self._recover())
+            # What is here already does not change, but where it may be had can.
+            here = {layer.digest for layer in (*steps.keep, *steps.restore)}
+            self._note_sources([layer for layer in desired_layers if layer.digest in here])
             restored = self._restore(steps)
             cached = self._cache(steps.cache)
             # A neighbour may have evicted what was to be restored, between planning and doing.
@@ -237,6 +251,37 @@ class LayerManager:
         """
         with self._operation():
             return self._remove_cached(oldest_to_free(self._recover(), size))
+
+    def repair_layers(self, repairs: Iterable[Repair]) -> tuple[LayerInfo, ...]:
+        """Install damaged layers anew, each from its source, and replace it at one moment.
+
+        The damaged layer stays in its place until the new one is complete and verified. It keeps
+        its state and its age. Overlays that were mounted with it as a lower directory go on with
+        the old files, as far as they have them open, until they are mounted anew.
+
+        Returns:
+            The layers that were repaired.
+
+        Raises:
+            LayersFailedError: some layers failed, and are as they were; it holds their errors and,
+                as installed, what was repaired.
+            StoreBusyError: another process is changing the store; nothing was done.
+            CancelledError: the manager was closed; what had been done by then stays.
+        """
+        repairs = tuple(repairs)
+        with self._operation():
+            self._recover()
+            for repair in repairs:  # it must not be evicted to make room for itself
+                self._allocator.restore_outdated_item(repair.layer.digest)
+            repaired, failed = self._install(
+                tuple(repair.source for repair in repairs),
+                {repair.layer.digest: repair.layer for repair in repairs},
+            )
+            self._tell_allocator(self._storage.get_layers_info())
+        if failed:
+            result = ApplyResult(installed=repaired, failed=failed)
+            raise LayersFailedError.of([layer.error for layer in failed], result)
+        return repaired
 
     # Within an operation
 
@@ -283,6 +328,10 @@ class LayerManager:
                 self._allocator.add_outdated_item(layer.digest, layer.size, layer.timestamp)
         self._reclaimable = reclaimable
         self._allocator.note_used_space(sum(layer.size for layer in layers))
+
+    def _note_sources(self, layers: Sequence[DesiredLayer]) -> None:
+        if isinstance(self._storage, RemembersSources):
+            self._storage.note_sources(layers)
 
     def _restore(self, steps: Plan) -> tuple[LayerInfo, ...]:
         restored = []
@@ -350,9 +399,14 @@ class LayerManager:
     # Installing
 
     def _install(
-        self, layers: Sequence[DesiredLayer]
+        self,
+        layers: Sequence[DesiredLayer],
+        replaced: Mapping[Digest, LayerInfo] = MappingProxyType({}),
     ) -> tuple[tuple[LayerInfo, ...], tuple[FailedLayer, ...]]:
-        """Install *layers*, several at once, committing together those that are ready together."""
+        """Install *layers*, several at once, committing together those that are ready together.
+
+        Those that are *replaced* stay what they were.
+        """
         installed: list[LayerInfo] = []
         failed: list[FailedLayer] = []
         if not layers:
@@ -374,7 +428,7 @@ class LayerManager:
                     group = self._verified({future: pending[future] for future in done}, failed)
                     for future in done:
                         del pending[future]
-                    installed += self._commit(group, failed)
+                    installed += self._commit(group, replaced, failed)
             finally:
                 _abandon(pending, operation)
         self._cancellation.check()
@@ -399,7 +453,12 @@ class LayerManager:
                 self._fail(desired, error, failed)
         return group
 
-    def _commit(self, group: Sequence[VerifiedLayer], failed: list[FailedLayer]) -> list[LayerInfo]:
+    def _commit(
+        self,
+        group: Sequence[VerifiedLayer],
+        replaced: Mapping[Digest, LayerInfo],
+        failed: list[FailedLayer],
+    ) -> list[LayerInfo]:
         """Make verified layers installed ones: directory first, then row, all of them together."""
         if not group:
             return []
@@ -411,10 +470,14 @@ class LayerManager:
             try:
                 self._store.commit([layer.staged for layer in group])
                 with self._transaction():
-                    installed = [self._record(layer) for layer in group]
+                    installed = [
+                        self._record(layer, replaced.get(layer.desired.digest)) for layer in group
+                    ]
+                    self._note_sources([layer.desired for layer in group])
             except LayerManagerError as error:
                 for layer in group:
-                    self._store.remove(layer.staged.digest)
+                    if layer.desired.digest not in replaced:
+                        self._store.remove(layer.desired.digest)
                     self._fail(layer.desired, error, failed)
                 return []
             for layer in group:
@@ -424,15 +487,15 @@ class LayerManager:
                 self._on_progress(LayerProgress(layer.desired, Phase.INSTALLED))
             return installed
 
-    def _record(self, layer: VerifiedLayer) -> LayerInfo:
+    def _record(self, layer: VerifiedLayer, replaced: LayerInfo | None) -> LayerInfo:
         info = LayerInfo(
             digest=layer.desired.digest,
             layer_id=layer.desired.layer_id,
             version=layer.desired.version,
             path=self._store.path_of(layer.desired.digest),
             os_version=layer.unpacked.os_version,
-            timestamp=self._clock.now(),
-            cached=False,
+            timestamp=replaced.timestamp if replaced else self._clock.now(),
+            cached=replaced.cached if replaced else False,
             size=layer.unpacked.size,
         )
         self._storage.add_layer(info)
@@ -466,10 +529,3 @@ def _abandon(pending: Iterable[Future[VerifiedLayer]], operation: Cancellation) 
     for future in pending:
         if not future.cancelled() and future.exception() is None:
             future.result().leftovers.close()
-
-
-def _make_directory(path: Path) -> None:
-    try:
-        path.mkdir(mode=0o755, parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(f"cannot make the working directory: {error}") from error

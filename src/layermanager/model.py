@@ -156,6 +156,19 @@ class ApplyResult:
 
 
 @dataclass(frozen=True, slots=True)
+class Repair:
+    """A damaged layer and from where it can be had again.
+
+    Attributes:
+        layer: as it is, or was, recorded.
+        source: what was desired of it last.
+    """
+
+    layer: LayerInfo
+    source: DesiredLayer
+
+
+@dataclass(frozen=True, slots=True)
 class FailedLayer:
     """A desired layer and why it is not installed."""
 

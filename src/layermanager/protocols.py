@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from contextlib import AbstractContextManager
     from datetime import datetime
     from pathlib import Path
     from types import TracebackType
 
-    from layermanager.model import Digest, LayerInfo
+    from layermanager.model import DesiredLayer, Digest, LayerInfo
 
     Remover = Callable[[str], None]
 
@@ -62,6 +62,17 @@ class Transactional(Protocol):
 
     def transaction(self) -> AbstractContextManager[None]:
         """Make all changes within the context one; an exception takes them all back."""
+
+
+@runtime_checkable
+class RemembersSources(Protocol):
+    """What a storage may offer besides: it knows from where a layer can be fetched again."""
+
+    def note_sources(self, layers: Iterable[DesiredLayer]) -> None:
+        """Remember where *layers* come from, without credentials."""
+
+    def get_sources(self) -> Mapping[Digest, DesiredLayer]:
+        """What was desired last of each layer; it is forgotten together with the layer."""
 
 
 class SpaceAllocator(Protocol):

@@ -2,7 +2,8 @@
 
 The table is the one that the Aos service manager made, so that a node can be taken over and given
 back. Aos reads it by position and reads no NULL: no column is ever added, and no NULL is written.
-Its other tables are not touched.
+Its other tables are not touched. Where each layer comes from is in a table of our own, which Aos
+passes over.
 
 The database is in WAL mode: a reader never waits for a writer, nor a writer for a reader; writers
 wait for one another, a minute at most. With ``synchronous=FULL`` a change is on the disk when its
@@ -25,18 +26,24 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias, TypeVar
 
 from layermanager.errors import InvalidDigestError, LayerNotExistError, StorageError
-from layermanager.model import Digest, LayerInfo
+from layermanager.model import DesiredLayer, Digest, LayerInfo
+from layermanager.steps import Step, unannounced
 from layermanager.timestamps import format_timestamp, parse_timestamp
+from layermanager.urls import without_credentials
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from datetime import datetime
     from types import TracebackType
 
     from layermanager.protocols import Clock
+    from layermanager.steps import OnStep
+
+Content = TypeVar("Content")
+_SourceRow: TypeAlias = tuple[str, str, str, str, bytes, int | None]
 
 _LOGGER: Final = logging.getLogger(__name__)
 
@@ -69,6 +76,16 @@ _MIGRATIONS: Final = (
         size INTEGER
     )
     """,
+    """
+    CREATE TABLE layerSources (
+        digest TEXT NOT NULL PRIMARY KEY,
+        layerId TEXT NOT NULL,
+        version TEXT NOT NULL,
+        url TEXT NOT NULL,
+        sha256 BLOB NOT NULL,
+        size INTEGER
+    ) WITHOUT ROWID
+    """,
 )
 """The statement at index N takes a database from ``user_version`` N to N + 1."""
 
@@ -93,6 +110,14 @@ _REPLACE: Final = """
         (:digest, :layer_id, :path, :os_version, :version, :timestamp, :cached, :size)
 """
 _DELETE: Final = "DELETE FROM layers WHERE digest = :digest"
+_SELECT_SOURCES: Final = "SELECT digest, url, layerId, version, sha256, size FROM layerSources"
+_REPLACE_SOURCE: Final = """
+    INSERT OR REPLACE INTO layerSources
+        (digest, url, layerId, version, sha256, size)
+    VALUES
+        (?, ?, ?, ?, ?, ?)
+"""
+_DELETE_SOURCE: Final = "DELETE FROM layerSources WHERE digest = :digest"
 _SET_CACHED: Final = """
     UPDATE layers SET
         timestamp = CASE
@@ -123,21 +148,34 @@ class SqliteLayerStorage:
     The file is made where it is missing, its directory is not. All threads share one connection,
     one at a time. To be closed; closing twice is no error.
 
+    Args:
+        path: the file.
+        clock: the time, for changes that are dated.
+        durable: whether a change is on the disk when its method returns. If not, a power cut may
+            take back changes, and may damage the database.
+        on_step: is told of each change of the disk before it is made.
+
     Raises:
         StorageError: the database cannot be opened, was made by a newer version of this
             package, or its table ``layers`` is not Aos's.
     """
 
-    def __init__(self, path: Path, clock: Clock) -> None:
+    def __init__(
+        self, path: Path, clock: Clock, *, durable: bool = True, on_step: OnStep = unannounced
+    ) -> None:
         self._path = path
         self._clock = clock
+        self._on_step = on_step
         self._rows = _RowReader(path, clock)
         self._lock = threading.RLock()
         with _errors_named(path):
-            _create_file(path)
+            _create_file(path, on_step)
+            on_step(Step.OPEN_DATABASE)
             self._connection = _connect(path, "mode=rw")
             try:
-                _prepare(self._connection, path)
+                _prepare(self._connection, path, on_step)
+                if not durable:
+                    self._connection.execute("PRAGMA synchronous = OFF")
             except BaseException:
                 self._connection.close()
                 raise
@@ -160,7 +198,29 @@ class SqliteLayerStorage:
 
     def delete_layer_by_digest(self, digest: Digest) -> None:
         """Forget a layer; one that is not there is no error."""
-        self._execute(_DELETE, {"digest": digest})
+        with self.transaction():
+            self._execute(_DELETE, {"digest": digest})
+            self._execute(_DELETE_SOURCE, {"digest": digest})
+
+    def note_sources(self, layers: Iterable[DesiredLayer]) -> None:
+        """Remember from where *layers* can be fetched again, without credentials.
+
+        Only what is new is written.
+        """
+        with self._lock, _errors_named(self._path):
+            known = {row[0]: row for row in _source_rows(self._connection)}
+            rows = [_source_row(layer) for layer in layers]
+            changed = [row for row in rows if known.get(row[0]) != row]
+            if not changed:
+                return
+            with self.transaction():
+                for row in changed:
+                    self._execute(_REPLACE_SOURCE, row)
+
+    def get_sources(self) -> Mapping[Digest, DesiredLayer]:
+        """From where each layer can be fetched again, as far as that is known."""
+        with self._lock, _errors_named(self._path):
+            return _sources(self._connection)
 
     def get_layers_info(self) -> tuple[LayerInfo, ...]:
         """All layers, ordered by digest."""
@@ -207,6 +267,7 @@ class SqliteLayerStorage:
             try:
                 yield
                 with _errors_named(self._path):
+                    self._on_step(Step.COMMIT_ROWS)
                     self._connection.execute(brackets.keep)
             except BaseException:
                 with _errors_named(self._path):
@@ -219,6 +280,7 @@ class SqliteLayerStorage:
     def close(self) -> None:
         """Close the database; what a thread is doing with it is done first."""
         with self._lock, _errors_named(self._path):
+            self._on_step(Step.CLOSE_DATABASE)
             self._connection.close()
 
     def __enter__(self) -> Self:
@@ -232,9 +294,10 @@ class SqliteLayerStorage:
     ) -> None:
         self.close()
 
-    def _execute(self, statement: str, parameters: Mapping[str, object]) -> int:
+    def _execute(self, statement: str, parameters: Mapping[str, object] | Sequence[object]) -> int:
         """Change the database; return how many rows were concerned."""
         with self._lock, _errors_named(self._path):
+            self._on_step(Step.WRITE_ROW)
             return self._connection.execute(statement, parameters).rowcount
 
 
@@ -255,16 +318,29 @@ def read_layers_info(path: Path, clock: Clock) -> tuple[LayerInfo, ...]:
             or its table ``layers`` is not Aos's.
     """
     rows = _RowReader(path, clock)
+    return rows.layers(_read_only(path, _select_rows))
+
+
+def read_sources(path: Path) -> Mapping[Digest, DesiredLayer]:
+    """From where each layer in the database *path* can be fetched again, as ``read_layers_info``.
+
+    Raises:
+        StorageError: the database cannot be read, or was made by a newer version of this package.
+    """
+    return _read_only(path, _sources)
+
+
+def _read_only(path: Path, read: Callable[[sqlite3.Connection], Content]) -> Content:
     with _errors_named(path):
         for _ in range(_READ_ATTEMPTS):
             try:
-                return rows.layers(_read_rows(path, "mode=ro"))
+                return _read_by(path, "mode=ro", read)
             except sqlite3.OperationalError as error:
                 if not _is(error, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
                     raise
-            found = _read_rows_at_rest(path)
+            found = _read_at_rest(path, read)
             if found is not None:
-                return rows.layers(found)
+                return found
             time.sleep(_POLL_SECONDS)
     raise StorageError(
         f"{path}: its log cannot be read without the permission to write; "
@@ -272,26 +348,24 @@ def read_layers_info(path: Path, clock: Clock) -> tuple[LayerInfo, ...]:
     )
 
 
-def _read_rows(path: Path, query: str) -> list[Any]:
+def _read_by(path: Path, query: str, read: Callable[[sqlite3.Connection], Content]) -> Content:
     with contextlib.closing(_connect(path, query)) as connection:
         _refuse_foreign(connection, path)
-        if not _columns(connection):
-            return []
-        return connection.execute(_SELECT_ALL).fetchall()
+        return read(connection)
 
 
-def _read_rows_at_rest(path: Path) -> list[Any] | None:
+def _read_at_rest(path: Path, read: Callable[[sqlite3.Connection], Content]) -> Content | None:
     """Read a database that no process has open; None if one has, or came to."""
     before = _state_at_rest(path)
     if before is None:
         return None
     try:
-        rows = _read_rows(path, "mode=ro&immutable=1")
+        content = _read_by(path, "mode=ro&immutable=1", read)
     except sqlite3.DatabaseError:
         if before == _state_at_rest(path):
             raise
         return None
-    return rows if before == _state_at_rest(path) else None
+    return content if before == _state_at_rest(path) else None
 
 
 def _state_at_rest(path: Path) -> tuple[int, ...] | None:
@@ -300,6 +374,30 @@ def _state_at_rest(path: Path) -> tuple[int, ...] | None:
         return None
     status = path.stat()
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _select_rows(connection: sqlite3.Connection) -> list[Any]:
+    if not _columns(connection, "layers"):
+        return []
+    return connection.execute(_SELECT_ALL).fetchall()
+
+
+def _sources(connection: sqlite3.Connection) -> Mapping[Digest, DesiredLayer]:
+    return {
+        Digest(digest): DesiredLayer(Digest(digest), url, layer_id, version, sha256, size)
+        for digest, url, layer_id, version, sha256, size in _source_rows(connection)
+    }
+
+
+def _source_rows(connection: sqlite3.Connection) -> list[_SourceRow]:
+    if not _columns(connection, "layerSources"):
+        return []  # made by Aos, or by the first version of this package
+    return connection.execute(_SELECT_SOURCES).fetchall()
+
+
+def _source_row(layer: DesiredLayer) -> _SourceRow:
+    url = without_credentials(layer.url)
+    return layer.digest, url, layer.layer_id, layer.version, layer.sha256, layer.size
 
 
 class _RowReader:
@@ -355,17 +453,19 @@ class _RowReader:
         return self._complaints[complaint]
 
 
-def _create_file(path: Path) -> None:
+def _create_file(path: Path, on_step: OnStep) -> None:
     """Make an empty database file where there is none.
 
     It is made without being opened: closing any descriptor of a file ends all locks that the
     process has on it, also those of another connection.
     """
+    on_step(Step.MAKE_DATABASE)
     try:
         os.mknod(path, _FILE_MODE)
     except FileExistsError:
         return
     path.chmod(_FILE_MODE)
+    on_step(Step.SYNC_DATABASE_DIRECTORY)
     directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(directory)
@@ -391,11 +491,12 @@ def _decode(text: bytes) -> str:
     return text.decode("utf-8", "surrogateescape")
 
 
-def _prepare(connection: sqlite3.Connection, path: Path) -> None:
+def _prepare(connection: sqlite3.Connection, path: Path, on_step: OnStep) -> None:
     _refuse_foreign(connection, path)
     _switch_to_wal(connection)
     connection.execute("PRAGMA synchronous = FULL")
     if _user_version(connection) < len(_MIGRATIONS):
+        on_step(Step.MIGRATE_DATABASE)
         _migrate(connection)
 
 
@@ -434,7 +535,7 @@ def _refuse_foreign(connection: sqlite3.Connection, path: Path) -> None:
             f"{path}: made by a newer layermanager: its schema version is {version}, "
             f"this one knows up to {len(_MIGRATIONS)}"
         )
-    columns = _columns(connection)
+    columns = _columns(connection, "layers")
     if columns not in ((), _COLUMNS):
         raise StorageError(
             f"{path}: its table layers has the columns {', '.join(columns)}; "
@@ -447,8 +548,9 @@ def _user_version(connection: sqlite3.Connection) -> int:
     return version
 
 
-def _columns(connection: sqlite3.Connection) -> tuple[str, ...]:
-    return tuple(name for _, name, *_ in connection.execute("PRAGMA table_info(layers)"))
+def _columns(connection: sqlite3.Connection, table: str) -> tuple[str, ...]:
+    rows = connection.execute("SELECT name FROM pragma_table_info(:table)", {"table": table})
+    return tuple(name for (name,) in rows)
 
 
 def _is(error: sqlite3.Error, *primary_codes: int) -> bool:

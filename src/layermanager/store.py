@@ -30,10 +30,13 @@ from layermanager import linux
 from layermanager.errors import InvalidDigestError, StoreError
 from layermanager.model import Digest
 from layermanager.removal import remove_tree
+from layermanager.steps import Step, unannounced
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
+
+    from layermanager.steps import OnStep
 
 _STAGING: Final = ".staging"
 _TRASH: Final = ".trash"
@@ -61,24 +64,42 @@ class StagedLayer:
 
 
 class Store:
-    """The layers below *layers_dir* and their indexes below *index_dir*; both are made if missing.
+    """The layers below *layers_dir* and their indexes below *index_dir*.
 
-    What changes anything is called with the store's lock held; several threads may share that.
+    These and *working_dir* are made if missing. What changes anything is called with the store's
+    lock held; several threads may share that.
+
+    Args:
+        working_dir: holds what else belongs to the store.
+        layers_dir: holds the layers.
+        index_dir: holds their indexes.
+        durable: whether a layer that was committed is on the disk.
+        on_step: is told of each change of the disk before it is made.
 
     Raises:
         StoreError: a directory cannot be made, read or changed; from every method.
     """
 
-    def __init__(self, layers_dir: Path, index_dir: Path) -> None:
+    def __init__(
+        self,
+        working_dir: Path,
+        layers_dir: Path,
+        index_dir: Path,
+        *,
+        durable: bool = True,
+        on_step: OnStep = unannounced,
+    ) -> None:
         self.layers_dir = layers_dir
+        self._durable = durable
+        self._on_step = on_step
         self._index_dir = index_dir
         self._staging = layers_dir / _STAGING
         self._index_staging = index_dir / _STAGING
         self._trash = layers_dir / _TRASH
         self._emptying = threading.Lock()
-        with _store_errors("cannot make the directories of the layers"):
-            for directory in (layers_dir, index_dir):
-                directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        with _store_errors("cannot make the directories of the store"):
+            for directory in (working_dir, layers_dir, index_dir):
+                self._make_directories(directory)
 
     def path_of(self, digest: Digest) -> Path:
         """Where the layer *digest* is, or would be."""
@@ -111,12 +132,15 @@ class Store:
         with ExitStack() as stack:
             with _store_errors("cannot make a directory for a new layer"):
                 for staging in (self._staging, self._index_staging):
+                    self._on_step(Step.MAKE_STORE_DIRECTORY)
                     staging.mkdir(mode=0o700, exist_ok=True)
-                stack.callback(_remove, path)
+                stack.callback(self._remove_tree, path)
+                self._on_step(Step.STAGE_LAYER)
                 path.mkdir(mode=0o700)
-                stack.callback(_remove, index)
+                stack.callback(self._remove_tree, index)
                 descriptor = os.open(path, _OPEN_DIRECTORY)
                 stack.callback(os.close, descriptor)
+                self._on_step(Step.STAGE_INDEX)
                 index_descriptor = os.open(index, _CREATE_FILE, 0o644)
                 stack.callback(os.close, index_descriptor)
             yield StagedLayer(digest, path, descriptor, index, index_descriptor)
@@ -126,25 +150,25 @@ class Store:
 
         All their files are synced first, by one call for the whole group; then they are renamed;
         then the renames are synced. When this returns, no power cut can take them away, and until
-        then no row names them.
+        then no row names them. A layer that is in its place already is replaced at one moment; its
+        old files are then in staging.
         """
         with _store_errors("cannot commit"):
-            linux.sync_file_system(staged[0].descriptor)
+            self._sync_layers(staged)
             parents = set()
             for layer in staged:
-                os.fsync(layer.index_descriptor)  # it may be on another file system
-                self._move_to_trash(layer.digest)
-                for source, place in (
-                    # In this order an index without its layer cannot be left behind.
-                    (layer.path, self.path_of(layer.digest)),
-                    (layer.index_path, self.index_path_of(layer.digest)),
-                ):
-                    place.parent.mkdir(mode=0o755, exist_ok=True)
-                    source.rename(place)
-                    parents.add(place.parent)
+                place, index_place = self.path_of(layer.digest), self.index_path_of(layer.digest)
+                for directory in (place.parent, index_place.parent):
+                    self._on_step(Step.MAKE_PARENT_DIRECTORY)
+                    directory.mkdir(mode=0o755, exist_ok=True)
+                    parents.add(directory)
+                # In this order an index without its layer cannot be left behind.
+                self._on_step(Step.PLACE_LAYER)
+                _rename_or_exchange(layer.path, place)
+                self._on_step(Step.PLACE_INDEX)
+                layer.index_path.rename(index_place)
             for directory in (*parents, self.layers_dir, self._index_dir):
-                _sync_directory(directory)
-        self._empty(self._trash)
+                self._sync_directory(directory)
 
     def remove(self, digest: Digest) -> None:
         """Remove a layer whose row is gone, and return when its space is free again."""
@@ -156,12 +180,43 @@ class Store:
         self._empty(self._index_staging)
         return self._empty(self._staging) + self._empty(self._trash)
 
+    def _make_directories(self, path: Path) -> None:
+        """Make *path* and what is missing above it, durably."""
+        if path.is_dir():
+            return
+        self._make_directories(path.parent)
+        self._on_step(Step.MAKE_STORE_DIRECTORY)
+        path.mkdir(mode=0o755, exist_ok=True)
+        self._sync_directory(path.parent)
+
+    def _sync_layers(self, staged: Sequence[StagedLayer]) -> None:
+        if not self._durable:
+            return
+        self._on_step(Step.SYNC_LAYERS)
+        linux.sync_file_system(staged[0].descriptor)
+        for layer in staged:
+            self._on_step(Step.SYNC_INDEX)
+            os.fsync(layer.index_descriptor)  # it may be on another file system
+
+    def _sync_directory(self, path: Path) -> None:
+        if not self._durable:
+            return
+        self._on_step(Step.SYNC_DIRECTORY)
+        descriptor = os.open(path, _OPEN_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
     def _move_to_trash(self, digest: Digest) -> None:
         place = self.path_of(digest)
         with _store_errors("cannot remove a layer"):
+            self._on_step(Step.MAKE_STORE_DIRECTORY)
             self._trash.mkdir(mode=0o700, exist_ok=True)
+            self._on_step(Step.REMOVE_INDEX)
             self.index_path_of(digest).unlink(missing_ok=True)
             try:
+                self._on_step(Step.MOVE_TO_TRASH)
                 place.rename(self._trash / f"{digest.encoded}.{secrets.token_hex(4)}")
             except FileNotFoundError:
                 return  # it was not there, or is gone already
@@ -175,8 +230,17 @@ class Store:
                 except FileNotFoundError:
                     return 0
             for path in leftovers:
-                _remove(path)
+                self._remove_tree(path)
             return len(leftovers)
+
+    def _remove_tree(self, path: Path) -> None:
+        with _store_errors("cannot remove"):
+            self._on_step(Step.REMOVE_TREE)
+            directory = os.open(path.parent, _OPEN_DIRECTORY)
+            try:
+                remove_tree(path.name, dir_fd=directory)
+            finally:
+                os.close(directory)
 
 
 def index_path(index_dir: Path, digest: Digest) -> Path:
@@ -184,26 +248,16 @@ def index_path(index_dir: Path, digest: Digest) -> Path:
     return index_dir / digest.algorithm / f"{digest.encoded}.mtree.gz"
 
 
-def _remove(path: Path) -> None:
-    with _store_errors("cannot remove"):
-        directory = os.open(path.parent, _OPEN_DIRECTORY)
-        try:
-            remove_tree(path.name, dir_fd=directory)
-        finally:
-            os.close(directory)
+def _rename_or_exchange(source: Path, place: Path) -> None:
+    if place.exists():
+        linux.exchange(os.fsencode(source), os.fsencode(place))
+    else:
+        source.rename(place)
 
 
 def _subdirectories(path: Path) -> list[str]:
     with os.scandir(path) as entries:
         return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, _OPEN_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

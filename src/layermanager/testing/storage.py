@@ -8,11 +8,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from layermanager.errors import LayerNotExistError
+from layermanager.urls import without_credentials
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
-    from layermanager.model import Digest, LayerInfo
+    from layermanager.model import DesiredLayer, Digest, LayerInfo
     from layermanager.protocols import Clock
 
 
@@ -22,6 +23,7 @@ class MemoryLayerStorage:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._layers: dict[Digest, LayerInfo] = {}
+        self._sources: dict[Digest, DesiredLayer] = {}
         self._lock = threading.RLock()
 
     def add_layer(self, layer: LayerInfo) -> None:
@@ -33,6 +35,18 @@ class MemoryLayerStorage:
         """Forget a layer; one that is not there is no error."""
         with self._lock:
             self._layers.pop(digest, None)
+            self._sources.pop(digest, None)
+
+    def note_sources(self, layers: Iterable[DesiredLayer]) -> None:
+        """Remember from where *layers* can be fetched again, without credentials."""
+        with self._lock:
+            for layer in layers:
+                self._sources[layer.digest] = replace(layer, url=without_credentials(layer.url))
+
+    def get_sources(self) -> Mapping[Digest, DesiredLayer]:
+        """From where each layer can be fetched again, as far as that is known."""
+        with self._lock:
+            return dict(self._sources)
 
     def get_layers_info(self) -> tuple[LayerInfo, ...]:
         """All layers, ordered by digest."""
@@ -68,9 +82,9 @@ class MemoryLayerStorage:
     def transaction(self) -> Iterator[None]:
         """Make all changes within the ``with`` block one; an exception takes them back."""
         with self._lock:
-            before = dict(self._layers)
+            before = dict(self._layers), dict(self._sources)
             try:
                 yield
             except BaseException:
-                self._layers = before
+                self._layers, self._sources = before
                 raise

@@ -1,0 +1,48 @@
+"""The steps by which an operation changes the disk, by name.
+
+Each is announced right before it is taken, to a function that the manager is given. What is
+announced is what a test walks: it ends the process there, or lets the step fail as a full or broken
+disk would, and then looks at what is left.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+OnStep: TypeAlias = "Callable[[Step], None]"
+
+
+class Step(enum.StrEnum):
+    """One change of the disk; what is removed together is one step."""
+
+    WRITE_LOCK = "write lock"
+
+    MAKE_DATABASE = "make database"
+    SYNC_DATABASE_DIRECTORY = "sync database directory"
+    OPEN_DATABASE = "open database"
+    MIGRATE_DATABASE = "migrate database"
+    WRITE_ROW = "write row"
+    COMMIT_ROWS = "commit rows"
+    CLOSE_DATABASE = "close database"
+
+    MAKE_STORE_DIRECTORY = "make store directory"
+    STAGE_LAYER = "stage layer"
+    STAGE_INDEX = "stage index"
+    UNPACK = "unpack"
+    SYNC_LAYERS = "sync layers"
+    SYNC_INDEX = "sync index"
+    MAKE_PARENT_DIRECTORY = "make parent directory"
+    PLACE_LAYER = "place layer"
+    PLACE_INDEX = "place index"
+    SYNC_DIRECTORY = "sync directory"
+    REMOVE_INDEX = "remove index"
+    MOVE_TO_TRASH = "move to trash"
+    REMOVE_TREE = "remove tree"
+
+
+def unannounced(_: Step) -> None:
+    """Tell nobody of a step."""
