@@ -33,7 +33,7 @@ format: $(READY)
 bench: $(READY)
 	$(BIN)/python -m bench --update docs/benchmarks.md
 
-# FUZZ_SECONDS for each target; after hours, var/fuzz holds what to begin with the next time.
+# FUZZ_SECONDS for each target; after hours, .cache/fuzz holds what to begin with the next time.
 fuzz: $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement fuzz/requirements.txt
 	for target in tar package compression; do \
@@ -41,4 +41,4 @@ fuzz: $(READY)
 	done
 
 clean:
-	rm -rf $(VENV) var dist .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) var dist .cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -6,12 +6,16 @@ import argparse
 import os
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from bench import installing, machine, report
+from bench import corpora, debian, machine, report
+from bench.installing import in_parallel, one_layer, peak_memory
 from bench.nothing_to_do import nothing_to_do
-from bench.setting import Setting
+from bench.profiling import profile
+from bench.setting import Setting, UnavailableError
+from bench.starting import start_up
 from bench.volumes import DirectoryVolumes, LoopVolumes
 
 if TYPE_CHECKING:
@@ -23,8 +27,17 @@ if TYPE_CHECKING:
     Benchmark = Callable[[Setting], tuple[Figure, ...]]
 
 BENCHMARKS: Final[dict[str, Benchmark]] = {
-    "install-many-files": installing.many_files,
-    "install-few-files": installing.few_files,
+    "install-many-files": partial(one_layer, corpora.many_files),
+    "install-many-files-zstd": partial(one_layer, corpora.many_files_in_zstd),
+    "install-few-files": partial(one_layer, corpora.few_files),
+    "install-few-files-zstd": partial(one_layer, corpora.few_files_in_zstd),
+    "install-debian": partial(one_layer, debian.debian),
+    "install-debian-zstd": partial(one_layer, debian.debian_in_zstd),
+    "install-in-parallel": in_parallel,
+    "memory": partial(peak_memory, corpora.huge_files),
+    "memory-zstd": partial(peak_memory, corpora.huge_files_in_zstd),
+    "profile": profile,
+    "start-up": start_up,
     "nothing-to-do": nothing_to_do,
 }
 _VOLUMES: Final[dict[str, Callable[[Path], Volumes]]] = {
@@ -40,15 +53,19 @@ def main() -> None:
         scratch = Path(name).absolute()
         volumes = _VOLUMES[arguments.volumes](scratch)
         facts = machine.facts(volumes, scratch, arguments.runs)
-        setting = Setting(scratch, volumes, arguments.runs)
+        setting = Setting(scratch, arguments.kept.absolute(), volumes, arguments.runs)
         figures: list[Figure] = []
+        left_out: dict[str, str] = {}
         for benchmark in arguments.names or BENCHMARKS:
             print(f"{benchmark} …", file=sys.stderr)
-            figures += BENCHMARKS[benchmark](setting)
-    results = report.markdown(facts, figures)
+            try:
+                figures += BENCHMARKS[benchmark](setting)
+            except UnavailableError as error:
+                left_out[benchmark] = str(error)
+    results = report.markdown(facts, figures, left_out)
     print(results, end="")
     if arguments.json:
-        arguments.json.write_text(report.document(facts, figures), encoding="utf-8")
+        arguments.json.write_text(report.document(facts, figures, left_out), encoding="utf-8")
     if arguments.update:
         report.update_page(arguments.update, results)
 
@@ -67,6 +84,13 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--scratch", type=Path, metavar="DIR", help="where a few GB of room are (default: TMPDIR)"
+    )
+    parser.add_argument(
+        "--kept",
+        type=Path,
+        metavar="DIR",
+        default=Path(".cache/bench"),
+        help="where Debian's layer stays for the next run (default: .cache/bench)",
     )
     parser.add_argument(
         "--volumes",

@@ -1,8 +1,8 @@
-"""Layers to measure with, made of the machine's own files.
+"""Layers made of the machine's own files.
 
 Which files are taken depends on what is there, and the table says how much it was; on one machine
 it is the same each time. Real files compress, and spread in size and over directories, as those
-of real layers do.
+of real layers do. Each layer is made once in a run.
 """
 
 from __future__ import annotations
@@ -12,22 +12,26 @@ import io
 import itertools
 import os
 import stat
-import subprocess
 import sys
 import sysconfig
 import tarfile
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final
 
+from bench.layers import GZIP, QUICK_GZIP, compressing, in_zstd, read_layer
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+
+    from bench.layers import Compression, Layer
+    from bench.setting import Setting
 
 _ROOTS: Final = (Path("/usr/lib"), Path("/usr/share"))
 _COMPRESSED: Final = frozenset((".gz", ".jar", ".png", ".whl", ".xz", ".zip", ".zst"))
 _STDLIB: Final = Path(sysconfig.get_path("stdlib"))
 _MTIME: Final = 1_700_000_000
-_PAGE_BYTES: Final = 4096
 _MEGABYTE: Final = 1_000_000
 
 _MANY_FILES: Final = 17_000
@@ -35,26 +39,11 @@ _MANY_BYTES: Final = 200 * _MEGABYTE
 _MANY_LARGEST_BYTES: Final = 4 * _MEGABYTE
 _PACKAGE_DEPTH: Final = 5
 _PACKAGE_LARGEST_FILES: Final = 500
+_PARTS: Final = 4
 _FEW_FILES: Final = 10
 _FEW_BYTES: Final = 250 * _MEGABYTE
+_HUGE_BYTES: Final = 1024**3
 _FEW_SMALLEST_SOURCE_BYTES: Final = 64 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """A layer blob.
-
-    Attributes:
-        description: what is in it.
-        blob: the file: a gzipped tar.
-        digest: its digest.
-        payload_bytes: the content of its files, each in whole pages: what unpacking must write.
-    """
-
-    description: str
-    blob: Path
-    digest: str
-    payload_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,17 +54,60 @@ class _File:
     content: bytes
 
 
-def many_files(scratch: Path) -> Layer:
+@cache
+def many_files(setting: Setting) -> Layer:
     """About 17,000 files of 200 MB in all, as of a distribution or a language's packages."""
-    return _build(scratch / "many-files.tar.gz", _many_files())
+    return _build(setting.scratch / "many-files.tar.gz", _many_files(_MANY_FILES))
 
 
-def few_files(scratch: Path) -> Layer:
+@cache
+def many_files_in_zstd(setting: Setting) -> Layer:
+    """The same, compressed by zstd."""
+    return in_zstd(many_files(setting), setting.scratch)
+
+
+@cache
+def parts(setting: Setting) -> tuple[Layer, ...]:
+    """Four layers, each of half as many files, and none in two of them."""
+    size = _MANY_FILES // 2
+    files = _many_files(_PARTS * size)
+    return tuple(
+        _build(setting.scratch / f"part-{number}.tar.gz", itertools.islice(files, size))
+        for number in range(_PARTS)
+    )
+
+
+@cache
+def few_files(setting: Setting) -> Layer:
     """Ten files of 250 MB in all: machine code, as of a large application or a model runtime."""
-    return _build(scratch / "few-files.tar.gz", _few_files())
+    return _build(setting.scratch / "few-files.tar.gz", _few_files(_FEW_BYTES))
 
 
-def _many_files() -> Iterator[_File]:
+@cache
+def few_files_in_zstd(setting: Setting) -> Layer:
+    """The same, compressed by zstd."""
+    return in_zstd(few_files(setting), setting.scratch)
+
+
+@cache
+def huge_files(setting: Setting) -> Layer:
+    """Ten files of a GiB in all, much more than an unpacker may have in memory."""
+    return _build(setting.scratch / "huge-files.tar.gz", _few_files(_HUGE_BYTES), QUICK_GZIP)
+
+
+@cache
+def huge_files_in_zstd(setting: Setting) -> Layer:
+    """The same, compressed by zstd."""
+    return in_zstd(huge_files(setting), setting.scratch)
+
+
+@cache
+def nothing(setting: Setting) -> Layer:
+    """A layer without any file."""
+    return _build(setting.scratch / "nothing.tar.gz", ())
+
+
+def _many_files(count: int) -> Iterator[_File]:
     """Packages in an order that mixes them, keeping to the size that is wanted.
 
     What counts as a package is a directory at the depth of /usr/share/doc/NAME, with all below it;
@@ -105,11 +137,11 @@ def _many_files() -> Iterator[_File]:
             yield _File(PurePosixPath(f"copy-{copy}", *path.parts[1:]), content)
             files += 1
             total += len(content)
-            if files == _MANY_FILES:
+            if files == count:
                 return
 
 
-def _few_files() -> Iterator[_File]:
+def _few_files(total: int) -> Iterator[_File]:
     libraries = [
         path
         for path, size in _regular_files()
@@ -118,10 +150,10 @@ def _few_files() -> Iterator[_File]:
     sources = itertools.cycle([*libraries, Path(sys.executable).resolve()])
     for number in range(_FEW_FILES):
         content = bytearray()
-        while len(content) < _FEW_BYTES // _FEW_FILES:
+        while len(content) < total // _FEW_FILES:
             content += next(sources).read_bytes()
         name = PurePosixPath("opt", "application", f"part-{number}")
-        yield _File(name, bytes(content[: _FEW_BYTES // _FEW_FILES]))
+        yield _File(name, bytes(content[: total // _FEW_FILES]))
 
 
 def _regular_files() -> Iterator[tuple[Path, int]]:
@@ -138,37 +170,20 @@ def _regular_files() -> Iterator[tuple[Path, int]]:
                     yield path, status.st_size
 
 
-def _build(blob: Path, files: Iterable[_File]) -> Layer:
-    count = total = payload = 0
+def _build(blob: Path, files: Iterable[_File], compression: Compression = GZIP) -> Layer:
     with (
-        blob.open("xb") as target,
-        subprocess.Popen(["gzip", "--no-name", "-6"], stdin=subprocess.PIPE, stdout=target) as gzip,
+        compressing(blob, compression) as compressed,
+        tarfile.open(fileobj=compressed, mode="w|", format=tarfile.GNU_FORMAT) as tar,
     ):
-        assert gzip.stdin is not None
-        with tarfile.open(fileobj=gzip.stdin, mode="w|", format=tarfile.GNU_FORMAT) as tar:
-            made: set[PurePosixPath] = set()
-            for file in files:
-                for directory in reversed(file.name.parents[:-1]):
-                    if directory not in made:
-                        made.add(directory)
-                        tar.addfile(_member(directory, tarfile.DIRTYPE, 0o755, 0))
-                member = _member(file.name, tarfile.REGTYPE, 0o644, len(file.content))
-                tar.addfile(member, io.BytesIO(file.content))
-                count += 1
-                total += len(file.content)
-                payload += -(-len(file.content) // _PAGE_BYTES) * _PAGE_BYTES
-        gzip.stdin.close()
-        if gzip.wait() != 0:
-            raise subprocess.CalledProcessError(gzip.returncode, "gzip")
-    compressed = blob.stat().st_size
-    return Layer(
-        description=(
-            f"{count:,} files, {total / _MEGABYTE:.0f} MB, {compressed / _MEGABYTE:.0f} MB gzipped"
-        ),
-        blob=blob,
-        digest=_digest(blob),
-        payload_bytes=payload,
-    )
+        made: set[PurePosixPath] = set()
+        for file in files:
+            for directory in reversed(file.name.parents[:-1]):
+                if directory not in made:
+                    made.add(directory)
+                    tar.addfile(_member(directory, tarfile.DIRTYPE, 0o755, 0))
+            member = _member(file.name, tarfile.REGTYPE, 0o644, len(file.content))
+            tar.addfile(member, io.BytesIO(file.content))
+    return read_layer(blob, compression)
 
 
 def _member(name: PurePosixPath, kind: bytes, mode: int, size: int) -> tarfile.TarInfo:
@@ -178,8 +193,3 @@ def _member(name: PurePosixPath, kind: bytes, mode: int, size: int) -> tarfile.T
     member.size = size
     member.mtime = _MTIME
     return member
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"

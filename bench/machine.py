@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import ssl
 import subprocess
 from importlib.metadata import version
@@ -11,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import layermanager
+from bench.setting import cores
 
 if TYPE_CHECKING:
     from bench.volumes import Volumes
 
-_PEERS: Final = ("tar", "gzip")
+_PEERS: Final = ("tar", "gzip", "zstd")
 
 
 def facts(volumes: Volumes, scratch: Path, runs: int) -> dict[str, str]:
@@ -23,12 +25,12 @@ def facts(volumes: Volumes, scratch: Path, runs: int) -> dict[str, str]:
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1024**3
     return {
         "layermanager": layermanager.__version__,
-        "processor": f"{_processor()}, {len(os.sched_getaffinity(0))} cores",
+        "processor": f"{_processor()}, {cores()} cores",
         "memory": f"{memory:.1f} GiB",
         "kernel": f"{platform.system()} {platform.release()}",
         "files": f"{volumes.description}; the scratch directory is on {_file_system(scratch)}",
         "Python": f"{platform.python_version()}, {ssl.OPENSSL_VERSION}, inflate: {_inflate()}",
-        "peers": ", ".join(map(_first_line_of_version, _PEERS)),
+        "peers": ", ".join(map(_first_line_of_version, filter(shutil.which, _PEERS))),
         "runs": f"medians of {runs}; load average at the start {os.getloadavg()[0]:.1f}",
     }
 
@@ -61,4 +63,4 @@ def _inflate() -> str:
 
 def _first_line_of_version(program: str) -> str:
     output = subprocess.run([program, "--version"], check=True, stdout=subprocess.PIPE, text=True)
-    return output.stdout.splitlines()[0]
+    return output.stdout.splitlines()[0].strip("* ")  # in which zstd wraps it

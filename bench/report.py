@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import TYPE_CHECKING, Final
 
@@ -13,16 +14,23 @@ if TYPE_CHECKING:
 
 BEGIN: Final = "<!-- results: written by `make bench` -->"
 END: Final = "<!-- end of results -->"
-_HEADINGS: Final = ("", "measure", "ours", "compared with", "ratio", "goal")
+_HEADINGS: Final = ("measure", "ours", "compared with", "ratio", "goal")
 
 
-def markdown(facts: Mapping[str, str], figures: Iterable[Figure]) -> str:
-    """The facts of the machine and the table of the figures."""
+def markdown(
+    facts: Mapping[str, str], figures: Iterable[Figure], left_out: Mapping[str, str]
+) -> str:
+    """The facts of the machine, a table for each subject, and what was left out and why."""
     lines = [f"- {name}: {fact}" for name, fact in facts.items()]
-    return "\n".join([*lines, "", *_table([_HEADINGS, *map(_cells, figures)])]) + "\n"
+    lines += [f"- left out: `{name}`: {reason}" for name, reason in left_out.items()]
+    for subject, about_it in itertools.groupby(figures, lambda figure: figure.subject):
+        lines += ["", f"**{subject}**", "", *_table([_HEADINGS, *map(_cells, about_it)])]
+    return "\n".join(lines) + "\n"
 
 
-def document(facts: Mapping[str, str], figures: Iterable[Figure]) -> str:
+def document(
+    facts: Mapping[str, str], figures: Iterable[Figure], left_out: Mapping[str, str]
+) -> str:
     """The same as JSON, with the value of every run."""
     return json.dumps(
         {
@@ -40,6 +48,7 @@ def document(facts: Mapping[str, str], figures: Iterable[Figure]) -> str:
                 }
                 for figure in figures
             ],
+            "left_out": left_out,
         },
         indent=2,
     )
@@ -68,7 +77,7 @@ def _cells(figure: Figure) -> tuple[str, ...]:
         ratio = f"{figure.ratio:.2f}"
     if figure.goal is not None:
         goal = "≤ " + (unit.text(figure.goal) if figure.ratio is None else f"{figure.goal:.2f}")
-    return (figure.subject, figure.measure, unit.text(figure.ours.median), compared, ratio, goal)
+    return (figure.measure, unit.text(figure.ours.median), compared, ratio, goal)
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 _TARGETS: Final = ("tar", "package", "compression")
-_STATE: Final = Path("var/fuzz")
+_STATE: Final = Path(".cache/fuzz")
 _LARGEST_INPUT_BYTES: Final = 16 * 1024
 _TIMEOUT_SECONDS: Final = 10
 _MEMORY_MIB: Final = 1024

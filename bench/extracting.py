@@ -1,0 +1,69 @@
+"""One program that unpacks into an empty volume, measured until all of it is on disk."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from bench.figures import Series, Unit
+from bench.processes import Usage, measure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from pathlib import Path
+
+    from bench.commands import Command
+    from bench.setting import Setting
+    from bench.volumes import Volume
+
+
+@dataclass(frozen=True, slots=True)
+class Extraction:
+    """One measurement of one side.
+
+    Attributes:
+        usage: of the program.
+        synced_seconds: from its start until everything was on disk.
+        device_bytes: what the device wrote by then, where it can be told.
+    """
+
+    usage: Usage
+    synced_seconds: float
+    device_bytes: int | None
+
+
+def extract(setting: Setting, command: Callable[[Path], Command]) -> Extraction:
+    """Measure the program that *command* makes for an empty directory."""
+    with setting.volumes.fresh() as volume:
+        before = volume.device_bytes()
+        usage = measure(command(volume.path))
+        start = time.perf_counter()
+        volume.sync()
+        synced_seconds = usage.wall_seconds + time.perf_counter() - start
+        return Extraction(usage, synced_seconds, _written_since(before, volume))
+
+
+def cpu(extractions: Iterable[Extraction]) -> Series:
+    """User and system time."""
+    return seconds(one.usage.cpu_seconds for one in extractions)
+
+
+def wall(extractions: Iterable[Extraction]) -> Series:
+    """Time until the program's end."""
+    return seconds(one.usage.wall_seconds for one in extractions)
+
+
+def synced(extractions: Iterable[Extraction]) -> Series:
+    """Time until everything was on disk."""
+    return seconds(one.synced_seconds for one in extractions)
+
+
+def seconds(values: Iterable[float]) -> Series:
+    """*values* in seconds, as a series."""
+    return Series(tuple(values), Unit.SECONDS)
+
+
+def _written_since(before: int | None, volume: Volume) -> int | None:
+    after = volume.device_bytes()
+    return None if before is None or after is None else after - before
