@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import tarfile
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal
@@ -78,11 +80,15 @@ class Archive:
     model: Model = field(repr=False)
 
 
+# An ordinary user can compare only what its owner may read and enter.
+_LEAST_MODE: Final = 0 if os.geteuid() == 0 else stat.S_IRWXU
+
+
 @st.composite
 def _metadata(draw: st.DrawFn, tar_format: Format) -> Metadata:
     seconds = draw(st.integers(0, 2**31 - 1))
     metadata: Metadata = {
-        "mode": draw(st.integers(0, 0o7777)),
+        "mode": draw(st.integers(0, 0o7777)) | _LEAST_MODE,
         "uid": draw(st.sampled_from((0, 1, 1000, _LARGEST_USTAR_ID))),
         "gid": draw(st.sampled_from((0, 5, 1000, _LARGEST_USTAR_ID))),
         "mtime_ns": seconds * 10**9,

@@ -173,7 +173,7 @@ def _facts_of_entry(entry: Entry) -> tuple[object, ...]:
         entry.mode,
         (entry.uid, entry.gid),
         entry.size,
-        entry.mtime_ns // 10**9,
+        entry.mtime_ns / 10**9,  # tarfile has it as a float, too
         entry.link if is_link else b"",
         entry.device,
         dict(entry.xattrs),
@@ -188,7 +188,7 @@ def _facts_of_member(member: tarfile.TarInfo) -> tuple[object, ...]:
         member.mode,
         (member.uid, member.gid),
         member.size,
-        int(member.mtime),
+        member.mtime,
         _bytes(member.linkname),
         (member.devmajor, member.devminor) if has_device else (0, 0),
         {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import stat
 import tempfile
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from hostile.cases import OUTSIDE, SOME_DIGEST
 from layermanager.errors import NotEnoughSpaceError
+from layermanager.removal import remove_tree
 from layermanager.testing.trees import snapshot
 from layermanager.unpack.index import read_index
 from layermanager.unpack.messages import Job
@@ -69,7 +69,7 @@ class World:
 
     def demolish(self) -> None:
         """Remove it all."""
-        shutil.rmtree(self._root)
+        _remove(self._root)
 
     @contextmanager
     def watched(self) -> Iterator[Path]:
@@ -82,8 +82,7 @@ class World:
             assert place.stat().st_ino == identity, "the layer's directory was replaced"
             assert self._seen() == before, "something outside the layer changed"
         finally:
-            place.chmod(0o700)
-            shutil.rmtree(place)
+            _remove(place)
 
     def unpack(self, case: Case, place: Path) -> list[IndexEntry]:
         """Unpack the case by a real worker, in as much space as a test may take; its index."""
@@ -108,10 +107,21 @@ class World:
             return list(read_index(index, case.name))
 
     def _seen(self) -> dict[str, _Seen]:
-        layer = self._layers / "layer"
-        paths = [path for path in self._root.rglob("*") if layer not in (path, *path.parents)]
+        paths = []
+        for directory, subdirectories, files in os.walk(self._root):
+            if Path(directory) == self._layers:
+                subdirectories.remove("layer")
+            paths += [Path(directory, name) for name in (*subdirectories, *files)]
         system = {path: _look(Path(path))._replace(modified_ns=0) for path in _SYSTEM_FILES}
         return {str(path): _look(path) for path in (self._root, *paths)} | system
+
+
+def _remove(directory: Path) -> None:
+    parent = os.open(directory.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        remove_tree(directory.name, dir_fd=parent)
+    finally:
+        os.close(parent)
 
 
 def _grant(written: int, needed: int) -> int:

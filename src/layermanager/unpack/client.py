@@ -45,9 +45,11 @@ if TYPE_CHECKING:
 
 _LOGGER: Final = logging.getLogger(__name__)
 _PIPE_BYTES: Final = 1024 * 1024
+# Loading modules leaves no garbage worth looking for, and at the end the kernel takes back all
+# memory at once: Python's own ways would be a fifth of the CPU time of a server.
 _BOOT: Final = (
-    "import sys; sys.path[:] = sys.argv[2:]; "
-    "from layermanager.unpack.server import main; main(int(sys.argv[1]))"
+    "import gc, os, sys; gc.disable(); sys.path[:] = sys.argv[2:]; "
+    "from layermanager.unpack.server import main; main(int(sys.argv[1])); os._exit(0)"
 )
 _NO_LAYER: Final = Job(
     digest=Digest("sha256:" + "0" * 64),

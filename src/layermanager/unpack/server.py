@@ -12,7 +12,6 @@ import os
 import select
 import signal
 import sys
-import traceback
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from layermanager import linux
@@ -38,6 +37,7 @@ def main(control_descriptor: int) -> None:
     """Serve the client at the other end of *control_descriptor* until it is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the client to answer
     gc.freeze()  # what is loaded by now stays shared with the workers
+    gc.enable()
     control = Channel.of_descriptor(control_descriptor)
     workers: dict[int, _Worker] = {}
     poll = select.poll()
@@ -103,7 +103,7 @@ def _exit_after(work: Callable[[], int]) -> NoReturn:
     try:
         status = work()
     except BaseException:  # noqa: BLE001 - the process ends here; the client is told by its status
-        traceback.print_exc(file=sys.stderr)
+        sys.excepthook(*sys.exc_info())  # needs no import of traceback, which costs every start
     finally:
         os._exit(status)
 
