@@ -7,6 +7,7 @@ tests run as root it fails the test instead, so that nothing goes untested unnot
 from __future__ import annotations
 
 import os
+import signal
 import stat
 import subprocess
 from contextlib import contextmanager
@@ -38,6 +39,11 @@ def _require(capability: str, probe: Callable[[], object]) -> None:
         if os.environ.get("LAYERMANAGER_CI") == "1":
             pytest.fail(f"this machine lacks {capability}: {error}")
         pytest.skip(f"this machine lacks {capability}: {error}")
+
+
+# A shell ignores it for what it starts in the background, and so would all that tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

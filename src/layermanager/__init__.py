@@ -10,6 +10,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from layermanager.cancellation import Cancellation
+    from layermanager.check import Depth, Difference, LayerReport, Problem, Status
     from layermanager.config import REMOVE_CACHED_LAYERS_PERIOD, Config, load_config
     from layermanager.desired import desired_to_json, read_desired
     from layermanager.errors import (
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
         StoreError,
         UnpackerError,
     )
-    from layermanager.inventory import Inventory, StoreUsage
+    from layermanager.inventory import CheckProgress, Inventory, StoreUsage
     from layermanager.manager import LayerManager
     from layermanager.model import (
         ApplyResult,
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
         LayerProgress,
         Limits,
         Phase,
+        Repair,
     )
     from layermanager.pack import Compression, pack_layer
     from layermanager.plan import Plan
@@ -55,17 +58,21 @@ if TYPE_CHECKING:
         Clock,
         LayerStorage,
         NewSpaceAllocator,
+        RemembersSources,
         Source,
         Space,
         SpaceAllocator,
         Transactional,
     )
     from layermanager.space import Partitions
+    from layermanager.steps import Step
     from layermanager.storage import SqliteLayerStorage
 
 __version__ = "0.1.0"
 
 _MODULES = {
+    "cancellation": ("Cancellation",),
+    "check": ("Depth", "Difference", "LayerReport", "Problem", "Status"),
     "config": ("REMOVE_CACHED_LAYERS_PERIOD", "Config", "load_config"),
     "desired": ("desired_to_json", "read_desired"),
     "errors": (
@@ -91,7 +98,7 @@ _MODULES = {
         "StoreError",
         "UnpackerError",
     ),
-    "inventory": ("Inventory", "StoreUsage"),
+    "inventory": ("CheckProgress", "Inventory", "StoreUsage"),
     "manager": ("LayerManager",),
     "model": (
         "ApplyResult",
@@ -102,6 +109,7 @@ _MODULES = {
         "LayerProgress",
         "Limits",
         "Phase",
+        "Repair",
     ),
     "pack": ("Compression", "pack_layer"),
     "plan": ("Plan",),
@@ -111,12 +119,14 @@ _MODULES = {
         "Clock",
         "LayerStorage",
         "NewSpaceAllocator",
+        "RemembersSources",
         "Source",
         "Space",
         "SpaceAllocator",
         "Transactional",
     ),
     "space": ("Partitions",),
+    "steps": ("Step",),
     "storage": ("SqliteLayerStorage",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
@@ -127,13 +137,17 @@ __all__ = [
     "ApplyResult",
     "ArchiveError",
     "ByteStream",
+    "Cancellation",
     "CancelledError",
+    "CheckProgress",
     "Clock",
     "Compression",
     "Config",
     "ConfigError",
+    "Depth",
     "DesiredLayer",
     "DesiredStateError",
+    "Difference",
     "Digest",
     "FailedLayer",
     "InputError",
@@ -146,6 +160,7 @@ __all__ = [
     "LayerManagerError",
     "LayerNotExistError",
     "LayerProgress",
+    "LayerReport",
     "LayerStorage",
     "LayersFailedError",
     "LimitExceededError",
@@ -157,12 +172,17 @@ __all__ = [
     "Partitions",
     "Phase",
     "Plan",
+    "Problem",
+    "RemembersSources",
+    "Repair",
     "Source",
     "SourceError",
     "SourceTimeoutError",
     "Space",
     "SpaceAllocator",
     "SqliteLayerStorage",
+    "Status",
+    "Step",
     "StorageError",
     "StoreBusyError",
     "StoreError",

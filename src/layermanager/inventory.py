@@ -5,26 +5,43 @@ Any process may look at any time, also one that may only read, while another one
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import functools
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeAlias
 
+from layermanager.cancellation import Cancellation
+from layermanager.check import (
+    MAX_DIFFERENCES,
+    Depth,
+    Difference,
+    LayerReport,
+    Problem,
+    Status,
+    compare,
+)
 from layermanager.clock import SystemClock
 from layermanager.errors import LayerNotExistError, StorageError, StoreError
 from layermanager.model import Digest
 from layermanager.plan import plan
 from layermanager.space import disk_usage
-from layermanager.storage import read_layers_info
+from layermanager.storage import read_layers_info, read_sources
 from layermanager.store import index_path
 from layermanager.unpack.index import read_index
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from concurrent.futures import Executor
     from pathlib import Path
 
     from layermanager.config import Config
     from layermanager.model import DesiredLayer, LayerInfo
     from layermanager.plan import Plan
     from layermanager.unpack.index import IndexEntry
+
+_Identity: TypeAlias = tuple[int, int] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +70,21 @@ class StoreUsage:
         return max(0, self.total - self.free - self.desired - self.reclaimable)
 
 
+@dataclass(frozen=True, slots=True)
+class CheckProgress:
+    """A moment of a check.
+
+    Attributes:
+        number: how many layers were begun.
+        layers: how many there are.
+        read: bytes of content read so far.
+    """
+
+    number: int
+    layers: int
+    read: int
+
+
 class Inventory:
     """What is in the store of *config*."""
 
@@ -66,11 +98,8 @@ class Inventory:
         Raises:
             StorageError: the database cannot be read.
         """
-        try:
-            if not self._config.database.exists():
-                return ()
-        except OSError as error:
-            raise StorageError(f"cannot reach the database: {error}") from error
+        if not self._has_database():
+            return ()
         return read_layers_info(self._config.database, self._clock)
 
     def layer(self, digest: str) -> LayerInfo:
@@ -103,6 +132,106 @@ class Inventory:
         with file:
             yield from read_index(file, str(path))
 
+    def sources(self) -> Mapping[Digest, DesiredLayer]:
+        """From where each layer can be fetched again, as far as that is known.
+
+        Raises:
+            StorageError: the database cannot be read.
+        """
+        return read_sources(self._config.database) if self._has_database() else {}
+
+    def check(
+        self,
+        layers: Sequence[LayerInfo],
+        depth: Depth = Depth.CONTENT,
+        *,
+        cancellation: Cancellation | None = None,
+        on_progress: Callable[[CheckProgress], None] = lambda _: None,
+    ) -> tuple[LayerReport, ...]:
+        """Compare *layers* with their indexes, file by file.
+
+        Nothing is locked: a layer that another process removes meanwhile is left out, one that it
+        replaces is looked at again.
+
+        Args:
+            layers: installed layers, from ``layers``.
+            depth: how much is compared.
+            cancellation: ends it early.
+            on_progress: is told how far it is, from several threads; it must not block.
+
+        Raises:
+            CancelledError: the cancellation was called.
+            StorageError, StoreError: the database, or the directory of the layers, cannot be read.
+        """
+        cancellation = cancellation or Cancellation()
+        counter = _Counter(len(layers), on_progress)
+        with ThreadPoolExecutor(os.cpu_count() or 1, "check") as threads:
+            reports = []
+            for layer in layers:
+                cancellation.check()
+                counter.begin_layer()
+                check = functools.partial(
+                    self._check_once,
+                    depth=depth,
+                    threads=threads,
+                    cancellation=cancellation,
+                    on_bytes=counter.add,
+                )
+                report = self._settled(layer, check)
+                if report is not None:
+                    reports.append(report)
+        return tuple(reports)
+
+    def _settled(
+        self, layer: LayerInfo, check: Callable[[LayerInfo], tuple[LayerReport, _Identity]]
+    ) -> LayerReport | None:
+        """The report of a layer that stayed as it was while it was looked at; None if it went."""
+        while True:
+            report, seen = check(layer)
+            if report.status is not Status.DAMAGED:
+                return report
+            row = next((row for row in self.layers() if row.digest == layer.digest), None)
+            if row is None:
+                return None
+            if _identity(row.path) == seen:
+                return report
+            layer = row
+
+    def _check_once(
+        self,
+        layer: LayerInfo,
+        depth: Depth,
+        threads: Executor,
+        cancellation: Cancellation,
+        on_bytes: Callable[[int], None],
+    ) -> tuple[LayerReport, _Identity]:
+        try:
+            root = os.open(layer.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except (FileNotFoundError, NotADirectoryError):
+            missing = Difference(b".", Problem.MISSING, "dir", "nothing")
+            return LayerReport(layer, (missing,), 1), _identity(layer.path)
+        except OSError as error:
+            raise StoreError(f"cannot read a layer: {error}") from error
+        try:
+            status = os.fstat(root)
+            found = compare(
+                root,
+                self.files(layer.digest),
+                depth,
+                threads=threads,
+                cancellation=cancellation,
+                on_bytes=on_bytes,
+            )
+            return _report(layer, found), (status.st_dev, status.st_ino)
+        finally:
+            os.close(root)
+
+    def _has_database(self) -> bool:
+        try:
+            return self._config.database.exists()
+        except OSError as error:
+            raise StorageError(f"cannot reach the database: {error}") from error
+
     def plan(self, desired: Iterable[DesiredLayer]) -> Plan:
         """What would be done to make the layers the *desired* ones.
 
@@ -127,6 +256,55 @@ class Inventory:
             desired=sum(layer.size for layer in layers if not layer.cached),
             reclaimable=sum(layer.size for layer in layers if layer.cached),
         )
+
+
+def _report(layer: LayerInfo, found: Iterator[Difference]) -> LayerReport:
+    kept: list[Difference] = []
+    count = 0
+    try:
+        for difference in found:
+            count += 1
+            if len(kept) < MAX_DIFFERENCES:
+                kept.append(difference)
+    except LayerNotExistError:
+        return LayerReport(layer, has_index=False)
+    except StoreError as error:  # of the index: all else is a difference
+        kept = [Difference(b".", Problem.INDEX, "an index", str(error))]
+        count = 1
+    return LayerReport(layer, tuple(kept), count)
+
+
+def _identity(path: Path) -> _Identity:
+    """Which directory is at *path* now; None if there is none."""
+    try:
+        status = path.lstat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+class _Counter:
+    """Adds up what several threads have read, and tells of it."""
+
+    def __init__(self, layers: int, on_progress: Callable[[CheckProgress], None]) -> None:
+        self._on_progress = on_progress
+        self._lock = threading.Lock()
+        self._progress = CheckProgress(number=0, layers=layers, read=0)
+
+    def begin_layer(self) -> None:
+        self._tell(layers=1, size=0)
+
+    def add(self, size: int) -> None:
+        self._tell(layers=0, size=size)
+
+    def _tell(self, layers: int, size: int) -> None:
+        with self._lock:
+            self._progress = replace(
+                self._progress,
+                number=self._progress.number + layers,
+                read=self._progress.read + size,
+            )
+            self._on_progress(self._progress)
 
 
 def _existing(path: Path) -> Path:

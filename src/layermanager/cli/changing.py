@@ -61,7 +61,7 @@ def apply(settings: Settings, desired: str, *, dry_run: bool, patience: timedelt
         return result
 
     try:
-        result = _with_manager(settings, config, apply, patience)
+        result = with_manager(settings, config, apply, patience)
     except LayersFailedError as error:
         _print_result(settings, error.result)
         return error.exit_code
@@ -96,7 +96,7 @@ def gc(settings: Settings, ttl_days: int | None, free: int, patience: timedelta)
         freed = sum(layer.size for layer in removed)
         return removed + manager.remove_cached_layers(max(0, free - freed))
 
-    removed = _with_manager(settings, config, collect, patience)
+    removed = with_manager(settings, config, collect, patience)
     freed = sum(layer.size for layer in removed)
     if settings.is_json:
         from layermanager.cli.documents import layer_json
@@ -189,7 +189,7 @@ def _name_of(source: Path) -> str:
     return name
 
 
-def _with_manager(
+def with_manager(
     settings: Settings,
     config: Config,
     operation: Callable[[LayerManager], Result],

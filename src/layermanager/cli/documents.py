@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from datetime import UTC
 from typing import TYPE_CHECKING
 
 from layermanager.errors import IntegrityError, LayerError, NotEnoughSpaceError, SourceError
 
 if TYPE_CHECKING:
+    from layermanager.check import LayerReport
     from layermanager.errors import LayerManagerError
     from layermanager.inventory import StoreUsage
     from layermanager.model import ApplyResult, LayerInfo
@@ -67,6 +69,26 @@ def usage_json(usage: StoreUsage) -> dict[str, object]:
         "desired": usage.desired,
         "reclaimable": usage.reclaimable,
         "other": usage.other,
+    }
+
+
+def report_json(report: LayerReport, is_repaired: bool) -> dict[str, object]:  # noqa: FBT001 - a fact, not a switch
+    """What came of checking a layer; bytes of names that are no UTF-8 are lone surrogates."""
+    return {
+        "digest": report.layer.digest,
+        "layerId": report.layer.layer_id,
+        "version": report.layer.version,
+        "status": "repaired" if is_repaired else str(report.status),
+        "differenceCount": report.count,
+        "differences": [
+            {
+                "path": os.fsdecode(difference.path),
+                "problem": str(difference.problem),
+                "expected": difference.expected,
+                "found": difference.found,
+            }
+            for difference in report.differences
+        ],
     }
 
 

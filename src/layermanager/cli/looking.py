@@ -76,7 +76,7 @@ def show(settings: Settings, digest: str | None, *, files: bool, jail: bool) -> 
     if digest is None:
         raise click.UsageError("Missing argument 'DIGEST'.")
     inventory = settings.inventory
-    layer = _find(inventory.layers(), digest)
+    layer = find(inventory.layers(), digest)
     if files:
         _print_files(settings, inventory.files(layer.digest))
     elif settings.is_json:
@@ -111,8 +111,13 @@ def df(settings: Settings) -> None:
     )
 
 
-def _find(layers: Iterable[LayerInfo], text: str) -> LayerInfo:
-    """The one layer whose digest begins with *text*, with or without its algorithm."""
+def find(layers: Iterable[LayerInfo], text: str) -> LayerInfo:
+    """The one layer whose digest begins with *text*, with or without its algorithm.
+
+    Raises:
+        InvalidDigestError: *text* is too short, or several begin so.
+        LayerNotExistError: none does.
+    """
     algorithm, _, digits = text.rpartition(":")
     if len(digits) < _SHORTEST_PREFIX:
         raise InvalidDigestError(f"{text}: at least {_SHORTEST_PREFIX} digits are needed")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 import click
 
 from layermanager import __version__
-from layermanager.cli import changing, looking
+from layermanager.cli import changing, checking, looking
 from layermanager.cli.output import OutputError, tell, write_json
 from layermanager.cli.settings import Settings, json_option
 from layermanager.errors import LayerManagerError
@@ -102,8 +102,8 @@ def _run(arguments: Sequence[str]) -> int:
 
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
-    epilog="Exit status: 0 done; 1 some layers failed, the rest was done; 2 wrong usage or unusable"
-    " input; 3 another process is changing the store.",
+    epilog="Exit status: 0 done; 1 some layers failed, or are damaged, and the rest was done;"
+    " 2 wrong usage or unusable input; 3 another process is changing the store.",
 )
 @click.option(
     "--config",
@@ -147,6 +147,7 @@ for _command in (
     looking.show,
     looking.df,
     changing.gc,
+    checking.check,
     changing.pack,
 ):
     _group.add_command(_command)

@@ -1,0 +1,416 @@
+"""Whether a layer is what it was when it was unpacked: its files compared with its index.
+
+The tree is a stranger's, and may be damaged besides: it is walked by directory descriptors, no
+symlink is followed, no fifo and no device is opened. Attributes are compared by the thread that
+reads the index; contents are hashed by several, in batches, so that small files do not cost a
+change of threads each.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import os
+import stat
+from collections import defaultdict, deque
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from concurrent.futures import Executor, Future
+
+    from layermanager.cancellation import Cancellation
+    from layermanager.model import LayerInfo
+    from layermanager.unpack.index import IndexEntry
+
+MAX_DIFFERENCES: Final = 1000
+"""How many differences of one layer are kept; a wholly destroyed one has as many as files."""
+
+_BATCH_FILES: Final = 32
+_BATCH_BYTES: Final = 4 * 1024 * 1024
+_PENDING_BATCHES: Final = 8
+_READ_BYTES: Final = 1024 * 1024
+_OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_OPEN_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_KINDS: Final = {
+    stat.S_IFREG: "file",
+    stat.S_IFDIR: "dir",
+    stat.S_IFLNK: "link",
+    stat.S_IFCHR: "char",
+    stat.S_IFBLK: "block",
+    stat.S_IFIFO: "fifo",
+}
+# The kernel gives every file a label where SELinux is in force; no layer brought it.
+_OF_THE_SYSTEM: Final = frozenset({"security.selinux"})
+
+
+class Problem(enum.StrEnum):
+    """In what a path is not what the index says."""
+
+    INDEX = "index"
+    MISSING = "missing"
+    ADDED = "added"
+    KIND = "kind"
+    MODE = "mode"
+    OWNER = "owner"
+    TIME = "time"
+    SIZE = "size"
+    CONTENT = "content"
+    LINK = "link"
+    HARD_LINK = "hard link"
+    DEVICE = "device"
+    XATTRS = "xattrs"
+    UNREADABLE = "unreadable"
+
+
+class Depth(enum.StrEnum):
+    """How much is compared."""
+
+    ATTRIBUTES = "attributes"
+    CONTENT = "content"
+
+
+class Status(enum.StrEnum):
+    """What came of checking a layer."""
+
+    INTACT = "intact"
+    DAMAGED = "damaged"
+    UNVERIFIED = "unverified"
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One path that is not as it was.
+
+    Attributes:
+        path: relative to the layer's root, which is ``.``. A directory that is gone, or was added,
+            stands for all below it.
+        problem: what is wrong.
+        expected: what the index says, as text.
+        found: what is there, as text.
+    """
+
+    path: bytes
+    problem: Problem
+    expected: str = ""
+    found: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerReport:
+    """What came of checking one layer.
+
+    Attributes:
+        layer: the layer.
+        differences: the first of the differences, at most ``MAX_DIFFERENCES``.
+        count: how many there are in all.
+        has_index: whether there is an index to compare with; there is none of what another
+            program has installed.
+    """
+
+    layer: LayerInfo
+    differences: tuple[Difference, ...] = ()
+    count: int = 0
+    has_index: bool = True
+
+    @property
+    def status(self) -> Status:
+        """Intact, damaged, or not verified for want of an index.
+
+        What this user may not read is no damage.
+        """
+        if any(one.problem is not Problem.UNREADABLE for one in self.differences):
+            return Status.DAMAGED
+        return Status.INTACT if self.has_index else Status.UNVERIFIED
+
+
+def compare(
+    root: int,
+    entries: Iterable[IndexEntry],
+    depth: Depth,
+    *,
+    threads: Executor,
+    cancellation: Cancellation,
+    on_bytes: Callable[[int], None],
+) -> Iterator[Difference]:
+    """Compare the directory *root* with the *entries* of its index.
+
+    Args:
+        root: a descriptor of the layer's directory.
+        entries: all paths that there should be, the root among them.
+        depth: whether contents are compared, too.
+        threads: hash contents.
+        cancellation: ends it early.
+        on_bytes: is told how many bytes of content were read, from any thread.
+
+    Raises:
+        CancelledError: the cancellation was called.
+        OSError: the disk cannot be read, beyond a single file.
+    """
+    names: defaultdict[bytes, set[bytes]] = defaultdict(set)
+    with closing(_Directories(root)) as directories:
+        contents = _Contents(threads, cancellation, on_bytes)
+        try:
+            for entry in entries:
+                cancellation.check()
+                if entry.path != b".":
+                    parent, _, name = entry.path.rpartition(b"/")
+                    names[parent].add(name)
+                if entry.kind == "dir":
+                    names[b"" if entry.path == b"." else entry.path]
+                yield from _compare_entry(directories, entry, depth, contents)
+                yield from contents.found()
+            yield from contents.rest()
+        finally:
+            contents.close()
+        for directory, expected in names.items():
+            cancellation.check()
+            yield from _added(directories, directory, expected)
+
+
+def _compare_entry(
+    directories: _Directories, entry: IndexEntry, depth: Depth, contents: _Contents
+) -> Iterator[Difference]:
+    try:
+        yield from _compare_readable_entry(directories, entry, depth, contents)
+    except OSError as error:
+        yield _unreadable(entry.path, error)
+
+
+def _compare_readable_entry(
+    directories: _Directories, entry: IndexEntry, depth: Depth, contents: _Contents
+) -> Iterator[Difference]:
+    place = directories.place_of(entry.path)
+    if place is None:
+        return  # its directory is gone, which is told of that
+    state = place.state()
+    if state is None:
+        yield Difference(entry.path, Problem.MISSING, entry.kind, "nothing")
+        return
+    if entry.hard_link:
+        yield from _compare_hard_link(directories, entry, state)
+        return
+    kind = _KINDS.get(stat.S_IFMT(state.st_mode), "socket")
+    if kind != entry.kind:
+        yield Difference(entry.path, Problem.KIND, entry.kind, kind)
+        return
+    for problem, expected, found in _attributes(entry, state):
+        if expected != found:
+            yield Difference(entry.path, problem, expected, found)
+    xattrs = place.xattrs()
+    if xattrs != {os.fsdecode(name): value for name, value in entry.xattrs.items()}:
+        expected_names = ", ".join(sorted(map(os.fsdecode, entry.xattrs))) or "none"
+        found_names = ", ".join(sorted(xattrs)) or "none"
+        yield Difference(entry.path, Problem.XATTRS, expected_names, found_names)
+    if kind == "link" and (target := place.link()) != entry.link:
+        yield Difference(entry.path, Problem.LINK, _text(entry.link), _text(target))
+    if kind == "file" and depth is Depth.CONTENT and state.st_size == entry.size:
+        contents.add(place, entry)
+
+
+def _attributes(entry: IndexEntry, state: os.stat_result) -> Iterator[tuple[Problem, str, str]]:
+    is_whiteout = entry.kind == "char" and entry.device == (0, 0)
+    yield Problem.MODE, f"{entry.mode:04o}", f"{stat.S_IMODE(state.st_mode):04o}"
+    yield Problem.OWNER, "{}:{}".format(*entry.owner), f"{state.st_uid}:{state.st_gid}"
+    if not is_whiteout:  # of which nobody sees the time
+        yield Problem.TIME, _time(entry.mtime_ns), _time(state.st_mtime_ns)
+    if entry.kind == "file":
+        yield Problem.SIZE, str(entry.size), str(state.st_size)
+    if entry.kind in ("char", "block"):
+        device = os.major(state.st_rdev), os.minor(state.st_rdev)
+        yield Problem.DEVICE, "{}:{}".format(*entry.device), "{}:{}".format(*device)
+
+
+def _compare_hard_link(
+    directories: _Directories, entry: IndexEntry, state: os.stat_result
+) -> Iterator[Difference]:
+    other = directories.place_of(entry.hard_link)
+    other_state = other.state() if other else None
+    if other_state is None or (other_state.st_dev, other_state.st_ino) != (
+        state.st_dev,
+        state.st_ino,
+    ):
+        yield Difference(entry.path, Problem.HARD_LINK, _text(entry.hard_link), "another file")
+
+
+def _added(
+    directories: _Directories, directory: bytes, expected: set[bytes]
+) -> Iterator[Difference]:
+    try:
+        descriptor = directories.open(directory)
+        if descriptor is None:
+            return  # missing, or something else by now: that was told already
+        with os.scandir(descriptor) as entries:
+            names = [os.fsencode(entry.name) for entry in entries]
+    except OSError as error:
+        yield _unreadable(directory or b".", error)
+        return
+    for name in sorted(set(names) - expected):
+        path = directory + b"/" + name if directory else name
+        yield Difference(path, Problem.ADDED, "nothing", "")
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A name in an open directory, which may be anything or nothing."""
+
+    directory: int
+    name: bytes
+
+    def state(self) -> os.stat_result | None:
+        try:
+            return os.stat(self.name, dir_fd=self.directory, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+
+    def link(self) -> bytes:
+        return os.readlink(self.name, dir_fd=self.directory)
+
+    def xattrs(self) -> dict[str, bytes]:
+        # There are no calls for these with a directory's descriptor before Linux 6.13.
+        path = b"/proc/self/fd/%d/%b" % (self.directory, self.name)
+        return {
+            name: os.getxattr(path, name, follow_symlinks=False)
+            for name in os.listxattr(path, follow_symlinks=False)
+            if name not in _OF_THE_SYSTEM
+        }
+
+    def open(self) -> int:
+        try:
+            return os.open(self.name, _OPEN_FILE | os.O_NOATIME, dir_fd=self.directory)
+        except PermissionError:  # only a file's owner may read it without a trace
+            return os.open(self.name, _OPEN_FILE, dir_fd=self.directory)
+
+
+class _Directories:
+    """The directories of a tree by their paths; those on the way to the last one stay open."""
+
+    def __init__(self, root: int) -> None:
+        self._root = root
+        self._open: list[tuple[bytes, int]] = []
+
+    def place_of(self, path: bytes) -> _Place | None:
+        """Where *path* is, or would be; None if there is no such directory."""
+        if path == b".":
+            return _Place(self._root, b".")
+        parent, _, name = path.rpartition(b"/")
+        directory = self.open(parent)
+        return None if directory is None else _Place(directory, name)
+
+    def open(self, path: bytes) -> int | None:
+        """A descriptor of a directory, good until the next call; None if it is none."""
+        while self._open and not (path + b"/").startswith(self._open[-1][0] + b"/"):
+            os.close(self._open.pop()[1])
+        at, descriptor = self._open[-1] if self._open else (b"", self._root)
+        for name in path[len(at) :].split(b"/"):
+            if not name:
+                continue
+            try:
+                descriptor = os.open(name, _OPEN_DIRECTORY, dir_fd=descriptor)
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+            at = at + b"/" + name if at else name
+            self._open.append((at, descriptor))
+        return descriptor
+
+    def close(self) -> None:
+        """Close what is open, but for the root."""
+        while self._open:
+            os.close(self._open.pop()[1])
+
+
+class _Contents:
+    """Has the contents of files hashed by several threads, and collects what is wrong.
+
+    The files of a batch are open when it is handed over.
+    """
+
+    def __init__(
+        self, threads: Executor, cancellation: Cancellation, on_bytes: Callable[[int], None]
+    ) -> None:
+        self._threads = threads
+        self._cancellation = cancellation
+        self._on_bytes = on_bytes
+        self._batch: list[tuple[int, IndexEntry]] = []
+        self._batch_bytes = 0
+        self._pending: deque[Future[list[Difference]]] = deque()
+
+    def add(self, place: _Place, entry: IndexEntry) -> None:
+        """Have the file at *place* hashed soon.
+
+        Raises:
+            OSError: it cannot be opened.
+        """
+        descriptor = place.open()
+        self._batch.append((descriptor, entry))
+        self._batch_bytes += entry.size
+        if len(self._batch) == _BATCH_FILES or self._batch_bytes >= _BATCH_BYTES:
+            self._hand_over()
+
+    def found(self) -> Iterator[Difference]:
+        """What is wrong with the files that are done; waits where too many are not."""
+        while self._pending and (self._pending[0].done() or len(self._pending) > _PENDING_BATCHES):
+            yield from self._pending.popleft().result()
+
+    def rest(self) -> Iterator[Difference]:
+        """What is wrong with all the other files."""
+        self._hand_over()
+        while self._pending:
+            yield from self._pending.popleft().result()
+
+    def close(self) -> None:
+        """Close what was opened for nothing, and wait for the threads."""
+        for descriptor, _ in self._batch:
+            os.close(descriptor)
+        for future in self._pending:
+            future.exception()
+
+    def _hand_over(self) -> None:
+        batch, self._batch, self._batch_bytes = self._batch, [], 0
+        if batch:
+            self._pending.append(self._threads.submit(self._hash_batch, batch))
+
+    def _hash_batch(self, batch: list[tuple[int, IndexEntry]]) -> list[Difference]:
+        differences = []
+        for descriptor, entry in batch:
+            try:
+                found = self._hash(descriptor)
+            except OSError as error:
+                found = _words(error)
+            finally:
+                os.close(descriptor)
+            if found != entry.sha256 and not self._cancellation.requested.is_set():
+                differences.append(Difference(entry.path, Problem.CONTENT, entry.sha256, found))
+        return differences
+
+    def _hash(self, descriptor: int) -> str:
+        digest = hashlib.sha256()
+        while not self._cancellation.requested.is_set():
+            chunk = os.read(descriptor, _READ_BYTES)
+            if not chunk:
+                break
+            digest.update(chunk)
+            self._on_bytes(len(chunk))
+        return digest.hexdigest()
+
+
+def _unreadable(path: bytes, error: OSError) -> Difference:
+    """What this user may not read is told; what the disk does not give is damage."""
+    if isinstance(error, PermissionError):
+        return Difference(path, Problem.UNREADABLE, "", _words(error))
+    return Difference(path, Problem.CONTENT, "", _words(error))
+
+
+def _words(error: OSError) -> str:
+    return error.strerror or str(error)
+
+
+def _time(nanoseconds: int) -> str:
+    seconds, fraction = divmod(nanoseconds, 1_000_000_000)
+    return f"{seconds}.{fraction:09d}"
+
+
+def _text(name: bytes) -> str:
+    return os.fsdecode(name)

@@ -1,0 +1,208 @@
+"""The command that verifies what is installed, and mends it: ``check``."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from layermanager.cli import arguments as kinds
+from layermanager.cli import tables
+from layermanager.cli.changing import with_manager
+from layermanager.cli.looking import find
+from layermanager.cli.output import tell, write, write_json, write_table
+from layermanager.cli.settings import Settings, json_option, wait_option
+from layermanager.errors import LayersFailedError
+
+# The library is imported by the commands that need it: `--help` answers without SQLite, and `ls`
+# without the HTTP client.
+# ruff: noqa: PLC0415
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from datetime import timedelta
+
+    from layermanager.check import Difference, LayerReport
+    from layermanager.inventory import CheckProgress, Inventory
+    from layermanager.model import Digest, FailedLayer, LayerInfo, Repair
+
+_SECONDS_BETWEEN_LINES: Final = 0.1
+
+
+@click.command("check", cls=kinds.PatientCommand)
+@click.argument("digests", metavar="[DIGEST]...", nargs=-1)
+@click.option("--quick", is_flag=True, help="Compare all but the content of files.")
+@click.option(
+    "--repair", is_flag=True, help="Install damaged layers anew, from where they came from."
+)
+@wait_option
+@json_option
+@click.pass_obj
+def check(
+    settings: Settings, digests: Sequence[str], *, quick: bool, repair: bool, patience: timedelta
+) -> int:
+    """Compare installed layers with what they were, file by file.
+
+    Without a DIGEST all layers are checked. The status is 1 if a layer is damaged, or cannot be
+    verified since another program installed it, and was not repaired.
+    """
+    reports = _check(settings.inventory, digests, quick=quick)
+    if not repair:
+        _print(settings, reports, {}, {})
+        return 0 if _all_intact(reports) else 1
+    repaired, failed = _repair(settings, reports, patience)
+    _print(settings, reports, repaired, failed)
+    return 0 if _all_intact(one for one in reports if one.layer.digest not in repaired) else 1
+
+
+def _check(inventory: Inventory, digests: Sequence[str], *, quick: bool) -> tuple[LayerReport, ...]:
+    from layermanager.cancellation import Cancellation
+    from layermanager.check import Depth
+
+    layers = inventory.layers()
+    if digests:
+        layers = tuple(dict.fromkeys(find(layers, digest) for digest in digests))
+    cancellation = Cancellation()
+    with _progress_shown() as on_progress:
+        try:
+            return inventory.check(
+                layers,
+                Depth.ATTRIBUTES if quick else Depth.CONTENT,
+                cancellation=cancellation,
+                on_progress=on_progress,
+            )
+        finally:
+            cancellation.cancel()  # where a signal ended it, its threads are still at work
+
+
+def _repair(
+    settings: Settings, reports: Sequence[LayerReport], patience: timedelta
+) -> tuple[Mapping[Digest, LayerInfo], Mapping[Digest, FailedLayer]]:
+    """Repair what can be; which layers were, and which failed."""
+    sources = settings.inventory.sources()
+    from layermanager.model import Repair
+
+    repairs = [
+        Repair(report.layer, sources[report.layer.digest])
+        for report in reports
+        if not _all_intact([report]) and report.layer.digest in sources
+    ]
+    if not repairs:
+        return {}, {}
+    failed: Mapping[Digest, FailedLayer] = {}
+    try:
+        repaired = _with_manager(settings, repairs, patience)
+    except LayersFailedError as error:
+        repaired = error.result.installed
+        failed = {layer.desired.digest: layer for layer in error.result.failed}
+    return {layer.digest: layer for layer in repaired}, failed
+
+
+def _with_manager(
+    settings: Settings, repairs: Sequence[Repair], patience: timedelta
+) -> tuple[LayerInfo, ...]:
+    return with_manager(
+        settings, settings.config, lambda manager: manager.repair_layers(repairs), patience
+    )
+
+
+def _all_intact(reports: Iterator[LayerReport] | Sequence[LayerReport]) -> bool:
+    from layermanager.check import Status
+
+    return all(report.status is Status.INTACT for report in reports)
+
+
+def _print(
+    settings: Settings,
+    reports: Sequence[LayerReport],
+    repaired: Mapping[Digest, LayerInfo],
+    failed: Mapping[Digest, FailedLayer],
+) -> None:
+    if settings.is_json:
+        from layermanager.cli.documents import report_json
+
+        write_json([report_json(one, one.layer.digest in repaired) for one in reports])
+    else:
+        _print_table(reports, repaired)
+    for failure in failed.values():
+        tell(f"error: {tables.short_digest(failure.desired.digest)}: {failure.error}")
+    for report in reports:
+        digest = report.layer.digest
+        if not _all_intact([report]) and digest not in repaired and digest not in failed:
+            tell(f"hint: {_advice(report)}")
+
+
+def _print_table(reports: Sequence[LayerReport], repaired: Mapping[Digest, LayerInfo]) -> None:
+    if not reports:
+        write("no layers are installed")
+        return
+    rows = []
+    for report in reports:
+        layer = report.layer
+        status = "repaired" if layer.digest in repaired else str(report.status)
+        rows.append(
+            (
+                status,
+                layer.layer_id or "-",
+                layer.version or "-",
+                tables.short_digest(layer.digest),
+                str(report.count),
+            )
+        )
+    write_table(("STATUS", "LAYER", "VERSION", "DIGEST", "DIFFERENCES"), rows, right=frozenset({4}))
+    for report in reports:
+        for difference in report.differences:
+            write(f"{tables.short_digest(report.layer.digest)}  {difference_line(difference)}")
+        if report.count > len(report.differences):
+            write(f"… and {report.count - len(report.differences)} more")
+
+
+def difference_line(difference: Difference) -> str:
+    """One difference on a line."""
+    from layermanager.unpack.fields import shown
+
+    line = f"{shown(difference.path)}: {difference.problem}"
+    if difference.expected:
+        line += f": expected {tables.printable(difference.expected)}"
+    if difference.found:
+        line += f"{',' if difference.expected else ':'} found {tables.printable(difference.found)}"
+    return line
+
+
+def _advice(report: LayerReport) -> str:
+    digest = tables.short_digest(report.layer.digest)
+    if not report.has_index:
+        return f"{digest} has no index, as another program installed it: nothing to compare with"
+    return f"{digest} can be installed anew with `layermanager check --repair {digest}`"
+
+
+@contextmanager
+def _progress_shown() -> Iterator[Callable[[CheckProgress], None]]:
+    """Show on a terminal how far a check is; elsewhere its result says it all."""
+    if not sys.stderr.isatty() or os.environ.get("TERM", "dumb") == "dumb":
+        yield lambda _: None
+        return
+    began = time.monotonic()
+    drawn = 0.0
+
+    def show(progress: CheckProgress) -> None:
+        nonlocal drawn
+        now = time.monotonic()
+        if now - drawn < _SECONDS_BETWEEN_LINES:
+            return
+        drawn = now
+        rate = tables.size_text(int(progress.read / max(now - began, _SECONDS_BETWEEN_LINES)))
+        read = tables.size_text(progress.read)
+        line = f"checking layer {progress.number} of {progress.layers}: {read}, {rate}/s"
+        sys.stderr.write(f"\r{line}\x1b[K")
+        sys.stderr.flush()
+
+    try:
+        yield show
+    finally:
+        sys.stderr.write("\r\x1b[K")
+        sys.stderr.flush()
