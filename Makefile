@@ -3,8 +3,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 FUZZ_SECONDS ?= 60
+POWER_CUTS ?= 300
 
-.PHONY: run test slow lint format bench fuzz clean
+.PHONY: run test slow powercut lint format bench fuzz clean
 
 $(READY): pyproject.toml requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)
@@ -18,7 +19,11 @@ test: $(READY)
 	$(BIN)/pytest -n auto -m "not slow"
 
 slow: $(READY)
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -n auto -m slow
+
+# How many times the power is cut, at least.
+powercut: $(READY)
+	POWER_CUTS=$(POWER_CUTS) $(BIN)/pytest -n auto -m slow tests/durability/test_power_cuts.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

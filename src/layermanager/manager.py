@@ -477,7 +477,7 @@ class LayerManager:
             except LayerManagerError as error:
                 for layer in group:
                     if layer.desired.digest not in replaced:
-                        self._store.remove(layer.desired.digest)
+                        self._store.take_back(layer.desired.digest)
                     self._fail(layer.desired, error, failed)
                 return []
             for layer in group:

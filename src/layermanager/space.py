@@ -13,7 +13,9 @@ each other's outdated items. Two things bound an allocation:
 
 Where either is short, outdated items are removed, oldest first: the allocator's own for its
 limit, those of any allocator for the partition. Freed space is never believed in: after removing,
-the disk is looked at again, and only what is really there is set aside.
+the disk is looked at again, and only what is really there is set aside. XFS and btrfs give back the
+space of removed files in the background, so where it is not there yet, it is waited for: else more
+would be removed than is needed.
 
 Accounting has one owner: the allocator takes the size of an item that *it* evicts off the used
 bytes, and its remover only removes. Who removes an item of his own accord says
@@ -38,11 +40,13 @@ is just being removed may be all that they need.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from layermanager import linux
 from layermanager.errors import CancelledError, ConfigError, NotEnoughSpaceError, StoreError
 
 if TYPE_CHECKING:
@@ -91,6 +95,19 @@ def disk_usage(path: Path) -> DiskUsage:
     )
 
 
+def settle(path: Path) -> None:
+    """Have the file system of *path* give back the space of removed files, if it can: syncfs(2).
+
+    A disk that fails at that is told of by those who write to it.
+    """
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            linux.sync_file_system(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 class Partitions:
     """The partitions that allocators share, by device.
 
@@ -98,10 +115,16 @@ class Partitions:
 
     Args:
         usage_of: tells how full the partition of a path is.
+        settle: waits until the partition of a path has given back what was removed.
     """
 
-    def __init__(self, usage_of: Callable[[Path], DiskUsage] = disk_usage) -> None:
+    def __init__(
+        self,
+        usage_of: Callable[[Path], DiskUsage] = disk_usage,
+        settle: Callable[[Path], None] = settle,
+    ) -> None:
         self._usage_of = usage_of
+        self._settle = settle
         self._lock = threading.Lock()
         self._partitions: dict[int, _Partition] = {}
 
@@ -114,7 +137,9 @@ class Partitions:
         """
         device = self._usage_of(path).device
         with self._lock:
-            partition = self._partitions.setdefault(device, _Partition(self._usage_of))
+            partition = self._partitions.setdefault(
+                device, _Partition(self._usage_of, self._settle)
+            )
         allocator = _DirectoryAllocator(partition, path, part_limit, remover)
         partition.join(allocator)
         return allocator
@@ -274,9 +299,12 @@ class _Partition:
     ``changed`` is the partition's lock, and tells those who wait that an eviction has ended.
     """
 
-    def __init__(self, usage_of: Callable[[Path], DiskUsage]) -> None:
+    def __init__(
+        self, usage_of: Callable[[Path], DiskUsage], settle: Callable[[Path], None]
+    ) -> None:
         self.changed = threading.Condition(threading.Lock())
         self._usage_of = usage_of
+        self._settle = settle
         self._allocators: list[_DirectoryAllocator] = []
         self._evicting = False
 
@@ -304,7 +332,7 @@ class _Partition:
         It ends: every round removes at least one outdated item, or raises.
         """
         while victims := self._reserve_or_choose_victims(space, size):
-            self._evict(victims)
+            self._evict(victims, space.owner, size)
 
     def _reserve_or_choose_victims(self, space: _HeldSpace, size: int) -> list[_OutdatedItem]:
         """Reserve and return nothing; or, where that does not fit, begin an eviction."""
@@ -362,17 +390,31 @@ class _Partition:
         others = set(everyones).difference(for_limit)
         return for_limit + _oldest(others, shortage.on_partition - _bytes_of(for_limit))
 
-    def _evict(self, victims: list[_OutdatedItem]) -> None:
+    def _evict(self, victims: list[_OutdatedItem], owner: _DirectoryAllocator, size: int) -> None:
         removed = 0
         try:
             for victim in victims:
                 victim.owner.remover(victim.item_id)
                 removed += 1
+            self._wait_for_freed_space(owner, size)
         finally:
             with self.changed:
                 self._account(victims[:removed], victims[removed:])
                 self._evicting = False
                 self.changed.notify_all()
+
+    def _wait_for_freed_space(self, owner: _DirectoryAllocator, size: int) -> None:
+        """Wait while the partition is short of *size* bytes and gets more of them by waiting."""
+        missing = self._missing_on_partition(owner, size)
+        while missing > 0:
+            self._settle(owner.path)
+            before, missing = missing, self._missing_on_partition(owner, size)
+            if missing >= before:
+                return
+
+    def _missing_on_partition(self, owner: _DirectoryAllocator, size: int) -> int:
+        with self.changed:
+            return self._shortage(owner, size).on_partition
 
     def _account(self, removed: list[_OutdatedItem], left: list[_OutdatedItem]) -> None:
         """Settle an eviction; what was restored meanwhile is with who restored it."""

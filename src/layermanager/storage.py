@@ -280,8 +280,10 @@ class SqliteLayerStorage:
     def close(self) -> None:
         """Close the database; what a thread is doing with it is done first."""
         with self._lock, _errors_named(self._path):
-            self._on_step(Step.CLOSE_DATABASE)
-            self._connection.close()
+            try:
+                self._on_step(Step.CLOSE_DATABASE)
+            finally:  # SQLite closes its files whatever fails
+                self._connection.close()
 
     def __enter__(self) -> Self:
         return self

@@ -19,6 +19,7 @@ two disappear there as well.
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import threading
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from layermanager.steps import OnStep
+
+_LOGGER: Final = logging.getLogger(__name__)
 
 _STAGING: Final = ".staging"
 _TRASH: Final = ".trash"
@@ -123,7 +126,7 @@ class Store:
 
     @contextmanager
     def stage(self, digest: Digest) -> Iterator[StagedLayer]:
-        """Make an empty directory for a layer to grow in; it is removed unless committed by then.
+        """Make an empty directory for a layer to grow in; it is discarded unless committed by then.
 
         Only its owner may enter it as long as it grows.
         """
@@ -134,10 +137,10 @@ class Store:
                 for staging in (self._staging, self._index_staging):
                     self._on_step(Step.MAKE_STORE_DIRECTORY)
                     staging.mkdir(mode=0o700, exist_ok=True)
-                stack.callback(self._remove_tree, path)
+                stack.callback(self._discard, path)
                 self._on_step(Step.STAGE_LAYER)
                 path.mkdir(mode=0o700)
-                stack.callback(self._remove_tree, index)
+                stack.callback(self._discard, index)
                 descriptor = os.open(path, _OPEN_DIRECTORY)
                 stack.callback(os.close, descriptor)
                 self._on_step(Step.STAGE_INDEX)
@@ -164,7 +167,7 @@ class Store:
                     parents.add(directory)
                 # In this order an index without its layer cannot be left behind.
                 self._on_step(Step.PLACE_LAYER)
-                _rename_or_exchange(layer.path, place)
+                _rename_or_exchange(layer, place)
                 self._on_step(Step.PLACE_INDEX)
                 layer.index_path.rename(index_place)
             for directory in (*parents, self.layers_dir, self._index_dir):
@@ -174,6 +177,16 @@ class Store:
         """Remove a layer whose row is gone, and return when its space is free again."""
         self._move_to_trash(digest)
         self._empty(self._trash)
+
+    def take_back(self, digest: Digest) -> None:
+        """Remove a layer that was committed and got no row; if that fails, a sweep's caller does.
+
+        Why it got no row is what is to be said; that the disk refuses this too is only logged.
+        """
+        try:
+            self.remove(digest)
+        except StoreError as error:
+            _LOGGER.warning("layer %s is left to the next operation: %s", digest, error)
 
     def sweep(self) -> int:
         """Remove what a crash left in staging and trash; return how many layers that were."""
@@ -233,6 +246,13 @@ class Store:
                 self._remove_tree(path)
             return len(leftovers)
 
+    def _discard(self, path: Path) -> None:
+        """Remove what is in staging; where the disk refuses that, a sweep is another try."""
+        try:
+            self._remove_tree(path)
+        except StoreError as error:
+            _LOGGER.warning("%s is left to the next operation: %s", path, error)
+
     def _remove_tree(self, path: Path) -> None:
         with _store_errors("cannot remove"):
             self._on_step(Step.REMOVE_TREE)
@@ -248,11 +268,14 @@ def index_path(index_dir: Path, digest: Digest) -> Path:
     return index_dir / digest.algorithm / f"{digest.encoded}.mtree.gz"
 
 
-def _rename_or_exchange(source: Path, place: Path) -> None:
-    if place.exists():
-        linux.exchange(os.fsencode(source), os.fsencode(place))
-    else:
-        source.rename(place)
+def _rename_or_exchange(layer: StagedLayer, place: Path) -> None:
+    if not place.exists():
+        layer.path.rename(place)
+        return
+    before = os.fstat(layer.descriptor)
+    linux.exchange(os.fsencode(layer.path), os.fsencode(place))
+    # XFS takes an exchange, other than a rename, for a change of the directory itself.
+    os.utime(layer.descriptor, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 def _subdirectories(path: Path) -> list[str]:

@@ -1,0 +1,339 @@
+"""The operations that are walked, each from a state of its own.
+
+``prepare`` makes that state, ``act`` is what is walked. Doing ``act`` again after it was
+interrupted has the same end as doing it once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sqlite3
+import threading
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from durability.site import Site
+from durability.walk import Fault, Kind, Walk, say
+from layermanager.errors import LayerManagerError, LayersFailedError
+from layermanager.model import LayerProgress, Phase, Repair
+from layermanager.space import DiskUsage, Partitions
+from layermanager.steps import Step
+from layermanager.testing.layers import digest_of
+from manager_fixtures import descendants
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from layermanager.manager import LayerManager
+    from layermanager.model import DesiredLayer
+
+RETURNED: Final = 0
+RAISED: Final = 10
+
+_NOTHING_LEFT: Final = timedelta(0)
+_STRANGER: Final = digest_of(b"stranger")
+# More than one chunk of a transfer, so that a layer is interrupted in its middle, too.
+_SIZE: Final = 300_000
+
+_AOS_SCHEMA: Final = """
+    CREATE TABLE config (operationVersion INTEGER);
+    CREATE TABLE layers (digest TEXT NOT NULL PRIMARY KEY, layerId TEXT, path TEXT, osVersion TEXT,
+        version TEXT, timestamp TIMESTAMP, cached INTEGER, size INTEGER);
+    INSERT INTO config VALUES (9);
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """One operation.
+
+    Attributes:
+        prepare: brings the store into the state from which the operation begins.
+        act: does the operation; the walk watches what is of interest of it.
+        settings: of the configuration.
+    """
+
+    prepare: Callable[[Site], None]
+    act: Callable[[Site, Walk], None]
+    settings: Mapping[str, Any]
+
+    def site(self, base: Path) -> Site:
+        """The store below *base*, with the settings of the scenario."""
+        return Site(base, parallel_installs=1, **self.settings)
+
+
+def perform(base: str, name: str, kind: str, step: str, occurrence: int) -> int:
+    """Be a process that acts until a fault; return what came out, ``RETURNED`` or ``RAISED``.
+
+    What a process that lives on must not keep is written to standard output.
+    """
+    descriptors = _open_descriptors()
+    walk = Walk(Fault(Kind(kind), Step(step), occurrence))
+    scenario = SCENARIOS[name]
+    status = RETURNED
+    try:
+        scenario.act(scenario.site(Path(base)), walk)
+    except LayerManagerError as error:
+        say(f"raised {_names_of(error)}")
+        status = RAISED
+    say(f"kept {_open_descriptors() - descriptors} {descendants()} {threading.active_count()}")
+    return status
+
+
+KEPT_NOTHING: Final = "kept set() set() 1"
+
+
+def _open_descriptors() -> set[str]:
+    """What the open descriptors are, but for the one that this takes itself."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - names are all that is wanted
+        with contextlib.suppress(FileNotFoundError):
+            found.add(f"{name} {os.readlink(f'/proc/self/fd/{name}')}")  # noqa: PTH115
+    return found
+
+
+def _names_of(error: LayerManagerError) -> list[str]:
+    errors = error.exceptions if isinstance(error, LayersFailedError) else [error]
+    return [type(one).__name__ for one in errors]
+
+
+# Installing
+
+
+def _publish(site: Site) -> None:
+    for name in ("earlier", "one", "two", "three", "four"):
+        site.publish(name, _SIZE if name == "one" else 0)
+
+
+def _with_earlier(site: Site) -> None:
+    _publish(site)
+    site.apply(["earlier"])
+
+
+def _apply(*names: str) -> Callable[[Site, Walk], None]:
+    def act(site: Site, walk: Walk) -> None:
+        with site.manager(on_step=walk, on_progress=walk.on_progress) as manager:
+            walk.do(lambda: manager.process_desired_layers(site.layers(names)))
+
+    return act
+
+
+class _Turns:
+    """Has one thread install and another commit by turns, always the same ones.
+
+    The first layer is committed alone. When that begins, those in the middle are not ready yet;
+    when it ends, they are, so that they are committed together. The last one waits for that.
+    """
+
+    def __init__(self, walk: Walk, layers: list[DesiredLayer]) -> None:
+        self._on_progress = walk.on_progress
+        self._first, self._second, *_, self._last_but_one, self._last = layers
+        self._first_is_ready = threading.Event()
+        self._last_has_begun = threading.Event()
+        self._group_is_done = threading.Event()
+        walk.when_met(self._go_on)
+
+    def __call__(self, progress: LayerProgress) -> None:
+        self._on_progress(progress)
+        match progress.phase:
+            case Phase.COMMITTING if progress.desired == self._first:
+                self._first_is_ready.set()
+                self._last_has_begun.wait()
+            case Phase.INSTALLING if progress.desired == self._second:
+                self._first_is_ready.wait()
+            case Phase.INSTALLING if progress.desired == self._last:
+                self._last_has_begun.set()
+                self._group_is_done.wait()
+            case Phase.INSTALLED | Phase.FAILED if progress.desired == self._last_but_one:
+                self._group_is_done.set()
+            case _:
+                return
+
+    def _go_on(self) -> None:
+        for event in (self._first_is_ready, self._last_has_begun, self._group_is_done):
+            event.set()
+
+
+def _apply_group(site: Site, walk: Walk) -> None:
+    new = site.layers(["one", "two", "three", "four"])
+    layers_dir = site.config.layers_dir / "sha256"
+    is_begun = any((layers_dir / layer.digest.encoded).exists() for layer in new)
+    on_progress = walk.on_progress if is_begun else _Turns(walk, new)
+    with site.manager(on_step=walk, on_progress=on_progress) as manager:
+        walk.do(lambda: manager.process_desired_layers([site.layer("earlier"), *new]))
+
+
+def _with_a_broken_package(site: Site) -> None:
+    _with_earlier(site)
+    package = Path(site.layer("one").url.removeprefix("file://"))
+    package.write_bytes(package.read_bytes()[:-1] + b"?")
+
+
+def _apply_what_is_broken(site: Site, walk: Walk) -> None:
+    try:
+        _apply("earlier", "one")(site, walk)
+    except LayersFailedError:
+        if walk.was_met:  # else it is that the package is broken
+            raise
+
+
+def _with_two(site: Site) -> None:
+    _publish(site)
+    site.apply(["earlier", "one", "two"])
+
+
+def _with_two_cached(site: Site) -> None:
+    _with_two(site)
+    site.apply(["earlier"])
+
+
+def _with_a_moved_package(site: Site) -> None:
+    _with_two(site)
+    (site.base / "elsewhere").symlink_to("published")
+
+
+def _apply_from_elsewhere(site: Site, walk: Walk) -> None:
+    layer = site.layer("one")
+    moved = replace(layer, url=layer.url.replace("/published/", "/elsewhere/"))
+    with site.manager(on_step=walk) as manager:
+        walk.do(lambda: manager.process_desired_layers([*site.layers(["earlier", "two"]), moved]))
+
+
+# Removing
+
+
+def _with_too_much_cached(site: Site) -> None:
+    _with_two_cached(site)
+    site.publish("large", _SIZE)
+
+
+def _apply_evicting(site: Site, walk: Walk) -> None:
+    total = sum(layer.size or 0 for layer in site.layers(["earlier", "one", "two"])) + 100_000
+    partitions = Partitions(lambda _: DiskUsage(device=1, total=total, free=1 << 40))
+    with site.manager(
+        on_step=walk, on_progress=walk.on_progress, new_space_allocator=partitions.new_allocator
+    ) as manager:
+        walk.do(lambda: manager.process_desired_layers(site.layers(["earlier", "large"])))
+
+
+def _remove(remove: Callable[[LayerManager], object]) -> Callable[[Site, Walk], None]:
+    def act(site: Site, walk: Walk) -> None:
+        with site.manager(on_step=walk) as manager:
+            walk.do(lambda: remove(manager))
+
+    return act
+
+
+def _with_a_damaged_layer(site: Site) -> None:
+    _with_two(site)
+    row = site.state().rows[site.layer("one").digest]
+    (row.path / "etc/name").write_text("damaged")
+
+
+def _repair(site: Site, walk: Walk) -> None:
+    source = site.layer("one")
+    with site.manager(on_step=walk, on_progress=walk.on_progress) as manager:
+        layer = manager.get_layer_info_by_digest(source.digest)
+        walk.do(lambda: manager.repair_layers([Repair(layer, source)]))
+
+
+# Starting and ending
+
+
+def _start(site: Site, walk: Walk) -> None:
+    with walk.watching():
+        manager = site.manager(on_step=walk)
+    manager.close()
+
+
+def _close(site: Site, walk: Walk) -> None:
+    manager = site.manager(on_step=walk)
+    manager.process_desired_layers(site.layers(["earlier", "two"]))
+    with walk.watching():
+        manager.close()
+
+
+def _with_leftovers(site: Site) -> None:
+    """Leave all that interrupted operations can leave."""
+    _with_two(site)
+    layers_dir, index_dir = site.config.layers_dir, site.config.index_dir
+    for place in (".staging/one.1", ".trash/two.2", f"sha256/{_STRANGER.encoded}"):
+        (layers_dir / place / "deep").mkdir(parents=True)
+        (layers_dir / place / "deep/file").write_text("left over")
+        (layers_dir / place / "deep").chmod(0o500)
+    (index_dir / ".staging/one.1").write_text("left over")
+    (index_dir / f"sha256/{_STRANGER.encoded}.mtree.gz").write_text("left over")
+    shutil.rmtree(site.state().rows[site.layer("two").digest].path)
+
+
+def _with_nothing(site: Site) -> None:
+    site.config.working_dir.mkdir()
+
+
+def _with_nothing_at_all(site: Site) -> None:
+    _with_nothing(site)
+    _publish(site)
+
+
+def _of_aos(site: Site) -> None:
+    """A store as Aos leaves it: one layer, and one that it was removing."""
+    _with_two(site)
+    rows = site.state().rows
+    shutil.rmtree(site.config.index_dir)
+    for path in site.config.working_dir.glob(f"{site.config.database.name}*"):
+        path.unlink()
+    with contextlib.closing(sqlite3.connect(site.config.database)) as database:
+        database.execute("PRAGMA journal_mode = WAL")
+        database.executescript(_AOS_SCHEMA)
+        for name in ("earlier", "one"):
+            row = rows[site.layer(name).digest]
+            database.execute(
+                "INSERT INTO layers VALUES (?, ?, ?, '', ?, ?, 0, ?)",
+                (
+                    *(row.digest, row.layer_id, str(row.path), row.version),
+                    *("2026-11-24 00:49:32.58664659+00:00", row.size),
+                ),
+            )
+        database.commit()
+
+
+def _of_the_first_version(site: Site) -> None:
+    """A database from before sources were remembered."""
+    _with_two(site)
+    with contextlib.closing(sqlite3.connect(site.config.database)) as database:
+        database.executescript("DROP TABLE layerSources; PRAGMA user_version = 1;")
+
+
+def _scenario(
+    prepare: Callable[[Site], None], act: Callable[[Site, Walk], None], **settings: int
+) -> Scenario:
+    return Scenario(prepare, act, settings)
+
+
+SCENARIOS: Final = {
+    "install": _scenario(_with_earlier, _apply("earlier", "one")),
+    "install a group": _scenario(_with_earlier, _apply_group),
+    "refuse": _scenario(_with_a_broken_package, _apply_what_is_broken),
+    "cache": _scenario(_with_two, _apply("earlier", "two")),
+    "restore": _scenario(_with_two_cached, _apply("earlier", "one", "two")),
+    "note a source": _scenario(_with_a_moved_package, _apply_from_elsewhere),
+    "evict": _scenario(_with_too_much_cached, _apply_evicting, layers_part_limit=100),
+    "remove what is expired": _scenario(
+        _with_two_cached, _remove(lambda manager: manager.remove_expired_layers(_NOTHING_LEFT))
+    ),
+    "collect garbage": _scenario(
+        _with_two_cached, _remove(lambda manager: manager.remove_cached_layers(1 << 40))
+    ),
+    "repair": _scenario(_with_a_damaged_layer, _repair),
+    "start": _scenario(_with_two, _start),
+    "start over leftovers": _scenario(_with_leftovers, _start),
+    "start over nothing": _scenario(_with_nothing, _start),
+    "start over a database of Aos": _scenario(_of_aos, _start),
+    "start over an older database": _scenario(_of_the_first_version, _start),
+    "start when layers have expired": _scenario(_with_two_cached, _start, layer_ttl_days=0),
+    "close": _scenario(_with_earlier, _close),
+}

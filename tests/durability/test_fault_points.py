@@ -1,0 +1,119 @@
+"""The process is killed, or fails, at every step by which it changes the disk."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from durability.scenarios import KEPT_NOTHING, RAISED, RETURNED, SCENARIOS, perform
+from durability.site import assert_whole
+from durability.walk import Fault, Kind, Walk
+from layermanager.steps import Step
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from durability.children import Children, Ended
+    from durability.site import State
+
+
+def _is_slow(name: str, kind: Kind) -> bool:
+    """Whether a walk is left to the longer tests; the group has more steps than all others."""
+    return kind is not Kind.SIGKILL and (kind is not Kind.EIO_AND_AGAIN or "group" in name)
+
+
+WALKS: Final = [
+    pytest.param(name, kind, marks=[pytest.mark.slow] if _is_slow(name, kind) else [])
+    for name in SCENARIOS
+    for kind in Kind
+]
+
+
+class Walked:
+    """A scenario that was done once without a fault, and can be done again with one.
+
+    Attributes:
+        steps: what it consists of.
+    """
+
+    def __init__(self, name: str, base: Path, children: Children) -> None:
+        self._name = name
+        self._children = children
+        self._scenario = SCENARIOS[name]
+        self._site = self._scenario.site(base)
+        self._scenario.prepare(self._site)
+        self._before = self._site.state()
+        self._damaged = self._site.damaged()
+        self._site.keep()
+        walk = Walk()
+        self._scenario.act(self._site, walk)
+        self._after = self._site.state()
+        self.steps = tuple(walk.steps)
+
+    def faults(self, kind: Kind) -> Iterator[Fault]:
+        """The fault at each announcement of each step."""
+        seen: Counter[Step] = Counter()
+        for step in self.steps:
+            seen[step] += 1
+            yield Fault(kind, step, seen[step])
+
+    def assert_survives(self, fault: Fault) -> None:
+        """Have *fault* happen, and look at what comes of it."""
+        self._site.go_back()
+        ended = self._children.run(
+            perform, str(self._site.base), self._name, fault.kind, fault.step, fault.occurrence
+        )
+        self._assert_ended_well(ended, fault)
+        if ended.status == RETURNED or "done" in ended.lines:
+            assert self._site.state().layers == self._after.layers
+        with self._site.manager():
+            pass
+        state = self._site.state()
+        assert_whole(state, self._before, self._after)
+        assert self._site.damaged() <= self._damaged
+        self._assert_nothing_is_lost(state, ended)
+        self._scenario.act(self._site, Walk())
+        assert self._site.state().layers == self._after.layers
+        assert self._site.leftovers() == []
+        assert self._site.damaged() == set()
+
+    def _assert_ended_well(self, ended: Ended, fault: Fault) -> None:
+        told = [line for line in ended.lines if not line.startswith("installed ")]
+        if fault.kind is Kind.SIGKILL:
+            assert ended.was_killed, ended.lines
+            assert told[0] == "met"  # what follows is from the worker, which lives a bit longer
+            return
+        assert ended.status in {RETURNED, RAISED}, "\n".join(ended.lines)
+        assert {line.split()[0] for line in told} <= {"met", "done", "raised", "kept"}, told
+        assert told[0] == "met"
+        assert told[-1] == KEPT_NOTHING
+
+    def _assert_nothing_is_lost(self, state: State, ended: Ended) -> None:
+        """What was there before and is to be there afterwards is there all the time."""
+        both = self._before.rows.keys() & self._after.rows.keys() & self._before.trees.keys()
+        assert both <= state.rows.keys()
+        for digest in both:
+            if self._before.rows[digest] == self._after.rows[digest]:
+                assert state.rows[digest] == self._before.rows[digest]
+        reported = {line.split()[1] for line in ended.lines if line.startswith("installed ")}
+        assert reported <= state.rows.keys()
+
+
+@pytest.mark.parametrize(("name", "kind"), WALKS)
+def test_fault(
+    name: str, kind: Kind, fast_path: Path, children: Children, subtests: pytest.Subtests
+) -> None:
+    walked = Walked(name, fast_path, children)
+    for fault in walked.faults(kind):
+        with subtests.test(str(fault)):
+            walked.assert_survives(fault)
+
+
+def test_every_step_is_walked(fast_path: Path, children: Children) -> None:
+    steps: set[Step] = set()
+    for number, name in enumerate(SCENARIOS):
+        steps.update(Walked(name, fast_path / str(number), children).steps)
+    assert steps == set(Step)
