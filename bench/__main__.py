@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from bench import corpora, debian, machine, report
+from bench.durability import durability
 from bench.installing import in_parallel, one_layer, peak_memory
 from bench.nothing_to_do import nothing_to_do
 from bench.profiling import profile
@@ -36,6 +37,7 @@ BENCHMARKS: Final[dict[str, Benchmark]] = {
     "install-in-parallel": in_parallel,
     "memory": partial(peak_memory, corpora.huge_files),
     "memory-zstd": partial(peak_memory, corpora.huge_files_in_zstd),
+    "durability": durability,
     "profile": profile,
     "start-up": start_up,
     "nothing-to-do": nothing_to_do,

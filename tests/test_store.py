@@ -120,7 +120,7 @@ class TestCommit:
             fill(staged, content="new")
             store.commit([staged])
             assert (staged.path / "dir/file").read_text() == "old"
-        assert seen[seen.index((Step.PLACE_LAYER, "old")) + 1] == (Step.PLACE_INDEX, "new")
+        assert seen[seen.index((Step.PLACE_LAYER, "old")) + 1] == (Step.KEEP_TIME, "new")
         assert {content for _, content in seen} == {"old", "new"}
         assert store.index_path_of(ONE).read_text() == "new"
         assert list((store.layers_dir / ".staging").iterdir()) == []

@@ -166,8 +166,7 @@ class Store:
                     directory.mkdir(mode=0o755, exist_ok=True)
                     parents.add(directory)
                 # In this order an index without its layer cannot be left behind.
-                self._on_step(Step.PLACE_LAYER)
-                _rename_or_exchange(layer, place)
+                self._place(layer, place)
                 self._on_step(Step.PLACE_INDEX)
                 layer.index_path.rename(index_place)
             for directory in (*parents, self.layers_dir, self._index_dir):
@@ -201,6 +200,18 @@ class Store:
         self._on_step(Step.MAKE_STORE_DIRECTORY)
         path.mkdir(mode=0o755, exist_ok=True)
         self._sync_directory(path.parent)
+
+    def _place(self, layer: StagedLayer, place: Path) -> None:
+        is_taken = place.exists()
+        before = os.fstat(layer.descriptor)
+        self._on_step(Step.PLACE_LAYER)
+        if not is_taken:
+            layer.path.rename(place)
+            return
+        linux.exchange(os.fsencode(layer.path), os.fsencode(place))
+        # XFS takes an exchange, other than a rename, for a change of the directory itself.
+        self._on_step(Step.KEEP_TIME)
+        os.utime(layer.descriptor, ns=(before.st_atime_ns, before.st_mtime_ns))
 
     def _sync_layers(self, staged: Sequence[StagedLayer]) -> None:
         if not self._durable:
@@ -266,16 +277,6 @@ class Store:
 def index_path(index_dir: Path, digest: Digest) -> Path:
     """Where the index of the layer *digest* is below *index_dir*, or would be."""
     return index_dir / digest.algorithm / f"{digest.encoded}.mtree.gz"
-
-
-def _rename_or_exchange(layer: StagedLayer, place: Path) -> None:
-    if not place.exists():
-        layer.path.rename(place)
-        return
-    before = os.fstat(layer.descriptor)
-    linux.exchange(os.fsencode(layer.path), os.fsencode(place))
-    # XFS takes an exchange, other than a rename, for a change of the directory itself.
-    os.utime(layer.descriptor, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 def _subdirectories(path: Path) -> list[str]:
