@@ -30,7 +30,10 @@ def kill_process(child: Child, _: random.Random) -> None:
 
 def kill_group(child: Child, _: random.Random) -> None:
     """All at once, as at the end of a container."""
-    os.killpg(child.process, signal.SIGKILL)
+    try:
+        os.killpg(child.process, signal.SIGKILL)
+    except ProcessLookupError:  # it is so young that it has no group of its own yet
+        os.kill(child.process, signal.SIGKILL)
 
 
 def kill_unpacker(child: Child, choice: random.Random) -> None:
