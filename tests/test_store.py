@@ -169,6 +169,14 @@ class TestDurability:
         assert set(steps).isdisjoint(self.SYNCS)
 
 
+class TestIndexes:
+    def test_one_without_its_layer_goes(self, store: Store) -> None:
+        commit(store, ONE, TWO)
+        store.remove_other_indexes([TWO])
+        assert not store.index_path_of(ONE).exists()
+        assert store.index_path_of(TWO).exists()
+
+
 class TestRemoval:
     def test_only_that_layer_goes(self, store: Store) -> None:
         commit(store, ONE, TWO)

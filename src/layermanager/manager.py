@@ -316,6 +316,7 @@ class LayerManager:
             for digest in found.remove:
                 _LOGGER.warning("removed the directory of layer %s: it is not recorded", digest)
                 self._store.remove(digest)
+            self._store.remove_other_indexes({layer.digest for layer in found.complete})
             self._tell_allocator(found.complete)
             return found.complete
 

@@ -34,7 +34,7 @@ from layermanager.removal import remove_tree
 from layermanager.steps import Step, unannounced
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
     from pathlib import Path
 
     from layermanager.steps import OnStep
@@ -43,6 +43,7 @@ _LOGGER: Final = logging.getLogger(__name__)
 
 _STAGING: Final = ".staging"
 _TRASH: Final = ".trash"
+_INDEX_SUFFIX: Final = ".mtree.gz"
 _CREATE_FILE: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 _OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
@@ -187,6 +188,23 @@ class Store:
         except StoreError as error:
             _LOGGER.warning("layer %s is left to the next operation: %s", digest, error)
 
+    def remove_other_indexes(self, digests: Collection[Digest]) -> None:
+        """Remove the indexes of all layers but *digests*.
+
+        Btrfs may bring the names of one directory to the disk and not those of another, so that
+        after a power cut an index can be there without its layer.
+        """
+        expected = {(digest.algorithm, digest.encoded + _INDEX_SUFFIX) for digest in digests}
+        with _store_errors("cannot clean up the indexes"):
+            for algorithm in _subdirectories(self._index_dir):
+                directory = self._index_dir / algorithm
+                if directory == self._index_staging:
+                    continue
+                for path in directory.iterdir():
+                    if (algorithm, path.name) not in expected:
+                        self._on_step(Step.REMOVE_INDEX)
+                        path.unlink(missing_ok=True)
+
     def sweep(self) -> int:
         """Remove what a crash left in staging and trash; return how many layers that were."""
         self._empty(self._index_staging)
@@ -276,7 +294,7 @@ class Store:
 
 def index_path(index_dir: Path, digest: Digest) -> Path:
     """Where the index of the layer *digest* is below *index_dir*, or would be."""
-    return index_dir / digest.algorithm / f"{digest.encoded}.mtree.gz"
+    return index_dir / digest.algorithm / f"{digest.encoded}{_INDEX_SUFFIX}"
 
 
 def _subdirectories(path: Path) -> list[str]:
