@@ -305,12 +305,24 @@ class TestSpace:
         assert layers.evicted == ["old"]
         assert space.size == 501
 
+    def test_it_grows_if_free_without_evicting(self, layers: Directory) -> None:
+        layers.cache("old", 500, day(1))
+        space = layers.allocator.allocate_space(400)
+
+        assert space.grow_if_free(100)
+        assert not space.grow_if_free(1)
+
+        assert layers.evicted == []
+        assert space.size == 500
+
     def test_it_cannot_grow_once_it_has_ended(self, layers: Directory) -> None:
         space = layers.allocator.allocate_space(1)
         space.release()
 
         with pytest.raises(ValueError, match="cannot grow"):
             space.grow(1)
+        with pytest.raises(ValueError, match="cannot grow"):
+            space.grow_if_free(1)
 
     def test_written_bytes_are_counted_by_the_file_system_and_not_again(
         self, disk: SimulatedDisk, layers: Directory

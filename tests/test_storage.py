@@ -452,7 +452,8 @@ class TestTheFile:
         database = tmp_path / "a?mode=memory#%41 ü.db"
         with SqliteLayerStorage(database, clock) as storage:
             storage.add_layer(layer(1))
-        assert [path.name for path in tmp_path.iterdir()] == [database.name]
+        names = {path.name for path in tmp_path.iterdir()}
+        assert names == {database.name, f"{database.name}-reserve"}
         assert read_layers_info(database, clock) == (layer(1),)
 
     def test_what_is_no_database_is_an_error(self, database: Path, clock: FakeClock) -> None:

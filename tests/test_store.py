@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from layermanager.model import Digest
 
 ONE, TWO = digest_of(b"one"), digest_of(b"two")
-EMPTY = {"layers", "layers/.staging", "index", "index/.staging"}
+EMPTY = {"layers", "layers/.staging", "layers/.trash", "index", "index/.staging"}
 
 
 @pytest.fixture
@@ -257,6 +257,7 @@ class TestDirectories:
         assert store.digests() == [ONE]
 
     def test_one_that_is_gone_is_named(self, store: Store) -> None:
+        (store.layers_dir / ".trash").rmdir()
         store.layers_dir.rmdir()
         with pytest.raises(StoreError, match=re.escape(str(store.layers_dir))):
             store.digests()

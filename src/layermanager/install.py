@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -16,6 +15,7 @@ from layermanager.errors import (
     StoreError,
 )
 from layermanager.model import LayerProgress, Phase
+from layermanager.space import disk_usage
 from layermanager.steps import Step
 from layermanager.transfer import Transfer
 from layermanager.unpack.messages import Job
@@ -121,7 +121,7 @@ class Installer:
                 is_package=desired.is_package,
                 limits=self._limits,
                 granted=space.size,
-                block_bytes=os.fstatvfs(staged.descriptor).f_frsize,
+                block_bytes=staged.block_bytes,
             )
             unpacking = stack.enter_context(
                 self._unpacker.start(
@@ -156,12 +156,8 @@ class Installer:
     def _grow(self, space: Space, size: int) -> None:
         """Have *space* hold *size* bytes, and a step more if there is room."""
         missing = size - space.size
-        try:
-            space.grow(missing + _RESERVED_STEP_BYTES)
-        except NotEnoughSpaceError:
-            self._grow_exactly(space, missing)
-
-    def _grow_exactly(self, space: Space, missing: int) -> None:
+        if space.grow_if_free(missing + _RESERVED_STEP_BYTES):
+            return
         try:
             self._with_neighbour(lambda: space.grow(missing))
         except NotEnoughSpaceError as error:
@@ -221,10 +217,9 @@ class _Granting:
 def _disk_error(error: OSError, staged: StagedLayer, space: Space) -> LayerManagerError:
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return StoreError(f"cannot unpack {staged.digest}: {error.strerror}")
-    usage = os.fstatvfs(staged.descriptor)
     return NotEnoughSpaceError(
         needed=space.size,
-        free=usage.f_bavail * usage.f_frsize,
+        free=disk_usage(staged.path).free,
         limit=0,
         reclaimable=0,
         limit_reached=False,

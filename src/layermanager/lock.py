@@ -5,6 +5,7 @@ Readers never take it: the database and the directories are consistent at every 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import threading
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 LOCK_NAME: Final = "layermanager.lock"
 _RETRY_SECONDS: Final = 0.05
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 _PID_CHARACTERS: Final = 20
 
 
@@ -93,6 +95,10 @@ class StoreLock:
             # too, layers must be removed.
             os.pwrite(descriptor, f"{os.getpid():<{_PID_CHARACTERS}}\n".encode(), 0)
         except OSError as error:
+            # Who holds it is only for people; btrfs needs space even to write that over.
+            if error.errno in _FULL:
+                self._descriptor = descriptor
+                return True
             os.close(descriptor)
             raise StoreError(f"cannot write to the store's lock: {error}") from error
         self._descriptor = descriptor

@@ -106,6 +106,9 @@ class Space(Protocol):
             NotEnoughSpaceError: they cannot be had; what was held before is still held.
         """
 
+    def grow_if_free(self, extra: int) -> bool:
+        """Set *extra* bytes more aside if nothing need be removed for that; return whether."""
+
     def note_written(self, size: int) -> None:
         """Note that *size* bytes in all are on disk: the file system counts them as used now."""
 

@@ -231,6 +231,10 @@ class _HeldSpace:
         """Set *extra* bytes more aside; raises what ``allocate_space`` raises."""
         self.owner.partition.reserve(self, extra)
 
+    def grow_if_free(self, extra: int) -> bool:
+        """Set *extra* bytes more aside if nothing need be removed for that; return whether."""
+        return self.owner.partition.reserve_if_free(self, extra)
+
     def note_written(self, size: int) -> None:
         """Note that *size* bytes are on disk, in all since the space was allocated."""
         with self.owner.partition.changed:
@@ -334,19 +338,20 @@ class _Partition:
         while victims := self._reserve_or_choose_victims(space, size):
             self._evict(victims, space.owner, size)
 
+    def reserve_if_free(self, space: _HeldSpace, size: int) -> bool:
+        """Set *size* bytes aside for *space* if that fits as things are; return whether."""
+        with self.changed:
+            self._refuse_ended(space)
+            return self._reserve_what_fits(space, size, self._shortage(space.owner, size))
+
     def _reserve_or_choose_victims(self, space: _HeldSpace, size: int) -> list[_OutdatedItem]:
         """Reserve and return nothing; or, where that does not fit, begin an eviction."""
         owner = space.owner
         with self.changed:
             self.changed.wait_for(lambda: not self._evicting or self._shortage(owner, size).is_none)
-            if owner not in self._allocators:
-                raise CancelledError(f"{owner.path}: its space allocator is closed")
-            if space.ended:
-                raise ValueError("a space that was accepted or released cannot grow")
+            self._refuse_ended(space)
             shortage = self._shortage(owner, size)
-            if shortage.is_none:
-                space.size += size
-                owner.spaces.add(space)
+            if self._reserve_what_fits(space, size, shortage):
                 return []
             victims = self._choose_victims(owner, size, shortage)
             for victim in victims:
@@ -354,6 +359,20 @@ class _Partition:
                 victim.owner.being_removed[victim.item_id] = victim
             self._evicting = True
             return victims
+
+    def _refuse_ended(self, space: _HeldSpace) -> None:
+        if space.owner not in self._allocators:
+            raise CancelledError(f"{space.owner.path}: its space allocator is closed")
+        if space.ended:
+            raise ValueError("a space that was accepted or released cannot grow")
+
+    @staticmethod
+    def _reserve_what_fits(space: _HeldSpace, size: int, shortage: _Shortage) -> bool:
+        if not shortage.is_none:
+            return False
+        space.size += size
+        space.owner.spaces.add(space)
+        return True
 
     def _shortage(self, owner: _DirectoryAllocator, size: int) -> _Shortage:
         usage = self._usage_of(owner.path)

@@ -21,6 +21,9 @@ class Step(enum.StrEnum):
 
     WRITE_LOCK = "write lock"
 
+    MAKE_RESERVE = "make reserve"
+    SPEND_RESERVE = "spend reserve"
+
     MAKE_DATABASE = "make database"
     SYNC_DATABASE_DIRECTORY = "sync database directory"
     OPEN_DATABASE = "open database"

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias, TypeVar
 
 from layermanager.errors import InvalidDigestError, LayerNotExistError, StorageError
 from layermanager.model import DesiredLayer, Digest, LayerInfo
+from layermanager.reserve import Reserve
 from layermanager.steps import Step, unannounced
 from layermanager.timestamps import format_timestamp, parse_timestamp
 from layermanager.urls import without_credentials
@@ -168,7 +169,8 @@ class SqliteLayerStorage:
         self._on_step = on_step
         self._rows = _RowReader(path, clock)
         self._lock = threading.RLock()
-        with _errors_named(path):
+        self._reserve = Reserve(path.with_name(f"{path.name}-reserve"), on_step)
+        with _errors_named(path), self._reserve.room():
             _create_file(path, on_step)
             on_step(Step.OPEN_DATABASE)
             self._connection = _connect(path, "mode=rw")
@@ -260,7 +262,7 @@ class SqliteLayerStorage:
         same thread is a part of it: durable, or taken back, with the outer one. Other threads
         that use this object wait, other processes wait only to write: so keep it short.
         """
-        with self._lock:
+        with self._lock, self._room():
             with _errors_named(self._path):
                 brackets = _PART if self._connection.in_transaction else _WHOLE
                 self._connection.execute(brackets.begin)
@@ -298,9 +300,18 @@ class SqliteLayerStorage:
 
     def _execute(self, statement: str, parameters: Mapping[str, object] | Sequence[object]) -> int:
         """Change the database; return how many rows were concerned."""
-        with self._lock, _errors_named(self._path):
+        with self._lock, self._room(), _errors_named(self._path):
             self._on_step(Step.WRITE_ROW)
             return self._connection.execute(statement, parameters).rowcount
+
+    @contextlib.contextmanager
+    def _room(self) -> Iterator[None]:
+        """Have room for a change of the database, and again once it is made."""
+        with contextlib.ExitStack() as stack:
+            with _errors_named(self._path):
+                if not self._connection.in_transaction:
+                    stack.enter_context(self._reserve.room())
+            yield
 
 
 def read_layers_info(path: Path, clock: Clock) -> tuple[LayerInfo, ...]:

@@ -56,6 +56,7 @@ class StagedLayer:
         digest: the layer.
         path: the directory.
         descriptor: a file descriptor of it.
+        block_bytes: the size of the blocks in which its file system counts.
         index_path: the file that gets the layer's index.
         index_descriptor: a file descriptor of that.
     """
@@ -63,6 +64,7 @@ class StagedLayer:
     digest: Digest
     path: Path
     descriptor: int
+    block_bytes: int
     index_path: Path
     index_descriptor: int
 
@@ -104,6 +106,8 @@ class Store:
         with _store_errors("cannot make the directories of the store"):
             for directory in (working_dir, layers_dir, index_dir):
                 self._make_directories(directory)
+            # On a full disk there may be no block for it, just when a layer is to be removed.
+            self._make_trash()
 
     def path_of(self, digest: Digest) -> Path:
         """Where the layer *digest* is, or would be."""
@@ -144,10 +148,11 @@ class Store:
                 stack.callback(self._discard, index)
                 descriptor = os.open(path, _OPEN_DIRECTORY)
                 stack.callback(os.close, descriptor)
+                block_bytes = os.fstatvfs(descriptor).f_frsize
                 self._on_step(Step.STAGE_INDEX)
                 index_descriptor = os.open(index, _CREATE_FILE, 0o644)
                 stack.callback(os.close, index_descriptor)
-            yield StagedLayer(digest, path, descriptor, index, index_descriptor)
+            yield StagedLayer(digest, path, descriptor, block_bytes, index, index_descriptor)
 
     def commit(self, staged: Sequence[StagedLayer]) -> None:
         """Put complete and verified layers into their places, durably.
@@ -219,6 +224,11 @@ class Store:
         path.mkdir(mode=0o755, exist_ok=True)
         self._sync_directory(path.parent)
 
+    def _make_trash(self) -> None:
+        if not self._trash.is_dir():
+            self._on_step(Step.MAKE_STORE_DIRECTORY)
+            self._trash.mkdir(mode=0o700, exist_ok=True)
+
     def _place(self, layer: StagedLayer, place: Path) -> None:
         is_taken = place.exists()
         before = os.fstat(layer.descriptor)
@@ -253,8 +263,7 @@ class Store:
     def _move_to_trash(self, digest: Digest) -> None:
         place = self.path_of(digest)
         with _store_errors("cannot remove a layer"):
-            self._on_step(Step.MAKE_STORE_DIRECTORY)
-            self._trash.mkdir(mode=0o700, exist_ok=True)
+            self._make_trash()  # Aos's manager may have tidied it up
             self._on_step(Step.REMOVE_INDEX)
             self.index_path_of(digest).unlink(missing_ok=True)
             try:

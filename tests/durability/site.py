@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from layermanager.testing.trees import FileState
 
 _SOME_TIME: Final = datetime(2026, 1, 1, tzinfo=UTC)
-_OF_THE_DATABASE: Final = ("", "-wal", "-shm")
+_OF_THE_DATABASE: Final = ("", "-wal", "-shm", "-reserve")
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,13 +134,11 @@ class Site:
     def keep(self) -> None:
         """Remember the store as it is."""
         copy = self.base / "kept"
-        subprocess.run(["rm", "-rf", copy], check=True)
-        subprocess.run(["cp", "-a", self.config.working_dir, copy], check=True)
+        _copy(self.config.working_dir, copy)
 
     def go_back(self) -> None:
         """Make the store what it was when it was kept, in the same place."""
-        subprocess.run(["rm", "-rf", self.config.working_dir], check=True)
-        subprocess.run(["cp", "-a", self.base / "kept", self.config.working_dir], check=True)
+        _copy(self.base / "kept", self.config.working_dir)
 
 
 def assert_whole(state: State, *known: State) -> None:
@@ -154,6 +152,12 @@ def assert_whole(state: State, *known: State) -> None:
         indexes = [one.indexes.get(digest) for one in known if digest in one.trees]
         assert state.indexes.get(digest) in indexes, f"the index of {row.layer_id} is damaged"
     assert state.indexes.keys() <= state.rows.keys()
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Make *target* what *source* is, and have it take up the same room."""
+    subprocess.run(["rm", "-rf", target], check=True)
+    subprocess.run(["cp", "-a", "--sparse=never", source, target], check=True)
 
 
 def _children(directory: Path) -> list[Path]:

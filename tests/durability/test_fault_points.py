@@ -84,7 +84,7 @@ class Walked:
         told = [line for line in ended.lines if not line.startswith("installed ")]
         if fault.kind is Kind.SIGKILL:
             assert ended.was_killed, ended.lines
-            assert told[0] == "met"  # what follows is from the worker, which lives a bit longer
+            assert told == ["met"]
             return
         assert ended.status in {RETURNED, RAISED}, "\n".join(ended.lines)
         assert {line.split()[0] for line in told} <= {"met", "done", "raised", "kept"}, told
@@ -116,4 +116,5 @@ def test_every_step_is_walked(fast_path: Path, children: Children) -> None:
     steps: set[Step] = set()
     for number, name in enumerate(SCENARIOS):
         steps.update(Walked(name, fast_path / str(number), children).steps)
-    assert steps == set(Step)
+    # A full disk is a matter of test_full_disk.py.
+    assert steps == set(Step) - {Step.SPEND_RESERVE}

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 CALLS = {
     Step.WRITE_LOCK: {"openat", "pwrite64"},
+    Step.MAKE_RESERVE: {"openat", "fallocate"},
+    Step.SPEND_RESERVE: {"unlink", "unlinkat", "syncfs"},
     Step.MAKE_DATABASE: {"mknod", "mknodat", "chmod", "fchmodat"},
     Step.SYNC_DATABASE_DIRECTORY: {"fsync"},
     Step.MAKE_STORE_DIRECTORY: {"mkdir", "mkdirat"},

@@ -5,17 +5,17 @@ from __future__ import annotations
 import random
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from durability.scenarios import RAISED, RETURNED
 from durability.site import Site
-from durability.walk import Walk, say
+from durability.walk import Fault, Kind, Walk, say
+from layermanager.config import Config
 from layermanager.errors import LayerManagerError, LayersFailedError, UnpackerError
+from layermanager.manager import LayerManager
 from layermanager.model import Repair
 from layermanager.space import DiskUsage, Partitions, disk_usage
-
-if TYPE_CHECKING:
-    from layermanager.manager import LayerManager
+from layermanager.steps import Step
 
 NAMES: Final = ("one", "two", "three", "four", "five")
 """What is installed and removed; ``earlier`` is always desired."""
@@ -93,3 +93,14 @@ def _boast(path: Path) -> DiskUsage:
 
 
 USAGES: Final = {"the allocator refuses": disk_usage, "the kernel refuses": _boast}
+
+
+def empty(working_dir: str, kind: str, step: str, occurrence: int) -> int:
+    """Remove what is cached, until a fault."""
+    walk = Walk(Fault(Kind(kind), Step(step), occurrence))
+    try:
+        with walk.watching(), LayerManager(Config(Path(working_dir)), on_step=walk) as manager:
+            manager.remove_expired_layers(timedelta(0))
+    except LayerManagerError:
+        return RAISED
+    return RETURNED

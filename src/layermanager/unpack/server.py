@@ -102,6 +102,8 @@ def _exit_after(work: Callable[[], int]) -> NoReturn:
     status = 1
     try:
         status = work()
+    except (BrokenPipeError, ConnectionResetError):
+        status = 1  # the client is gone, and with it whom this was for
     except BaseException:  # noqa: BLE001 - the process ends here; the client is told by its status
         sys.excepthook(*sys.exc_info())  # needs no import of traceback, which costs every start
     finally:

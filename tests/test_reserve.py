@@ -1,0 +1,109 @@
+"""The room that the database keeps for itself, on a real file system that fills up."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from durability.volumes import full, tmpfs
+from layermanager.reserve import RESERVE_BYTES, Reserve
+from layermanager.steps import Step, unannounced
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+MIB = 1024 * 1024
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> Iterator[Path]:
+    if os.geteuid() != 0:
+        pytest.skip("needs root: mounts a tmpfs")
+    try:
+        with tmpfs(tmp_path / "volume", 8 * MIB) as mount_point:
+            yield mount_point
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"this machine lets nobody mount a tmpfs: {error}")
+
+
+def bytes_of(path: Path) -> int:
+    return path.stat().st_blocks * 512
+
+
+def test_it_is_made_where_there_is_room(volume: Path) -> None:
+    steps: list[Step] = []
+    path = volume / "reserve"
+
+    for _ in range(2):
+        with Reserve(path, steps.append).room():
+            assert bytes_of(path) >= RESERVE_BYTES
+
+    assert bytes_of(path) >= RESERVE_BYTES
+    assert steps == [Step.MAKE_RESERVE]
+
+
+def test_one_that_is_not_whole_is_filled_up(volume: Path) -> None:
+    path = volume / "reserve"
+    path.write_bytes(b"a crash came between")
+
+    with Reserve(path, unannounced).room():
+        assert bytes_of(path) >= RESERVE_BYTES
+
+
+def test_on_a_full_disk_it_makes_room_and_takes_back_what_is_left(volume: Path) -> None:
+    path = volume / "reserve"
+    reserve = Reserve(path, unannounced)
+    with reserve.room():
+        pass
+
+    with full(volume, free=0):
+        with reserve.room():
+            assert not path.exists()
+            (volume / "row").write_bytes(bytes(RESERVE_BYTES // 3))
+        assert bytes_of(path) == RESERVE_BYTES // 2
+        with reserve.room():
+            (volume / "row").unlink()
+        assert bytes_of(path) == RESERVE_BYTES
+
+
+def test_it_is_taken_back_after_a_failure_too(volume: Path) -> None:
+    path = volume / "reserve"
+    reserve = Reserve(path, unannounced)
+    with reserve.room():
+        pass
+
+    with full(volume, free=0):
+        with pytest.raises(ZeroDivisionError), reserve.room():
+            raise ZeroDivisionError
+        assert bytes_of(path) == RESERVE_BYTES
+
+
+def test_a_full_disk_without_it_is_an_error(volume: Path) -> None:
+    reserve = Reserve(volume / "reserve", unannounced)
+
+    with (
+        full(volume, free=0),
+        pytest.raises(OSError, match="remove something else") as caught,
+        reserve.room(),
+    ):
+        pytest.fail("there is no room")
+
+    assert caught.value.errno == errno.ENOSPC
+
+
+def test_a_link_in_its_place_is_not_followed(volume: Path) -> None:
+    (volume / "precious").write_bytes(b"")
+    (volume / "reserve").symlink_to("precious")
+
+    with (
+        pytest.raises(OSError, match="symbolic"),
+        Reserve(volume / "reserve", unannounced).room(),
+    ):
+        pytest.fail("it followed the link")
+
+    assert bytes_of(volume / "precious") == 0
