@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from layermanager import linux
+from layermanager.errors import StorageError
 from layermanager.steps import Step
 
 if TYPE_CHECKING:
@@ -51,21 +52,29 @@ class Reserve:
         Where the disk is full the reserve is given up for that, and made again of what is left.
 
         Raises:
-            OSError: the disk is full and there is no reserve; or the disk failed.
+            StorageError: the disk is full and there is no reserve; or the disk failed.
         """
+        with self._errors_named():
+            is_spent = self._give_up_if_needed()
+        yield
+        # After a failure that is left to the next change: the failure is what is to be told.
+        if is_spent:
+            with self._errors_named():
+                self._make_largest()
+
+    def _give_up_if_needed(self) -> bool:
         usage = os.statvfs(self._path.parent)
         if usage.f_bavail * usage.f_frsize >= 2 * RESERVE_BYTES:
             self._make_sure(RESERVE_BYTES)
-            yield
-            return
+            return False
         # What is free for whom, only the file system knows: it is asked by taking it.
-        if not any(self._make_sure(size) for size in _SIZES):
+        if not self._make_largest():
             raise OSError(errno.ENOSPC, "the disk is full: remove something else from it first")
         self._spend()
-        try:
-            yield
-        finally:
-            any(self._make_sure(size) for size in _SIZES)
+        return True
+
+    def _make_largest(self) -> bool:
+        return any(self._make_sure(size) for size in _SIZES)
 
     def _make_sure(self, size: int) -> bool:
         """Make the reserve if it has less than *size* bytes; return whether it has them now."""
@@ -100,3 +109,10 @@ class Reserve:
             linux.sync_file_system(directory)  # XFS and btrfs free in the background
         finally:
             os.close(directory)
+
+    @contextmanager
+    def _errors_named(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StorageError(f"cannot make room for {self._path}: {error.strerror}") from error

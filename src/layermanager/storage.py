@@ -170,7 +170,7 @@ class SqliteLayerStorage:
         self._rows = _RowReader(path, clock)
         self._lock = threading.RLock()
         self._reserve = Reserve(path.with_name(f"{path.name}-reserve"), on_step)
-        with _errors_named(path), self._reserve.room():
+        with self._reserve.room(), _errors_named(path):
             _create_file(path, on_step)
             on_step(Step.OPEN_DATABASE)
             self._connection = _connect(path, "mode=rw")
@@ -304,14 +304,11 @@ class SqliteLayerStorage:
             self._on_step(Step.WRITE_ROW)
             return self._connection.execute(statement, parameters).rowcount
 
-    @contextlib.contextmanager
-    def _room(self) -> Iterator[None]:
-        """Have room for a change of the database, and again once it is made."""
-        with contextlib.ExitStack() as stack:
-            with _errors_named(self._path):
-                if not self._connection.in_transaction:
-                    stack.enter_context(self._reserve.room())
-            yield
+    def _room(self) -> contextlib.AbstractContextManager[None]:
+        """Room on the disk for a change of the database; a part of one has it already."""
+        with _errors_named(self._path):
+            is_part = self._connection.in_transaction
+        return contextlib.nullcontext() if is_part else self._reserve.room()
 
 
 def read_layers_info(path: Path, clock: Clock) -> tuple[LayerInfo, ...]:
