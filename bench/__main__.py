@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from bench import corpora, debian, machine, report
+from bench.checking import checking
 from bench.durability import durability
 from bench.installing import in_parallel, one_layer, peak_memory
 from bench.nothing_to_do import nothing_to_do
@@ -38,6 +39,7 @@ BENCHMARKS: Final[dict[str, Benchmark]] = {
     "memory": partial(peak_memory, corpora.huge_files),
     "memory-zstd": partial(peak_memory, corpora.huge_files_in_zstd),
     "durability": durability,
+    "check": checking,
     "profile": profile,
     "start-up": start_up,
     "nothing-to-do": nothing_to_do,
