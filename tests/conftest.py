@@ -41,9 +41,12 @@ def _require(capability: str, probe: Callable[[], object]) -> None:
         pytest.skip(f"this machine lacks {capability}: {error}")
 
 
-# A shell ignores it for what it starts in the background, and so would all that tests start.
+# A shell has what it starts in the background ignore the one, and nohup(1) the other; and so would
+# all that tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
