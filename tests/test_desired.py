@@ -25,6 +25,7 @@ _layers = st.builds(
     version=st.text(_characters),
     sha256=st.just(b"") | st.binary(min_size=32, max_size=32),
     size=st.none() | st.integers(min_value=0),
+    mirrors=st.lists(st.text(_characters, min_size=1)).map(tuple),
 )
 _json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
@@ -105,6 +106,7 @@ def test_what_is_not_known_is_not_written() -> None:
 
     assert "sha256" not in members
     assert "size" not in members
+    assert "mirrors" not in members
 
 
 @pytest.mark.parametrize("text", [CHECKSUM.hex(), CHECKSUM.hex().upper()])
@@ -125,6 +127,9 @@ def test_an_empty_checksum_is_none(absent: str | None) -> None:
         ({"digest": None}, "[1].digest: is missing or empty"),
         ({"size": -1}, "[1].size: must be at least 0, not -1"),
         ({"size": "7"}, "[1].size: expected an integer, found a text"),
+        ({"mirrors": "file:///b"}, "[1].mirrors: expected an array of texts"),
+        ({"mirrors": ["file:///b", 5]}, "[1].mirrors[1]: expected a text, found a number"),
+        ({"mirrors": [""]}, "[1].mirrors[0]: is missing or empty"),
         ({"layerId": []}, "[1].layerId: expected a text, found an array"),
         ({"sha256": "AAAA"}, "[1].sha256: expected 32 bytes in base64 or hex, found 'AAAA'"),
         ({"sha256": "!" * 44}, "[1].sha256: expected 32 bytes in base64 or hex, found '!!"),

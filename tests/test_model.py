@@ -117,6 +117,7 @@ def test_a_desired_layer_checks_its_digest() -> None:
         ({"sha256": b"x" * 31}, "sha256 must be 32 bytes, not 31"),
         ({"sha256": b"x" * 33}, "sha256 must be 32 bytes, not 33"),
         ({"size": -1}, "size is negative: -1"),
+        ({"mirrors": ("file:///y", "")}, "an address in mirrors is empty"),
     ],
 )
 def test_a_desired_layer_names_its_digest_and_what_is_wrong(
@@ -125,6 +126,11 @@ def test_a_desired_layer_names_its_digest_and_what_is_wrong(
     with pytest.raises(DesiredStateError, match=message) as caught:
         DesiredLayer(**({"digest": Digest(SHA256), "url": "file:///x"} | members))  # type: ignore[arg-type] # a table of wrong members
     assert SHA256 in str(caught.value)
+
+
+def test_the_addresses_of_a_layer_are_its_url_and_then_its_mirrors_each_once() -> None:
+    layer = DesiredLayer(Digest(SHA256), "file:///x", mirrors=("file:///y", "file:///x"))
+    assert layer.addresses == ("file:///x", "file:///y")
 
 
 def test_only_with_a_checksum_it_is_a_package() -> None:

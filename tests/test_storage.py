@@ -84,6 +84,7 @@ def source(number: int) -> DesiredLayer:
         version=f"1.{number}",
         sha256=bytes([number]) * 32,
         size=number,
+        mirrors=(f"file:///media/{number}",),
     )
 
 
@@ -292,8 +293,10 @@ class TestSources:
         assert storage.get_sources() == {digest_of(1): newer, digest_of(2): source(2)}
 
     def test_credentials_are_not_kept(self, storage: Storage) -> None:
-        storage.note_sources([replace(source(1), url="https://user:secret@host/layer")])
-        assert storage.get_sources()[digest_of(1)].url == "https://host/layer"
+        url, mirror = "https://user:secret@host/layer", "https://user:secret@mirror/layer"
+        storage.note_sources([replace(source(1), url=url, mirrors=(mirror,))])
+        noted = storage.get_sources()[digest_of(1)]
+        assert noted.addresses == ("https://host/layer", "https://mirror/layer")
 
     def test_they_go_with_the_layer(self, storage: Storage) -> None:
         storage.add_layer(layer(1))
@@ -328,6 +331,18 @@ class TestSources:
         with SqliteLayerStorage(database, clock) as storage:
             assert storage.get_sources() == {digest_of(1): source(1)}
 
+    def test_an_older_database_knows_no_mirrors(self, database: Path, clock: FakeClock) -> None:
+        with SqliteLayerStorage(database, clock) as storage:
+            storage.note_sources([source(1)])
+        execute(database, "ALTER TABLE layerSources DROP COLUMN mirrors")
+        execute(database, "PRAGMA user_version = 2")
+        known = {digest_of(1): replace(source(1), mirrors=())}
+        assert read_sources(database) == known
+        with SqliteLayerStorage(database, clock) as storage:
+            assert storage.get_sources() == known
+            storage.note_sources([source(1)])
+            assert storage.get_sources() == {digest_of(1): source(1)}
+
     def test_a_database_of_aos_knows_none(self, database: Path, clock: FakeClock) -> None:
         make_go_database(database)
         assert read_sources(database) == {}
@@ -355,7 +370,7 @@ class TestTheFile:
         assert stat.S_IMODE(database.stat().st_mode) == 0o644
         with closing(sqlite3.connect(database)) as connection:
             assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-            assert connection.execute("PRAGMA user_version").fetchone() == (2,)
+            assert connection.execute("PRAGMA user_version").fetchone() == (3,)
             columns = connection.execute("PRAGMA table_info(layers)").fetchall()
         assert columns == [
             (0, "digest", "TEXT", 1, None, 1),

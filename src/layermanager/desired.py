@@ -1,7 +1,8 @@
 """The list of desired layers as a JSON document, in the words of Aos.
 
 The document is an array of objects with the keys ``layerId``, ``digest``, ``version``, ``url``,
-``sha256`` and ``size``. Keys beyond these belong to other parts of Aos and are ignored.
+``sha256`` and ``size``, and ``mirrors``, which Aos does not know. Keys beyond these belong to
+other parts of Aos and are ignored.
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ def desired_to_json(layer: DesiredLayer) -> dict[str, object]:
         members["sha256"] = base64.b64encode(layer.sha256).decode("ascii")
     if layer.size is not None:
         members["size"] = layer.size
+    if layer.mirrors:
+        members["mirrors"] = list(layer.mirrors)
     return members
 
 
@@ -61,6 +64,7 @@ def _read_layer(entry: JsonObject) -> DesiredLayer:
         version=entry.text("version", ""),
         sha256=_checksum(entry),
         size=entry.integer("size", None),
+        mirrors=_mirrors(entry),
     )
 
 
@@ -69,6 +73,19 @@ def _digest(entry: JsonObject) -> Digest:
         return Digest(entry.required_text("digest"))
     except InvalidDigestError as error:
         raise InvalidDigestError(f"{entry.at('digest')}: {error}") from error
+
+
+def _mirrors(entry: JsonObject) -> tuple[str, ...]:
+    """The addresses at ``mirrors``; none when there is no such key."""
+    listed = entry.members.get("mirrors")
+    if listed is None:
+        return ()
+    if not isinstance(listed, list):
+        raise DocumentError(f"{entry.at('mirrors')}: expected an array of texts")
+    addresses = JsonObject(
+        {f"{entry.at('mirrors')}[{index}]": text for index, text in enumerate(listed)}, ""
+    )
+    return tuple(addresses.required_text(key) for key in addresses.members)
 
 
 def _checksum(entry: JsonObject) -> bytes:

@@ -78,6 +78,7 @@ class DesiredLayer:
         sha256: the checksum of the package file, 32 bytes. Despite its name Aos fills it with the
             SHA3-256; either is accepted. Empty: *url* names the layer blob itself, no package.
         size: the size in bytes of the file at *url*; None when it is not known.
+        mirrors: other addresses of the same file, tried in order where *url* fails.
 
     Raises:
         InvalidDigestError: *digest* is no digest.
@@ -90,17 +91,25 @@ class DesiredLayer:
     version: str = ""
     sha256: bytes = b""
     size: int | None = None
+    mirrors: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "digest", Digest(self.digest))
         if not self.url:
             raise DesiredStateError(f"{self.digest}: url is empty")
+        if not all(self.mirrors):
+            raise DesiredStateError(f"{self.digest}: an address in mirrors is empty")
         if len(self.sha256) not in (0, 32):
             raise DesiredStateError(
                 f"{self.digest}: sha256 must be 32 bytes, not {len(self.sha256)}"
             )
         if self.size is not None and self.size < 0:
             raise DesiredStateError(f"{self.digest}: size is negative: {self.size}")
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Where the file can be fetched, in the order in which to try; each address once."""
+        return tuple(dict.fromkeys((self.url, *self.mirrors)))
 
     @property
     def is_package(self) -> bool:

@@ -19,6 +19,7 @@ without a digest or an absolute path says nothing; it is passed over. Each is lo
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import sqlite3
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from layermanager.steps import OnStep
 
 Content = TypeVar("Content")
-_SourceRow: TypeAlias = tuple[str, str, str, str, bytes, int | None]
+_SourceRow: TypeAlias = tuple[str, str, str, str, bytes, int | None, str]
 
 _LOGGER: Final = logging.getLogger(__name__)
 
@@ -87,6 +88,7 @@ _MIGRATIONS: Final = (
         size INTEGER
     ) WITHOUT ROWID
     """,
+    "ALTER TABLE layerSources ADD COLUMN mirrors TEXT NOT NULL DEFAULT '[]'",
 )
 """The statement at index N takes a database from ``user_version`` N to N + 1."""
 
@@ -111,12 +113,17 @@ _REPLACE: Final = """
         (:digest, :layer_id, :path, :os_version, :version, :timestamp, :cached, :size)
 """
 _DELETE: Final = "DELETE FROM layers WHERE digest = :digest"
-_SELECT_SOURCES: Final = "SELECT digest, url, layerId, version, sha256, size FROM layerSources"
+_SELECT_SOURCES: Final = (
+    "SELECT digest, url, layerId, version, sha256, size, mirrors FROM layerSources"
+)
+_SELECT_SOURCES_WITHOUT_MIRRORS: Final = (
+    "SELECT digest, url, layerId, version, sha256, size, '[]' FROM layerSources"
+)
 _REPLACE_SOURCE: Final = """
     INSERT OR REPLACE INTO layerSources
-        (digest, url, layerId, version, sha256, size)
+        (digest, url, layerId, version, sha256, size, mirrors)
     VALUES
-        (?, ?, ?, ?, ?, ?)
+        (?, ?, ?, ?, ?, ?, ?)
 """
 _DELETE_SOURCE: Final = "DELETE FROM layerSources WHERE digest = :digest"
 _SET_CACHED: Final = """
@@ -394,20 +401,26 @@ def _select_rows(connection: sqlite3.Connection) -> list[Any]:
 
 def _sources(connection: sqlite3.Connection) -> Mapping[Digest, DesiredLayer]:
     return {
-        Digest(digest): DesiredLayer(Digest(digest), url, layer_id, version, sha256, size)
-        for digest, url, layer_id, version, sha256, size in _source_rows(connection)
+        Digest(digest): DesiredLayer(
+            Digest(digest), url, layer_id, version, sha256, size, tuple(json.loads(mirrors))
+        )
+        for digest, url, layer_id, version, sha256, size, mirrors in _source_rows(connection)
     }
 
 
 def _source_rows(connection: sqlite3.Connection) -> list[_SourceRow]:
-    if not _columns(connection, "layerSources"):
+    columns = _columns(connection, "layerSources")
+    if not columns:
         return []  # made by Aos, or by the first version of this package
+    if "mirrors" not in columns:  # by the second, and only opened to be read
+        return connection.execute(_SELECT_SOURCES_WITHOUT_MIRRORS).fetchall()
     return connection.execute(_SELECT_SOURCES).fetchall()
 
 
 def _source_row(layer: DesiredLayer) -> _SourceRow:
     url = without_credentials(layer.url)
-    return layer.digest, url, layer.layer_id, layer.version, layer.sha256, layer.size
+    mirrors = json.dumps([without_credentials(mirror) for mirror in layer.mirrors])
+    return layer.digest, url, layer.layer_id, layer.version, layer.sha256, layer.size, mirrors
 
 
 class _RowReader:

@@ -41,7 +41,11 @@ class MemoryLayerStorage:
         """Remember from where *layers* can be fetched again, without credentials."""
         with self._lock:
             for layer in layers:
-                self._sources[layer.digest] = replace(layer, url=without_credentials(layer.url))
+                self._sources[layer.digest] = replace(
+                    layer,
+                    url=without_credentials(layer.url),
+                    mirrors=tuple(without_credentials(mirror) for mirror in layer.mirrors),
+                )
 
     def get_sources(self) -> Mapping[Digest, DesiredLayer]:
         """From where each layer can be fetched again, as far as that is known."""
