@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layermanager import Config, LayerManager, SqliteLayerStorage
 from layermanager.clock import SystemClock
+from layermanager.config import Network
 from layermanager.space import Partitions
 from layermanager.testing.layers import LayerBuilder, build_package, compress, desired
 from layermanager.testing.trees import snapshot
@@ -23,6 +25,13 @@ if TYPE_CHECKING:
     from layermanager.testing.trees import FileState
 
 MIB = 1024 * 1024
+
+IMPATIENT = Network(
+    attempts=2,
+    retry_delay=timedelta(milliseconds=1),
+    longest_retry_delay=timedelta(milliseconds=1),
+)
+"""For what fails for good in a test: a device would be more patient."""
 
 
 def layer_tar(name: str, size: int = 0) -> bytes:
@@ -44,7 +53,7 @@ class Node:
     def __init__(self, base: Path, *, working_dir: Path | None = None, **settings: Any) -> None:
         self.published = base / "published"
         self.published.mkdir()
-        self.config = Config(working_dir or base / "work", **settings)
+        self.config = Config(working_dir or base / "work", **{"network": IMPATIENT, **settings})
 
     def publish(self, name: str, size: int = 0) -> DesiredLayer:
         """Put a package with a layer of its own behind a file URL."""

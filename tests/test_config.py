@@ -13,6 +13,8 @@ from layermanager.config import (
     DEFAULT_WORKING_DIR,
     REMOVE_CACHED_LAYERS_PERIOD,
     Config,
+    Network,
+    TlsVersion,
     load_config,
 )
 from layermanager.errors import ConfigError
@@ -75,9 +77,23 @@ def test_our_own_settings_are_read(tmp_path: Path) -> None:
                 "removeCachedLayersPeriodSeconds": 0.5,
                 "parallelInstalls": 3,
                 "durable": False,
-                "connectTimeoutSeconds": 5,
-                "readTimeoutSeconds": 7,
-                "caBundle": "/etc/ca.pem",
+                "network": {
+                    "connectTimeoutSeconds": 5,
+                    "readTimeoutSeconds": 7,
+                    "minimumRate": 8,
+                    "transferTimeoutSeconds": 9,
+                    "attempts": 10,
+                    "retryDelaySeconds": 11,
+                    "longestRetryDelaySeconds": 12,
+                    "rateLimit": 13,
+                    "spoolBytes": 14,
+                    "caBundle": "/etc/ca.pem",
+                    "clientCertificate": "node.pem",
+                    "clientKey": "node.key",
+                    "minimumTlsVersion": "1.3",
+                    "credentialsFile": "credentials.json",
+                    "netrcFile": "/root/.netrc",
+                },
                 "limits": {"unpackedBytes": 123, "entries": 45},
             }
         },
@@ -87,9 +103,23 @@ def test_our_own_settings_are_read(tmp_path: Path) -> None:
         remove_cached_layers_period=timedelta(milliseconds=500),
         parallel_installs=3,
         durable=False,
-        connect_timeout=timedelta(seconds=5),
-        read_timeout=timedelta(seconds=7),
-        ca_bundle=Path("/etc/ca.pem"),
+        network=Network(
+            connect_timeout=timedelta(seconds=5),
+            read_timeout=timedelta(seconds=7),
+            minimum_rate=8,
+            transfer_timeout=timedelta(seconds=9),
+            attempts=10,
+            retry_delay=timedelta(seconds=11),
+            longest_retry_delay=timedelta(seconds=12),
+            rate_limit=13,
+            spool_bytes=14,
+            ca_bundle=Path("/etc/ca.pem"),
+            client_certificate=DEFAULT_WORKING_DIR / "node.pem",
+            client_key=DEFAULT_WORKING_DIR / "node.key",
+            minimum_tls_version=TlsVersion.TLS_1_3,
+            credentials_file=DEFAULT_WORKING_DIR / "credentials.json",
+            netrc_file=Path("/root/.netrc"),
+        ),
         limits=Limits(unpacked_bytes=123, entries=45),
     )
 
@@ -134,12 +164,16 @@ def test_a_time_to_live_beyond_all_calendars_is_forever(tmp_path: Path) -> None:
     assert load(tmp_path, {"layerTtlDays": 0}).layer_ttl == timedelta(0)
 
 
+def network(members: dict[str, object]) -> object:
+    return {"layerManager": {"network": members}}
+
+
 @pytest.mark.parametrize(
     ("document", "message"),
     [
         ([], "the document: expected an object, found an array"),
         ({"workingDir": 1}, "workingDir: expected a text, found a number"),
-        ({"workingDir": "/a\0b"}, "workingDir: holds a character that is none"),
+        ({"workingDir": "/a\0b"}, r"workingDir: holds U\+0000, which is no character"),
         ({"layersDir": []}, "layersDir: expected a text, found an array"),
         ({"layersPartLimit": 101}, "layersPartLimit: must be 0 to 100, not 101"),
         ({"layersPartLimit": -1}, "layersPartLimit: must be 0 to 100, not -1"),
@@ -150,13 +184,34 @@ def test_a_time_to_live_beyond_all_calendars_is_forever(tmp_path: Path) -> None:
         ({"layerManager": {"paralelInstalls": 1}}, "layerManager.paralelInstalls: unknown key"),
         ({"layerManager": {"durable": 1}}, "durable: expected true or false, found a number"),
         ({"layerManager": {"parallelInstalls": 0}}, "parallelInstalls: must be at least 1, not 0"),
+        (network({"tls": "1.2"}), "layerManager.network.tls: unknown key"),
+        (
+            {"layerManager": {"network": {"minimumTlsVersion": "1.1"}}},
+            "network.minimumTlsVersion: must be 1.2 or 1.3, not '1.1'",
+        ),
+        (network({"attempts": 0}), "attempts: must be at least 1, not 0"),
         ({"layerManager": {"limits": {"bytes": 1}}}, "layerManager.limits.bytes: unknown key"),
         ({"layerManager": {"limits": {"entries": 0}}}, "limits.entries: must be at least 1, not 0"),
-        ({"layerManager": {"readTimeoutSeconds": "1"}}, "readTimeoutSeconds: expected a number"),
-        ({"layerManager": {"readTimeoutSeconds": 0}}, "readTimeoutSeconds must be more than 0"),
-        ({"layerManager": {"readTimeoutSeconds": 1e-9}}, "readTimeoutSeconds must be more than 0"),
-        ({"layerManager": {"connectTimeoutSeconds": -1}}, "connectTimeoutSeconds: must be 0 to"),
-        ({"layerManager": {"connectTimeoutSeconds": 1e300}}, "connectTimeoutSeconds: must be 0 to"),
+        (
+            {"layerManager": {"network": {"readTimeoutSeconds": "1"}}},
+            "readTimeoutSeconds: expected a number",
+        ),
+        (
+            {"layerManager": {"network": {"readTimeoutSeconds": 0}}},
+            "readTimeoutSeconds must be more than 0",
+        ),
+        (
+            {"layerManager": {"network": {"readTimeoutSeconds": 1e-9}}},
+            "readTimeoutSeconds must be more than 0",
+        ),
+        (
+            {"layerManager": {"network": {"connectTimeoutSeconds": -1}}},
+            "connectTimeoutSeconds: must be 0 to",
+        ),
+        (
+            {"layerManager": {"network": {"connectTimeoutSeconds": 1e300}}},
+            "connectTimeoutSeconds: must be 0 to",
+        ),
         (
             {"layerManager": {"removeCachedLayersPeriodSeconds": 10**400}},
             "removeCachedLayersPeriodSeconds: must be 0 to",
@@ -202,14 +257,32 @@ def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
         {"layers_part_limit": -1},
         {"layer_ttl_days": -1},
         {"parallel_installs": 0},
-        {"connect_timeout": timedelta(0)},
-        {"read_timeout": timedelta(seconds=-1)},
         {"remove_cached_layers_period": timedelta(0)},
     ],
 )
 def test_a_program_may_not_say_what_a_file_may_not(members: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
         Config(Path("/x"), **members)  # type: ignore[arg-type] # a table of wrong members
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        {"connect_timeout": timedelta(0)},
+        {"read_timeout": timedelta(seconds=-1)},
+        {"transfer_timeout": timedelta(days=366)},
+        {"retry_delay": timedelta(0)},
+        {"longest_retry_delay": timedelta(days=2)},
+        {"attempts": 0},
+        {"minimum_rate": -1},
+        {"rate_limit": -1},
+        {"spool_bytes": -1},
+        {"client_key": Path("/key.pem")},
+    ],
+)
+def test_nor_of_the_network(members: dict[str, object]) -> None:
+    with pytest.raises(ConfigError):
+        Network(**members)  # type: ignore[arg-type] # a table of wrong members
 
 
 @given(
@@ -228,7 +301,9 @@ def test_a_program_may_not_say_what_a_file_may_not(members: dict[str, object]) -
                         "removeCachedLayersPeriodSeconds",
                         "parallelInstalls",
                         "durable",
+                        "network",
                         "caBundle",
+                        "minimumTlsVersion",
                         "limits",
                         "entries",
                         "other",

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import io
 import itertools
 import logging
 import threading
@@ -34,6 +33,7 @@ from layermanager.testing.layers import (
     desired,
     digest_of,
 )
+from layermanager.testing.sources import MemorySource, MemoryStream
 from layermanager.testing.storage import MemoryLayerStorage
 from layermanager.testing.web import LayerServer
 from manager_fixtures import (
@@ -434,7 +434,7 @@ class TestArguments:
 
     def test_a_source_that_breaks_its_contract_leaves_nothing(self, node: Node) -> None:
         class BrokenSource:
-            def open(self, url: str) -> MemoryStream:
+            def open(self, url: str, *_: object, **__: object) -> MemoryStream:
                 raise ZeroDivisionError(url)
 
             def close(self) -> None:
@@ -519,32 +519,3 @@ class SeedStorage:
 
     def set_layer_cached(self, digest: Digest, cached: bool) -> None:
         self._storage.set_layer_cached(digest, cached)
-
-
-class MemorySource:
-    """A ``Source`` of bytes in memory."""
-
-    def __init__(self, layers: dict[str, bytes]) -> None:
-        self._layers = layers
-        self.closed = 0
-
-    def open(self, url: str) -> MemoryStream:
-        return MemoryStream(self._layers[url])
-
-    def close(self) -> None:
-        self.closed += 1
-
-
-class MemoryStream:
-    def __init__(self, data: bytes) -> None:
-        self._file = io.BytesIO(data)
-        self.size: int | None = len(data)
-
-    def read(self, size: int) -> bytes:
-        return self._file.read(size)
-
-    def abort(self) -> None:
-        self._file = io.BytesIO()
-
-    def close(self) -> None:
-        self._file.close()

@@ -7,7 +7,6 @@ import sys
 import tempfile
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote_from_bytes
@@ -16,9 +15,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layermanager.config import Config
+from layermanager.cancellation import Cancellation
+from layermanager.clock import SystemClock
+from layermanager.config import Network
 from layermanager.errors import SourceError
 from layermanager.sources import default_sources, open_stream
+from layermanager.sources.client import HttpClient
+from layermanager.sources.credentials import Credentials
 from layermanager.sources.file import FileSource
 from layermanager.sources.http import HttpSource
 from layermanager.testing.tls import Authority
@@ -48,7 +51,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 
 def fetch(source: Source, url: str) -> bytes:
-    with closing(source.open(url)) as stream:
+    with closing(source.open(url, Cancellation())) as stream:
         return read_all(stream)
 
 
@@ -80,9 +83,8 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     with (
         closing(
             HttpSource(
-                connect_timeout=timedelta(seconds=60),
-                read_timeout=timedelta(seconds=60),
-                ca_bundle=authority and authority.bundle,
+                HttpClient(Network(ca_bundle=authority and authority.bundle), Credentials()),
+                SystemClock(),
             )
         ) as source,
         LayerServer(authority and authority.server_context()) as server,
@@ -93,27 +95,27 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
 class TestEverySource:
     @pytest.mark.parametrize("data", [DATA, b"x", b""])
     def test_yields_the_bytes_and_their_number(self, place: Place, data: bytes) -> None:
-        stream = place.source.open(place.put("a.tar", data))
+        stream = place.source.open(place.put("a.tar", data), Cancellation())
         assert stream.size == len(data)
         assert read_all(stream) == data
         assert stream.read(1) == b""
         stream.close()
 
     def test_yields_no_more_than_is_asked_for(self, place: Place) -> None:
-        stream = place.source.open(place.put("a.tar", DATA))
+        stream = place.source.open(place.put("a.tar", DATA), Cancellation())
         assert stream.read(3) == DATA[:3]
         assert stream.read(1) == DATA[3:4]
         stream.close()
 
     def test_several_streams_are_open_at_once(self, place: Place) -> None:
         urls = [place.put(f"{number}.tar", DATA[number:]) for number in range(12)]
-        streams = [place.source.open(url) for url in urls]
+        streams = [place.source.open(url, Cancellation()) for url in urls]
         for number, stream in reversed(list(enumerate(streams))):
             assert read_all(stream) == DATA[number:]
             stream.close()
 
     def test_a_stream_is_closed_in_the_middle_and_twice(self, place: Place) -> None:
-        stream = place.source.open(place.put("a.tar", DATA))
+        stream = place.source.open(place.put("a.tar", DATA), Cancellation())
         stream.read(10)
         stream.close()
         stream.close()
@@ -121,11 +123,11 @@ class TestEverySource:
     def test_what_is_not_there_is_an_error_with_its_url(self, place: Place) -> None:
         url = place.put("a.tar", b"") + ".missing"
         with pytest.raises(SourceError, match=r"(404 Not Found|No such file).*missing") as caught:
-            place.source.open(url)
+            place.source.open(url, Cancellation())
         assert caught.value.url == url
 
     def test_an_aborted_stream_yields_nothing_more(self, place: Place) -> None:
-        stream = place.source.open(place.put("a.tar", DATA))
+        stream = place.source.open(place.put("a.tar", DATA), Cancellation())
         stream.read(10)
         stream.abort()
         stream.abort()
@@ -135,7 +137,7 @@ class TestEverySource:
         stream.abort()
 
     def test_a_stream_that_ended_may_be_aborted(self, place: Place) -> None:
-        stream = place.source.open(place.put("a.tar", DATA))
+        stream = place.source.open(place.put("a.tar", DATA), Cancellation())
         read_all(stream)
         stream.abort()
         stream.close()
@@ -152,7 +154,7 @@ class TestOpenStream:
     @pytest.mark.parametrize("scheme", ["file", "FILE"])
     def test_chooses_by_the_scheme(self, tmp_path: Path, scheme: str) -> None:
         (tmp_path / "a").write_bytes(DATA)
-        stream = open_stream({"file": FileSource()}, f"{scheme}://{tmp_path}/a")
+        stream = open_stream({"file": FileSource()}, f"{scheme}://{tmp_path}/a", Cancellation())
         assert read_all(stream) == DATA
         stream.close()
 
@@ -160,32 +162,32 @@ class TestOpenStream:
     def test_names_the_known_schemes(self, url: str) -> None:
         sources = {"file": FileSource(), "usb": FileSource()}
         with pytest.raises(SourceError, match=r"known scheme \(file, usb\)"):
-            open_stream(sources, url)
+            open_stream(sources, url, Cancellation())
 
     def test_shows_no_credentials(self) -> None:
         with pytest.raises(SourceError) as caught:
-            open_stream({"file": FileSource()}, "ftp://user:secret@a/b")
+            open_stream({"file": FileSource()}, "ftp://user:secret@a/b", Cancellation())
         assert "secret" not in str(caught.value)
 
 
 class TestDefaultSources:
     def test_fetches_by_every_scheme(self, tmp_path: Path, authority: Authority) -> None:
         (tmp_path / "a").write_bytes(DATA)
-        sources = default_sources(Config(tmp_path, ca_bundle=authority.bundle))
+        sources = default_sources(Network(ca_bundle=authority.bundle), SystemClock())
         with LayerServer() as server, LayerServer(authority.server_context()) as secure_server:
             for url in (
                 (tmp_path / "a").as_uri(),
                 server.add("/a", DATA),
                 secure_server.add("/a", DATA),
             ):
-                stream = open_stream(sources, url)
+                stream = open_stream(sources, url, Cancellation())
                 assert read_all(stream) == DATA
                 stream.close()
             for source in sources.values():
                 source.close()
 
-    def test_http_and_https_are_one_source(self, tmp_path: Path) -> None:
-        sources = default_sources(Config(tmp_path))
+    def test_http_and_https_are_one_source(self) -> None:
+        sources = default_sources(Network(), SystemClock())
         assert set(sources) == {"file", "http", "https"}
         assert sources["http"] is sources["https"]
 
@@ -193,10 +195,13 @@ class TestDefaultSources:
         (tmp_path / "a").write_bytes(b"")
         script = (
             "import sys; from pathlib import Path\n"
-            "from layermanager.config import Config\n"
+            "from layermanager.cancellation import Cancellation\n"
+            "from layermanager.clock import SystemClock\n"
+            "from layermanager.config import Network\n"
             "from layermanager.sources import default_sources, open_stream\n"
-            "sources = default_sources(Config(Path(sys.argv[1])))\n"
-            "open_stream(sources, Path(sys.argv[1], 'a').as_uri()).close()\n"
+            "sources = default_sources(Network(), SystemClock())\n"
+            "url = Path(sys.argv[1], 'a').as_uri()\n"
+            "open_stream(sources, url, Cancellation()).close()\n"
             "for source in sources.values(): source.close()\n"
             "print('urllib3' in sys.modules, 'ssl' in sys.modules)\n"
         )
@@ -271,7 +276,7 @@ class TestFileSource:
     @given(st.text())
     def test_any_other_url_is_an_error(self, text: str) -> None:
         with pytest.raises(SourceError):
-            FileSource().open("file:///" + "missing/" + text)
+            FileSource().open("file:///" + "missing/" + text, Cancellation())
 
     @pytest.mark.parametrize("prefix", ["file://", "file://localhost", "file://LOCALHOST", "file:"])
     def test_takes_each_form_of_the_url(self, tmp_path: Path, prefix: str) -> None:
@@ -307,7 +312,7 @@ class TestFileSource:
     )
     def test_refuses_urls_that_name_no_file_here(self, url: str, reason: str) -> None:
         with pytest.raises(SourceError, match=reason) as caught:
-            FileSource().open(url)
+            FileSource().open(url, Cancellation())
         assert "secret" not in str(caught.value)
 
     def test_a_line_break_in_a_name_is_kept(self, tmp_path: Path) -> None:
@@ -317,7 +322,7 @@ class TestFileSource:
 
     def test_a_missing_file_is_named(self, tmp_path: Path) -> None:
         with pytest.raises(SourceError, match=rf"{tmp_path}/a b: No such file") as caught:
-            FileSource().open(f"file://{tmp_path}/a%20b")
+            FileSource().open(f"file://{tmp_path}/a%20b", Cancellation())
         assert caught.value.url == f"file://{tmp_path}/a%20b"
 
     def test_an_unreadable_file_is_named(self, tmp_path: Path) -> None:
@@ -326,24 +331,24 @@ class TestFileSource:
             ordinary_user(),
             pytest.raises(SourceError, match=rf"{tmp_path}/a: Permission denied"),
         ):
-            FileSource().open(f"file://{tmp_path}/a")
+            FileSource().open(f"file://{tmp_path}/a", Cancellation())
 
     def test_a_directory_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(SourceError, match="Is a directory"):
-            FileSource().open(tmp_path.as_uri())
+            FileSource().open(tmp_path.as_uri(), Cancellation())
 
     def test_a_fifo_is_refused_without_waiting_for_its_writer(self, tmp_path: Path) -> None:
         os.mkfifo(tmp_path / "fifo")
         with pytest.raises(SourceError, match="not a regular file"):
-            FileSource().open(f"file://{tmp_path}/fifo")
+            FileSource().open(f"file://{tmp_path}/fifo", Cancellation())
 
     def test_a_device_is_refused(self) -> None:
         with pytest.raises(SourceError, match="not a regular file"):
-            FileSource().open("file:///dev/null")
+            FileSource().open("file:///dev/null", Cancellation())
 
     def test_a_file_that_shrinks_is_an_error(self, tmp_path: Path) -> None:
         (tmp_path / "a").write_bytes(DATA)
-        stream = FileSource().open(f"file://{tmp_path}/a")
+        stream = FileSource().open(f"file://{tmp_path}/a", Cancellation())
         stream.read(10)
         os.truncate(tmp_path / "a", 10)
         with pytest.raises(SourceError, match=f"became shorter.* 10 of {len(DATA)} bytes"):
@@ -352,7 +357,7 @@ class TestFileSource:
 
     def test_what_is_appended_later_is_not_read(self, tmp_path: Path) -> None:
         (tmp_path / "a").write_bytes(b"first")
-        stream = FileSource().open(f"file://{tmp_path}/a")
+        stream = FileSource().open(f"file://{tmp_path}/a", Cancellation())
         with (tmp_path / "a").open("ab") as file:
             file.write(b"second")
         assert stream.size == 5
@@ -365,7 +370,7 @@ class TestFileSource:
         if not path.exists():
             pytest.skip("needs sysfs for a file that cannot be read")
         with (
-            closing(FileSource().open(path.as_uri())) as stream,
+            closing(FileSource().open(path.as_uri(), Cancellation())) as stream,
             pytest.raises(SourceError, match=r"after 0 of \d+ bytes: Invalid argument"),
         ):
             stream.read(10)

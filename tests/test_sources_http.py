@@ -11,8 +11,13 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from layermanager import __version__
+from layermanager.cancellation import Cancellation
+from layermanager.clock import SystemClock
+from layermanager.config import Network
 from layermanager.errors import SourceError, SourceTimeoutError
-from layermanager.sources.http import MAX_REDIRECTS, HttpSource
+from layermanager.sources.client import MAX_REDIRECTS, HttpClient
+from layermanager.sources.credentials import Credentials
+from layermanager.sources.http import HttpSource
 from layermanager.testing.tls import Authority
 from layermanager.testing.web import Answer, Framing, LayerServer, Stall
 
@@ -57,13 +62,14 @@ def source() -> Iterator[HttpSource]:
 def http_source(
     *, ca_bundle: Path | None = None, timeout: timedelta = timedelta(seconds=60)
 ) -> Iterator[HttpSource]:
-    source = HttpSource(connect_timeout=timeout, read_timeout=timeout, ca_bundle=ca_bundle)
+    network = Network(connect_timeout=timeout, read_timeout=timeout, ca_bundle=ca_bundle)
+    source = HttpSource(HttpClient(network, Credentials()), SystemClock())
     with closing(source):
         yield source
 
 
 def fetch(source: Source, url: str) -> bytes:
-    with closing(source.open(url)) as stream:
+    with closing(source.open(url, Cancellation())) as stream:
         return read_all(stream)
 
 
@@ -94,7 +100,7 @@ class TestHttpRequests:
         self, source: HttpSource, server: LayerServer
     ) -> None:
         url = server.add("/a", DATA)
-        stream = source.open(url)
+        stream = source.open(url, Cancellation())
         stream.read(10)
         stream.close()
         assert fetch(source, url) == DATA
@@ -110,7 +116,7 @@ class TestHttpRequests:
     def test_a_transfer_goes_on_when_the_source_is_closed(
         self, source: HttpSource, server: LayerServer
     ) -> None:
-        stream = source.open(server.add("/a", DATA))
+        stream = source.open(server.add("/a", DATA), Cancellation())
         source.close()
         assert read_all(stream) == DATA
         stream.close()
@@ -120,7 +126,7 @@ class TestHttpRequests:
             url = server.add("/a", DATA)
             fetch(source, url)
         with pytest.raises(SourceError, match="refused"):
-            source.open(url)
+            source.open(url, Cancellation())
 
     def test_serves_several_threads(self, source: HttpSource, server: LayerServer) -> None:
         urls = [server.add(f"/{number}", DATA[number:]) for number in range(8)]
@@ -134,7 +140,7 @@ class TestHttpAnswers:
     def test_a_body_of_unknown_length(
         self, source: HttpSource, server: LayerServer, framing: Framing
     ) -> None:
-        stream = source.open(server.answer("/a", Answer(DATA, framing=framing)))
+        stream = source.open(server.answer("/a", Answer(DATA, framing=framing)), Cancellation())
         assert stream.size is None
         assert read_all(stream) == DATA
         stream.close()
@@ -143,7 +149,7 @@ class TestHttpAnswers:
         self, source: HttpSource, server: LayerServer
     ) -> None:
         stall = Stall(threading.Event(), after=1000)
-        stream = source.open(server.answer("/a", Answer(DATA, stall=stall)))
+        stream = source.open(server.answer("/a", Answer(DATA, stall=stall)), Cancellation())
         begin = b""
         while len(begin) < 1000:
             begin += stream.read(len(DATA))
@@ -169,14 +175,14 @@ class TestHttpAnswers:
     ) -> None:
         url = server.answer("/a", Answer(status=status))
         with pytest.raises(SourceError, match=f"^{words}: {url}$"):
-            source.open(url)
+            source.open(url, Cancellation())
 
     def test_an_error_of_the_server_is_not_tried_again(
         self, source: HttpSource, server: LayerServer
     ) -> None:
         url = server.answer("/a", Answer(status=503, headers={"Retry-After": "0"}), Answer(DATA))
         with pytest.raises(SourceError):
-            source.open(url)
+            source.open(url, Cancellation())
         assert len(server.requests) == 1
 
     @pytest.mark.parametrize("encoding", ["gzip", "GZIP", "x-gzip", "zstd", "br", "gzip, identity"])
@@ -185,7 +191,7 @@ class TestHttpAnswers:
     ) -> None:
         url = server.answer("/a", Answer(DATA, headers={"Content-Encoding": encoding}))
         with pytest.raises(SourceError, match=f"Content-Encoding '{encoding.lower()}'"):
-            source.open(url)
+            source.open(url, Cancellation())
 
     @pytest.mark.parametrize("encoding", ["identity", "Identity", ""])
     def test_a_body_said_to_be_as_it_is(
@@ -202,7 +208,7 @@ class TestHttpAnswers:
             "/a", Answer(DATA, framing=Framing.CLOSE, headers={"Transfer-Encoding": coding})
         )
         with pytest.raises(SourceError, match="Transfer-Encoding"):
-            source.open(url)
+            source.open(url, Cancellation())
 
     @pytest.mark.parametrize(
         "length", ["-1", "+5", "1_0", "5 5", "5, 5", "5, 6", "0x5", "five", "", "9" * 5000]
@@ -212,7 +218,7 @@ class TestHttpAnswers:
     ) -> None:
         url = server.answer("/a", Answer(b"12345", headers={"Content-Length": length}))
         with pytest.raises(SourceError, match=r"Content-Length") as caught:
-            source.open(url)
+            source.open(url, Cancellation())
         assert len(str(caught.value)) < 300
 
     @pytest.mark.parametrize("framing", [Framing.LENGTH, Framing.CHUNKED])
@@ -220,7 +226,7 @@ class TestHttpAnswers:
         self, source: HttpSource, server: LayerServer, framing: Framing
     ) -> None:
         url = server.answer("/a", Answer(DATA, framing=framing, truncate_at=1000))
-        stream = source.open(url)
+        stream = source.open(url, Cancellation())
         of_all = f" of {len(DATA)}" if framing is Framing.LENGTH else ""
         with pytest.raises(
             SourceError, match=f"after 1000{of_all} bytes: the connection was closed: {url}"
@@ -233,23 +239,23 @@ class TestHttpAnswers:
     ) -> None:
         answer = b"HTTP/1.1 200 OK\r\nContent-Length: 5, 6\r\n\r\n12345"
         with raw_server(answer) as url, pytest.raises(SourceError) as caught:
-            source.open(url)
+            source.open(url, Cancellation())
         assert "Content-Length" in str(caught.value)
 
     def test_close_ends_the_connection_at_once(self, source: HttpSource) -> None:
         with raw_server(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n12345") as url:
-            stream = source.open(url)
+            stream = source.open(url, Cancellation())
             assert stream.read(5) == b"12345"
             stream.close()
 
     def test_what_is_no_http_is_an_error(self, source: HttpSource) -> None:
         with raw_server(b"SSH-2.0-OpenSSH_9.2\r\n\r\n") as url, pytest.raises(SourceError):
-            source.open(url)
+            source.open(url, Cancellation())
 
     def test_broken_chunks_are_an_error(self, source: HttpSource) -> None:
         head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
         with raw_server(head + b"3\r\nabc\r\nthree\r\nabc\r\n") as url:
-            stream = source.open(url)
+            stream = source.open(url, Cancellation())
             with pytest.raises(SourceError, match="after 3 bytes"):
                 read_all(stream)
             stream.close()
@@ -259,11 +265,11 @@ class TestHttpAnswers:
             raw_server(b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 200 + b"\r\n") as url,
             pytest.raises(SourceError, match="100 headers"),
         ):
-            source.open(url)
+            source.open(url, Cancellation())
 
     def test_an_answer_that_does_not_come_is_an_error(self, source: HttpSource) -> None:
         with raw_server(b"") as url, pytest.raises(SourceError, match="without response"):
-            source.open(url)
+            source.open(url, Cancellation())
 
 
 @contextmanager
@@ -294,12 +300,12 @@ class TestHttpConnections:
     def test_a_server_that_is_not_there(self, source: HttpSource) -> None:
         url = f"http://127.0.0.1:{closed_port()}/a"
         with pytest.raises(SourceError, match=f"^no answer: Connection refused: {url}$") as caught:
-            source.open(url)
+            source.open(url, Cancellation())
         assert not isinstance(caught.value, SourceTimeoutError)
 
     def test_a_host_that_has_no_address(self, source: HttpSource) -> None:
         with pytest.raises(SourceError, match=r"no answer: .*"):
-            source.open("http://" + "a" * 64 + ".invalid/a")
+            source.open("http://" + "a" * 64 + ".invalid/a", Cancellation())
 
     @pytest.mark.parametrize(
         "url",
@@ -318,7 +324,7 @@ class TestHttpConnections:
     )
     def test_an_address_that_is_none(self, source: HttpSource, url: str) -> None:
         with pytest.raises(SourceError) as caught:
-            source.open(url)
+            source.open(url, Cancellation())
         assert "secret" not in str(caught.value)
 
     def test_no_answer_in_time(self, server: LayerServer) -> None:
@@ -328,14 +334,14 @@ class TestHttpConnections:
             http_source(timeout=timedelta(seconds=0.2)) as source,
             pytest.raises(SourceTimeoutError, match=f"^no answer: timed out: {url}$"),
         ):
-            source.open(url)
+            source.open(url, Cancellation())
 
     @pytest.mark.parametrize("framing", Framing)
     def test_a_body_that_stops_coming(self, server: LayerServer, framing: Framing) -> None:
         stall = Stall(threading.Event(), after=1000)
         url = server.answer("/a", Answer(DATA, framing=framing, stall=stall))
         with http_source(timeout=timedelta(seconds=0.2)) as source:
-            stream = source.open(url)
+            stream = source.open(url, Cancellation())
             with pytest.raises(SourceTimeoutError, match=r"after 1000.* bytes: timed out"):
                 read_all(stream)
             stream.close()
@@ -346,13 +352,15 @@ class TestHttpConnections:
             http_source(timeout=timedelta(seconds=0.2)) as source,
             pytest.raises(SourceTimeoutError, match="timed out"),
         ):
-            source.open(f"https://127.0.0.1:{listener.getsockname()[1]}/a")
+            source.open(f"https://127.0.0.1:{listener.getsockname()[1]}/a", Cancellation())
 
     def test_a_connection_that_is_reset(self, source: HttpSource) -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             with ThreadPoolExecutor(1) as thread:
                 opening = thread.submit(
-                    source.open, f"http://127.0.0.1:{listener.getsockname()[1]}/a"
+                    source.open,
+                    f"http://127.0.0.1:{listener.getsockname()[1]}/a",
+                    Cancellation(),
                 )
                 connection, _ = listener.accept()
                 connection.recv(4096)
@@ -379,7 +387,7 @@ class TestHttpConnections:
             ThreadPoolExecutor(1) as thread,
         ):
             url = server.answer("/a", Answer(DATA, framing=framing, stall=stall))
-            stream = source.open(url)
+            stream = source.open(url, Cancellation())
             received = 0
             while received < 1000:
                 received += len(stream.read(1000))
@@ -395,7 +403,7 @@ class TestHttpConnections:
         self, source: HttpSource, server: LayerServer
     ) -> None:
         url = server.add("/a", DATA)
-        stream = source.open(url)
+        stream = source.open(url, Cancellation())
         stream.abort()
         stream.close()
         assert fetch(source, url) == DATA
@@ -404,7 +412,7 @@ class TestHttpConnections:
     def test_credentials_are_not_shown(self, server: LayerServer, source: HttpSource) -> None:
         url = server.url.replace("//", "//user:secret@")
         with pytest.raises(SourceError, match="404") as caught:
-            source.open(f"{url}/missing")
+            source.open(f"{url}/missing", Cancellation())
         assert caught.value.url == f"{server.url}/missing"
         assert "secret" not in str(caught.value)
 
@@ -444,7 +452,7 @@ class TestRedirects:
         ):
             url = secure_server.answer("/a", Answer.redirect(server.add("/b", DATA)))
             with pytest.raises(SourceError, match="from https to http"):
-                source.open(url)
+                source.open(url, Cancellation())
         assert not server.requests
 
     @pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://host/a", "data:,x"])
@@ -452,11 +460,11 @@ class TestRedirects:
         self, source: HttpSource, server: LayerServer, target: str
     ) -> None:
         with pytest.raises(SourceError, match=f"another scheme than http and https: {target}"):
-            source.open(server.answer("/a", Answer.redirect(target)))
+            source.open(server.answer("/a", Answer.redirect(target)), Cancellation())
 
     def test_to_what_is_no_url_are_refused(self, source: HttpSource, server: LayerServer) -> None:
         with pytest.raises(SourceError, match="no URL"):
-            source.open(server.answer("/a", Answer.redirect("http://[::1/")))
+            source.open(server.answer("/a", Answer.redirect("http://[::1/")), Cancellation())
 
     def test_as_many_as_the_limit_are_followed(
         self, source: HttpSource, server: LayerServer
@@ -468,7 +476,7 @@ class TestRedirects:
 
     def test_in_a_circle_come_to_an_end(self, source: HttpSource, server: LayerServer) -> None:
         with pytest.raises(SourceError, match="more than 10 redirects"):
-            source.open(server.answer("/a", Answer.redirect("/a")))
+            source.open(server.answer("/a", Answer.redirect("/a")), Cancellation())
         assert len(server.requests) == MAX_REDIRECTS + 1
 
     def test_with_an_endless_body_are_followed(
@@ -483,7 +491,7 @@ class TestRedirects:
 
     def test_without_a_location_are_errors(self, source: HttpSource, server: LayerServer) -> None:
         with pytest.raises(SourceError, match="302 Found"):
-            source.open(server.answer("/a", Answer(status=302)))
+            source.open(server.answer("/a", Answer(status=302)), Cancellation())
 
     def test_an_error_names_both_ends_but_no_credentials(
         self, source: HttpSource, server: LayerServer
@@ -493,14 +501,16 @@ class TestRedirects:
         with pytest.raises(
             SourceError, match=rf"404 Not Found \(redirected to {server.url}/missing\): {url}"
         ) as caught:
-            source.open(url)
+            source.open(url, Cancellation())
         assert caught.value.url == url
 
     def test_a_refused_location_is_shown_without_credentials(
         self, source: HttpSource, server: LayerServer
     ) -> None:
         with pytest.raises(SourceError, match="ftp://host/a") as caught:
-            source.open(server.answer("/a", Answer.redirect("ftp://user:secret@host/a")))
+            source.open(
+                server.answer("/a", Answer.redirect("ftp://user:secret@host/a")), Cancellation()
+            )
         assert "secret" not in str(caught.value)
 
 
@@ -516,7 +526,7 @@ class TestTls:
             with pytest.raises(
                 SourceError, match=r"certificate is not trusted: .*issuer"
             ) as caught:
-                source.open(url)
+                source.open(url, Cancellation())
             assert not isinstance(caught.value, SourceTimeoutError)
             assert not server.requests
 
@@ -525,7 +535,7 @@ class TestTls:
         with LayerServer(context) as server, http_source(ca_bundle=authority.bundle) as source:
             url = server.add("/a", DATA)
             with pytest.raises(SourceError, match="not trusted: certificate has expired"):
-                source.open(url)
+                source.open(url, Cancellation())
 
     def test_a_certificate_for_another_name_is_refused(self, authority: Authority) -> None:
         context = authority.server_context("DNS:other.example")
@@ -534,14 +544,14 @@ class TestTls:
             with pytest.raises(
                 SourceError, match=r"not trusted: IP address mismatch.*127\.0\.0\.1"
             ):
-                source.open(url)
+                source.open(url, Cancellation())
 
     def test_a_server_without_tls_is_an_error(
         self, server: LayerServer, source: HttpSource
     ) -> None:
         url = server.add("/a", DATA).replace("http:", "https:")
         with pytest.raises(SourceError, match=r"no answer: .*SSL"):
-            source.open(url)
+            source.open(url, Cancellation())
 
     @pytest.mark.parametrize("content", [None, b"", b"no certificate"])
     def test_an_unusable_bundle_is_named(self, tmp_path: Path, content: bytes | None) -> None:
@@ -552,7 +562,7 @@ class TestTls:
             http_source(ca_bundle=bundle) as source,
             pytest.raises(SourceError, match=f"cannot use the CA bundle {bundle}: "),
         ):
-            source.open("https://127.0.0.1/a")
+            source.open("https://127.0.0.1/a", Cancellation())
 
 
 # --- proxies ----------------------------------------------------------------------------------
@@ -577,7 +587,7 @@ class TestProxies:
     ) -> None:
         monkeypatch.setenv("https_proxy", server.url)
         with pytest.raises(SourceError, match=r"no answer from the proxy: .*501"):
-            source.open("https://layers.invalid/a")
+            source.open("https://layers.invalid/a", Cancellation())
         (request,) = server.requests
         assert (request.method, request.target) == ("CONNECT", "layers.invalid:443")
 
@@ -593,7 +603,7 @@ class TestProxies:
     ) -> None:
         monkeypatch.setenv("http_proxy", f"http://user:secret@127.0.0.1:{closed_port()}")
         with pytest.raises(SourceError, match=r"no answer from the proxy: .*refused") as caught:
-            source.open("http://layers.invalid/a")
+            source.open("http://layers.invalid/a", Cancellation())
         assert "secret" not in str(caught.value)
 
     def test_of_another_protocol_are_errors(
@@ -601,5 +611,5 @@ class TestProxies:
     ) -> None:
         monkeypatch.setenv("http_proxy", "socks5://user:secret@127.0.0.1:1")
         with pytest.raises(SourceError, match="Proxy URL had unsupported scheme") as caught:
-            source.open("http://layers.invalid/a")
+            source.open("http://layers.invalid/a", Cancellation())
         assert "secret" not in str(caught.value)

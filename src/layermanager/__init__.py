@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from layermanager.cancellation import Cancellation
     from layermanager.check import Depth, Difference, LayerReport, Problem, Status
-    from layermanager.config import REMOVE_CACHED_LAYERS_PERIOD, Config, load_config
+    from layermanager.config import (
+        REMOVE_CACHED_LAYERS_PERIOD,
+        Config,
+        Network,
+        TlsVersion,
+        load_config,
+    )
     from layermanager.desired import desired_to_json, read_desired
     from layermanager.errors import (
         ArchiveError,
@@ -30,6 +36,7 @@ if TYPE_CHECKING:
         NotEnoughSpaceError,
         PackageError,
         PackError,
+        SourceChangedError,
         SourceError,
         SourceTimeoutError,
         StorageError,
@@ -73,7 +80,7 @@ __version__ = "0.1.0"
 _MODULES = {
     "cancellation": ("Cancellation",),
     "check": ("Depth", "Difference", "LayerReport", "Problem", "Status"),
-    "config": ("REMOVE_CACHED_LAYERS_PERIOD", "Config", "load_config"),
+    "config": ("REMOVE_CACHED_LAYERS_PERIOD", "Config", "Network", "TlsVersion", "load_config"),
     "desired": ("desired_to_json", "read_desired"),
     "errors": (
         "ArchiveError",
@@ -91,6 +98,7 @@ _MODULES = {
         "NotEnoughSpaceError",
         "PackError",
         "PackageError",
+        "SourceChangedError",
         "SourceError",
         "SourceTimeoutError",
         "StorageError",
@@ -165,6 +173,7 @@ __all__ = [
     "LayersFailedError",
     "LimitExceededError",
     "Limits",
+    "Network",
     "NewSpaceAllocator",
     "NotEnoughSpaceError",
     "PackError",
@@ -176,6 +185,7 @@ __all__ = [
     "RemembersSources",
     "Repair",
     "Source",
+    "SourceChangedError",
     "SourceError",
     "SourceTimeoutError",
     "Space",
@@ -187,6 +197,7 @@ __all__ = [
     "StoreBusyError",
     "StoreError",
     "StoreUsage",
+    "TlsVersion",
     "Transactional",
     "UnpackerError",
     "desired_to_json",

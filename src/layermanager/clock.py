@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from datetime import UTC, datetime
 
 
@@ -12,6 +13,10 @@ class SystemClock:
     def now(self) -> datetime:
         """The current time, UTC."""
         return datetime.now(UTC)
+
+    def monotonic(self) -> float:
+        """Seconds since some moment; setting the date does not change them."""
+        return time.monotonic()
 
     def wait(self, event: threading.Event, seconds: float) -> bool:
         """Wait until *event* is set, at most *seconds*; return whether it is set.

@@ -8,6 +8,7 @@ the service manager and is ignored. Settings that Aos does not know are in the o
 
 from __future__ import annotations
 
+import enum
 import os
 from dataclasses import dataclass, field, fields, replace
 from datetime import timedelta
@@ -28,9 +29,105 @@ DATABASE_NAME: Final = "servicemanager.db"
 """The database in the working directory; the name is Aos's, so that its node can be taken over."""
 
 _LONGEST_TIMEOUT: Final = timedelta(days=1)
+_LONGEST_TRANSFER: Final = timedelta(days=365)
 
 DEFAULT_WORKING_DIR: Final = Path("/var/lib/layermanager")
 """The working directory where neither the file nor the caller names one."""
+
+
+class TlsVersion(enum.StrEnum):
+    """A version of TLS that may be asked for at least."""
+
+    TLS_1_2 = "1.2"
+    TLS_1_3 = "1.3"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Network:
+    """How patiently, how fast and in whose name files are fetched.
+
+    What is given as a relative path is below ``Config.working_dir``.
+
+    Attributes:
+        connect_timeout: how long to wait for a server to accept a connection.
+        read_timeout: how long to wait for the next bytes, and the time over which
+            ``minimum_rate`` is looked at.
+        minimum_rate: bytes a second below which a server is given up for a while.
+        transfer_timeout: how long one layer may take to arrive, all waiting included.
+        attempts: how often an address may fail in a row, without a byte in between.
+        retry_delay: about how long to wait after a failure; doubled for each further one.
+        longest_retry_delay: what the doubling ends at; a server may ask for more.
+        rate_limit: bytes a second that all transfers may take together; 0 for no limit.
+        spool_bytes: files of this size and more are kept in ``Config.download_dir`` while they
+            arrive, so that they can be gone on with after a crash or a power cut.
+        ca_bundle: certificates to trust instead of the system's, a PEM file.
+        client_certificate: what to show to servers that ask who is there, a PEM file.
+        client_key: its private key, a PEM file that not everybody can read; None if it is in
+            ``client_certificate``.
+        minimum_tls_version: older versions are refused.
+        credentials_file: a JSON file of names, passwords and tokens by host.
+        netrc_file: likewise, in the format of ftp and curl.
+
+    Raises:
+        ConfigError: a value cannot be used.
+    """
+
+    connect_timeout: timedelta = timedelta(seconds=30)
+    read_timeout: timedelta = timedelta(seconds=60)
+    minimum_rate: int = 256
+    transfer_timeout: timedelta = timedelta(days=1)
+    attempts: int = 6
+    retry_delay: timedelta = timedelta(seconds=1)
+    longest_retry_delay: timedelta = timedelta(minutes=1)
+    rate_limit: int = 0
+    spool_bytes: int = 64 * 1024 * 1024
+    ca_bundle: Path | None = None
+    client_certificate: Path | None = None
+    client_key: Path | None = None
+    minimum_tls_version: TlsVersion = TlsVersion.TLS_1_2
+    credentials_file: Path | None = None
+    netrc_file: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name, duration, longest in (
+            ("connectTimeoutSeconds", self.connect_timeout, _LONGEST_TIMEOUT),
+            ("readTimeoutSeconds", self.read_timeout, _LONGEST_TIMEOUT),
+            ("transferTimeoutSeconds", self.transfer_timeout, _LONGEST_TRANSFER),
+            ("retryDelaySeconds", self.retry_delay, _LONGEST_TIMEOUT),
+            ("longestRetryDelaySeconds", self.longest_retry_delay, _LONGEST_TIMEOUT),
+        ):
+            _check_duration(name, duration, longest)
+        if self.attempts < 1:
+            raise ConfigError(f"attempts must be at least 1, not {self.attempts}")
+        for name, size in (
+            ("minimumRate", self.minimum_rate),
+            ("rateLimit", self.rate_limit),
+            ("spoolBytes", self.spool_bytes),
+        ):
+            if size < 0:
+                raise ConfigError(f"{name} must not be negative: {size}")
+        if self.client_key is not None and self.client_certificate is None:
+            raise ConfigError("clientKey is given without clientCertificate")
+
+    def below(self, directory: Path) -> Network:
+        """The same with all paths absolute: relative ones are below *directory*."""
+        return replace(
+            self,
+            **{
+                name: directory / path
+                for name in _NETWORK_FILES
+                if (path := getattr(self, name)) is not None
+            },
+        )
+
+
+_NETWORK_FILES: Final = (
+    "ca_bundle",
+    "client_certificate",
+    "client_key",
+    "credentials_file",
+    "netrc_file",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +141,16 @@ class Config:
         layers_dir: the unpacked layers.
         layers_part_limit: the share of its partition that ``layers_dir`` may use, in per cent;
             0 for no limit.
-        download_dir: accepted for Aos's sake: packages are unpacked while they arrive, so that
+        download_dir: what has arrived of large files, for the case of a crash.
+        extract_dir: accepted for Aos's sake: packages are unpacked while they arrive, so that
             nothing is ever written there.
-        extract_dir: likewise.
         layer_ttl_days: how long a layer is kept after it stopped being desired, in days.
         remove_cached_layers_period: how often the layers past that time are removed.
         parallel_installs: how many layers are installed at once.
         durable: whether what was done is on the disk when it is told to be done. Without that a
             power cut may leave damaged layers, which only a check finds.
-        connect_timeout: how long to wait for a server to accept a connection.
-        read_timeout: how long to wait for the next bytes of a transfer.
         unpack_timeout: how long an unpacker may take in nothing and say nothing.
-        ca_bundle: certificates to trust instead of the system's, a PEM file.
+        network: how files are fetched.
         limits: bounds of what is accepted as a layer.
 
     Raises:
@@ -71,10 +166,8 @@ class Config:
     remove_cached_layers_period: timedelta = REMOVE_CACHED_LAYERS_PERIOD
     parallel_installs: int = field(default_factory=lambda: min(4, os.cpu_count() or 1))
     durable: bool = True
-    connect_timeout: timedelta = timedelta(seconds=30)
-    read_timeout: timedelta = timedelta(seconds=60)
     unpack_timeout: timedelta = timedelta(minutes=10)
-    ca_bundle: Path | None = None
+    network: Network = field(default_factory=Network)
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
@@ -90,22 +183,11 @@ class Config:
             raise ConfigError(f"layerTtlDays must not be negative: {self.layer_ttl_days}")
         if self.parallel_installs < 1:
             raise ConfigError(f"parallelInstalls must be at least 1, not {self.parallel_installs}")
-        if self.ca_bundle is not None:
-            object.__setattr__(self, "ca_bundle", working_dir / self.ca_bundle)
-        for key, duration, longest in (
-            (
-                "removeCachedLayersPeriodSeconds",
-                self.remove_cached_layers_period,
-                timedelta.max,
-            ),
-            ("connectTimeoutSeconds", self.connect_timeout, _LONGEST_TIMEOUT),
-            ("readTimeoutSeconds", self.read_timeout, _LONGEST_TIMEOUT),
-            ("unpackTimeoutSeconds", self.unpack_timeout, _LONGEST_TIMEOUT),
-        ):
-            if not timedelta(0) < duration <= longest:
-                raise ConfigError(
-                    f"{key} must be more than 0 and at most {longest}, not {duration}"
-                )
+        object.__setattr__(self, "network", self.network.below(working_dir))
+        _check_duration(
+            "removeCachedLayersPeriodSeconds", self.remove_cached_layers_period, timedelta.max
+        )
+        _check_duration("unpackTimeoutSeconds", self.unpack_timeout, _LONGEST_TIMEOUT)
 
     @property
     def database(self) -> Path:
@@ -161,10 +243,8 @@ def _from_document(document: JsonObject, working_dir: Path | None) -> Config:
         ),
         parallel_installs=own.integer("parallelInstalls", base.parallel_installs, minimum=1),
         durable=own.boolean("durable", base.durable),
-        connect_timeout=_seconds(own, "connectTimeoutSeconds", base.connect_timeout),
-        read_timeout=_seconds(own, "readTimeoutSeconds", base.read_timeout),
         unpack_timeout=_seconds(own, "unpackTimeoutSeconds", base.unpack_timeout),
-        ca_bundle=_path(own, "caBundle", base.ca_bundle),
+        network=_network(own.child("network"), base.network),
         limits=Limits(
             **{
                 name: limits.integer(key, getattr(base.limits, name), minimum=1)
@@ -172,6 +252,42 @@ def _from_document(document: JsonObject, working_dir: Path | None) -> Config:
             }
         ),
     )
+
+
+def _network(document: JsonObject, base: Network) -> Network:
+    document.refuse_others(_NETWORK_KEYS)
+    return Network(
+        connect_timeout=_seconds(document, "connectTimeoutSeconds", base.connect_timeout),
+        read_timeout=_seconds(document, "readTimeoutSeconds", base.read_timeout),
+        minimum_rate=document.integer("minimumRate", base.minimum_rate),
+        transfer_timeout=_seconds(document, "transferTimeoutSeconds", base.transfer_timeout),
+        attempts=document.integer("attempts", base.attempts, minimum=1),
+        retry_delay=_seconds(document, "retryDelaySeconds", base.retry_delay),
+        longest_retry_delay=_seconds(
+            document, "longestRetryDelaySeconds", base.longest_retry_delay
+        ),
+        rate_limit=document.integer("rateLimit", base.rate_limit),
+        spool_bytes=document.integer("spoolBytes", base.spool_bytes),
+        ca_bundle=_path(document, "caBundle", base.ca_bundle),
+        client_certificate=_path(document, "clientCertificate", base.client_certificate),
+        client_key=_path(document, "clientKey", base.client_key),
+        minimum_tls_version=_tls_version(document, base.minimum_tls_version),
+        credentials_file=_path(document, "credentialsFile", base.credentials_file),
+        netrc_file=_path(document, "netrcFile", base.netrc_file),
+    )
+
+
+def _tls_version(document: JsonObject, default: TlsVersion) -> TlsVersion:
+    text = document.text("minimumTlsVersion", default)
+    if text not in list(TlsVersion):
+        known = " or ".join(TlsVersion)
+        raise DocumentError(f"{document.at('minimumTlsVersion')}: must be {known}, not {text!r}")
+    return TlsVersion(text)
+
+
+def _check_duration(key: str, duration: timedelta, longest: timedelta) -> None:
+    if not timedelta(0) < duration <= longest:
+        raise ConfigError(f"{key} must be more than 0 and at most {longest}, not {duration}")
 
 
 def _path(document: JsonObject, key: str, default: Default) -> Path | Default:
@@ -197,10 +313,27 @@ _OWN_KEYS: Final = frozenset(
         "removeCachedLayersPeriodSeconds",
         "parallelInstalls",
         "durable",
+        "unpackTimeoutSeconds",
+        "network",
+        "limits",
+    }
+)
+_NETWORK_KEYS: Final = frozenset(
+    {
         "connectTimeoutSeconds",
         "readTimeoutSeconds",
-        "unpackTimeoutSeconds",
+        "minimumRate",
+        "transferTimeoutSeconds",
+        "attempts",
+        "retryDelaySeconds",
+        "longestRetryDelaySeconds",
+        "rateLimit",
+        "spoolBytes",
         "caBundle",
-        "limits",
+        "clientCertificate",
+        "clientKey",
+        "minimumTlsVersion",
+        "credentialsFile",
+        "netrcFile",
     }
 )

@@ -58,8 +58,10 @@ class JsonObject:
             return default
         if not isinstance(value, str):
             raise self._wrong(key, "a text", value)
-        if _UNUSABLE.search(value):
-            raise DocumentError(f"{self.at(key)}: holds a character that is none: {value!r:.80}")
+        if found := _UNUSABLE.search(value):  # the text itself may be a secret
+            raise DocumentError(
+                f"{self.at(key)}: holds U+{ord(found[0]):04X}, which is no character"
+            )
         return value
 
     def required_text(self, key: str) -> str:

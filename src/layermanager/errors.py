@@ -15,7 +15,8 @@
     │   ├── ArchiveError           the layer's tar or its compression is malformed
     │   ├── LimitExceededError     larger than the configured limits allow
     │   ├── SourceError            the bytes cannot be had
-    │   │   └── SourceTimeoutError … in time: try again later
+    │   │   ├── SourceTimeoutError … in time: try again later
+    │   │   └── SourceChangedError … for they change while they are fetched
     │   ├── NotEnoughSpaceError    free space or raise the limit
     │   └── UnpackerError          the unpacker process ended without a verdict
     ├── LayersFailedError          an exception group: some layers failed, the rest was done
@@ -34,6 +35,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import timedelta
 
     from layermanager.model import ApplyResult
 
@@ -123,16 +125,39 @@ class SourceError(LayerError):
     """The bytes of a layer cannot be had from where they should be.
 
     Attributes:
+        reason: what went wrong, without the address.
         url: the address that was asked, without credentials.
+        is_transient: whether the same may work later; False for what the publisher or the
+            operator has to mend.
+        retry_after: how long the server asked to be left alone, None if it did not.
+        attempts: what failed before, oldest first, where it was tried more than once; this error
+            tells of all of them.
     """
 
-    def __init__(self, message: str, *, url: str, digest: str = "") -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        url: str,
+        digest: str = "",
+        is_transient: bool = False,
+        retry_after: timedelta | None = None,
+        attempts: Sequence[SourceError] = (),
+    ) -> None:
         super().__init__(f"{message}: {url}", digest=digest)
+        self.reason = message
         self.url = url
+        self.is_transient = is_transient
+        self.retry_after = retry_after
+        self.attempts = tuple(attempts)
 
 
 class SourceTimeoutError(SourceError):
-    """The source did not answer, or stopped sending, for too long; it may work later."""
+    """The source did not answer, or stopped sending, for too long."""
+
+
+class SourceChangedError(SourceError):
+    """What a source gives now is not what it gave before, again and again."""
 
 
 class NotEnoughSpaceError(LayerError):

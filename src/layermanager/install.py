@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -17,7 +17,6 @@ from layermanager.errors import (
 from layermanager.model import LayerProgress, Phase
 from layermanager.space import disk_usage
 from layermanager.steps import Step
-from layermanager.transfer import Transfer
 from layermanager.unpack.messages import Job
 
 if TYPE_CHECKING:
@@ -25,9 +24,10 @@ if TYPE_CHECKING:
 
     from layermanager.cancellation import Cancellation
     from layermanager.model import DesiredLayer, Limits
-    from layermanager.protocols import Allocator, ByteStream, Space, SpaceAllocator
+    from layermanager.protocols import Allocator, Space, SpaceAllocator
     from layermanager.steps import OnStep
     from layermanager.store import StagedLayer, Store
+    from layermanager.transfer import Fetcher, Transfer
     from layermanager.unpack.client import Unpacker
     from layermanager.unpack.messages import Unpacked
 
@@ -59,7 +59,7 @@ class Installer:
     """Installs layers up to the commit; used by several threads at once.
 
     Args:
-        open_stream: starts to fetch an address.
+        fetcher: begins transfers.
         unpacker: unpacks.
         store: where layers are staged.
         allocator: hands out the space of the store.
@@ -72,7 +72,7 @@ class Installer:
     def __init__(
         self,
         *,
-        open_stream: Callable[[str], ByteStream],
+        fetcher: Fetcher,
         unpacker: Unpacker,
         store: Store,
         allocator: Allocator,
@@ -81,7 +81,7 @@ class Installer:
         on_progress: Callable[[LayerProgress], None],
         on_step: OnStep,
     ) -> None:
-        self._open_stream = open_stream
+        self._fetcher = fetcher
         self._unpacker = unpacker
         self._store = store
         self._allocator = allocator
@@ -96,25 +96,35 @@ class Installer:
         Raises:
             LayerManagerError: the layer cannot be had, is not the desired one, or does not fit.
         """
-        try:
-            cancellation.check()
-            with ExitStack() as leftovers:
-                space = leftovers.enter_context(self._first_space(desired))
-                staged = leftovers.enter_context(self._store.stage(desired.digest))
-                unpacked = self._unpack(desired, staged, space, cancellation)
-                return VerifiedLayer(desired, staged, unpacked, space, leftovers.pop_all())
-        except LayerError as error:
-            error.digest = error.digest or desired.digest
-            raise
+        transfer = self._fetcher.begin(desired, cancellation)
+        with closing(transfer):
+            while True:
+                try:
+                    cancellation.check()
+                    return self._install(desired, transfer, cancellation)
+                except LayerError as error:
+                    error.digest = error.digest or desired.digest
+                    transfer.start_over(error)
+
+    def _install(
+        self, desired: DesiredLayer, transfer: Transfer, cancellation: Cancellation
+    ) -> VerifiedLayer:
+        with ExitStack() as leftovers:
+            space = leftovers.enter_context(self._first_space(desired))
+            staged = leftovers.enter_context(self._store.stage(desired.digest))
+            unpacked = self._unpack(desired, transfer, staged, space, cancellation)
+            leftovers.callback(transfer.discard)
+            return VerifiedLayer(desired, staged, unpacked, space, leftovers.pop_all())
 
     def _unpack(
-        self, desired: DesiredLayer, staged: StagedLayer, space: Space, cancellation: Cancellation
+        self,
+        desired: DesiredLayer,
+        transfer: Transfer,
+        staged: StagedLayer,
+        space: Space,
+        cancellation: Cancellation,
     ) -> Unpacked:
         with ExitStack() as stack:
-            stream = self._open_stream(desired.url)
-            stack.callback(stream.close)
-            stack.enter_context(cancellation.interrupting(stream.abort))
-            transfer = Transfer(desired, stream, self._limits)
             granting = _Granting(self._grow, space)
             job = Job(
                 digest=desired.digest,
@@ -130,7 +140,7 @@ class Installer:
             )
             stack.enter_context(cancellation.interrupting(unpacking.kill))
             try:
-                for chunk in transfer.chunks():
+                for chunk in stack.enter_context(closing(transfer.chunks())):
                     self._report(desired, transfer, granting)
                     self._on_step(Step.UNPACK)
                     unpacking.feed(chunk)

@@ -37,11 +37,13 @@ from layermanager.model import (
 )
 from layermanager.plan import expired, oldest_to_free, plan, reconcile
 from layermanager.protocols import RemembersSources, Transactional
-from layermanager.sources import default_sources, open_stream
+from layermanager.sources import default_sources, opener
 from layermanager.space import Partitions
+from layermanager.spool import Spools
 from layermanager.steps import unannounced
 from layermanager.storage import SqliteLayerStorage
 from layermanager.store import Store
+from layermanager.transfer import Fetcher
 from layermanager.unpack.client import Unpacker
 
 if TYPE_CHECKING:
@@ -135,13 +137,25 @@ class LayerManager:
                 config.layers_dir, config.layers_part_limit, self._evict
             )
             stack.callback(self._allocator.close)
-            sources = default_sources(config) if sources is None else sources
+            if sources is None:
+                sources = default_sources(config.network, self._clock)
             for source in {id(source): source for source in sources.values()}.values():
                 stack.callback(source.close)
             unpacker = Unpacker(config.unpack_timeout)
             stack.callback(unpacker.close)
+            self._spools = Spools(
+                config.download_dir, new_allocator, durable=config.durable, on_step=on_step
+            )
+            stack.callback(self._spools.close)
+            fetcher = Fetcher(
+                open_stream=opener(sources),
+                spools=self._spools,
+                network=config.network,
+                limits=config.limits,
+                clock=self._clock,
+            )
             self._installer = Installer(
-                open_stream=lambda url: open_stream(sources, url),
+                fetcher=fetcher,
                 unpacker=unpacker,
                 store=self._store,
                 allocator=self._allocator,
@@ -223,6 +237,7 @@ class LayerManager:
             # A neighbour may have evicted what was to be restored, between planning and doing.
             gone = {layer.digest for layer in steps.restore} - {layer.digest for layer in restored}
             evicted = tuple(layer for layer in desired_layers if layer.digest in gone)
+            self._spools.keep_only((*steps.install, *evicted))
             installed, failed = self._install((*steps.install, *dict.fromkeys(evicted)))
         result = ApplyResult(steps.keep, restored, cached, installed, failed)
         if failed:

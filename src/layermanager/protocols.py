@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
+    from layermanager.cancellation import Cancellation
     from layermanager.model import DesiredLayer, Digest, LayerInfo
 
     Remover = Callable[[str], None]
@@ -185,14 +186,26 @@ class ByteStream(Protocol):
     """The bytes of one layer as they arrive; to be read by one thread and then closed."""
 
     @property
+    def is_local(self) -> bool:
+        """Whether the bytes are on this node already: no network is waited for, none is spared."""
+
+    @property
     def size(self) -> int | None:
-        """How many bytes there will be, where the source knows."""
+        """How many bytes the whole file has, where the source knows."""
+
+    @property
+    def offset(self) -> int:
+        """Which byte of the file comes first: the one that was asked for, or 0."""
+
+    @property
+    def validator(self) -> str:
+        """What names this version of the file to its source; empty where it has no such name."""
 
     def read(self, size: int) -> bytes:
         """Up to *size* bytes, as soon as some are there; empty at the end.
 
         Raises:
-            SourceError: the source failed, or ended before ``size`` bytes.
+            SourceError: the source failed, or ended before the end of the file.
         """
 
     def abort(self) -> None:
@@ -205,11 +218,23 @@ class ByteStream(Protocol):
 class Source(Protocol):
     """A way to fetch layers, chosen by the scheme of their URL."""
 
-    def open(self, url: str) -> ByteStream:
+    def open(
+        self, url: str, cancellation: Cancellation, *, offset: int = 0, validator: str = ""
+    ) -> ByteStream:
         """Start to fetch *url*.
+
+        Args:
+            url: the address of the file.
+            cancellation: ends the wait for an answer; what the stream waits for is ended by its
+                ``abort``.
+            offset: the byte to begin with, more than 0 to go on where a transfer broke off. A
+                source that cannot begin there, or not in the version that *validator* names,
+                begins with byte 0.
+            validator: of the stream that broke off; empty if it had none.
 
         Raises:
             SourceError: it is not there, or the source cannot be reached.
+            CancelledError: the transfer was cancelled.
         """
 
     def close(self) -> None:
@@ -220,7 +245,10 @@ class Clock(Protocol):
     """Time as the manager sees it."""
 
     def now(self) -> datetime:
-        """The current time, UTC."""
+        """The current time, UTC; it jumps when the date is set."""
+
+    def monotonic(self) -> float:
+        """Seconds since some moment; they pass evenly."""
 
     def wait(self, event: threading.Event, seconds: float) -> bool:
         """Wait until *event* is set, at most *seconds*; return whether it is set."""

@@ -47,6 +47,10 @@ class Step(enum.StrEnum):
     MOVE_TO_TRASH = "move to trash"
     REMOVE_TREE = "remove tree"
 
+    WRITE_SPOOL = "write spool"
+    SYNC_SPOOL = "sync spool"
+    REMOVE_SPOOL = "remove spool"
+
 
 def unannounced(_: Step) -> None:
     """Tell nobody of a step."""

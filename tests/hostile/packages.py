@@ -243,12 +243,12 @@ _DESCRIPTORS: Final = (
     _described_by(
         "digest with a NUL",
         _with(digest=f"{DIGEST}\0"),
-        Refusal(PackageError, "digest: holds a character that is none"),
+        Refusal(PackageError, "digest: holds U"),
     ),
     _described_by(
         "digest with half a surrogate pair",
         _with(digest="\ud800"),
-        Refusal(PackageError, "digest: holds a character"),
+        Refusal(PackageError, "digest: holds U"),
     ),
     _described_by(
         "digest of many letters",
@@ -314,7 +314,7 @@ _DESCRIPTORS: Final = (
     _described_by(
         "version with a NUL",
         _with(platform={"os.version": "1\0"}),
-        Refusal(PackageError, "holds a character that is none"),
+        Refusal(PackageError, "which is no character"),
     ),
     _described_by("media type that is a lie", _with(mediaType="text/plain"), _UNPACKED),
     _described_by("media type that is a number", _with(mediaType=5), _UNPACKED),

@@ -108,6 +108,10 @@ def error_json(error: LayerManagerError) -> dict[str, object]:
             }
         case SourceError():
             document["url"] = error.url
+            if error.attempts:
+                document["attempts"] = [
+                    {"url": attempt.url, "message": attempt.reason} for attempt in error.attempts
+                ]
         case NotEnoughSpaceError():
             document |= {
                 "needed": error.needed,

@@ -7,11 +7,14 @@ import io
 import os
 import re
 import stat
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote_to_bytes
 
 from layermanager.errors import SourceError
-from layermanager.urls import without_credentials
+from layermanager.urls import shown
+
+if TYPE_CHECKING:
+    from layermanager.cancellation import Cancellation
 
 _FILE_URL: Final = re.compile(
     r"(?i:file):(?://(?P<host>[^/?#]*)(?=/)|(?!//))(?P<path>/[^?#]*)", re.DOTALL
@@ -22,8 +25,15 @@ _MALFORMED_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 class FileSource:
     """Reads regular files; a stream of it is as long as the file was when it was opened."""
 
-    def open(self, url: str) -> FileStream:
-        """Open the file that *url* names.
+    def open(
+        self,
+        url: str,
+        cancellation: Cancellation,  # noqa: ARG002 - opening a file waits for nobody
+        *,
+        offset: int = 0,
+        validator: str = "",
+    ) -> FileStream:
+        """Open the file that *url* names, at the byte *offset* if it is still the same file.
 
         Raises:
             SourceError: it is not there, may not be read, or is no regular file; or *url* is not
@@ -40,8 +50,12 @@ class FileSource:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
             except OSError as error:
                 raise SourceError(f"cannot open {shown}: {error.strerror}", url=url) from error
+            version = f"{status.st_dev}:{status.st_ino}:{status.st_mtime_ns}:{status.st_size}"
+            if offset > status.st_size or validator not in {"", version}:
+                offset = 0
+            file.seek(offset)
             undo.pop_all()
-            return FileStream(file, status.st_size, url)
+            return FileStream(file, url, offset=offset, size=status.st_size, validator=version)
 
     def close(self) -> None:
         """Do nothing: no file stays open between transfers."""
@@ -50,17 +64,33 @@ class FileSource:
 class FileStream:
     """The bytes of one file."""
 
-    def __init__(self, file: io.FileIO, size: int, url: str) -> None:
+    is_local: Final = True
+
+    def __init__(
+        self, file: io.FileIO, url: str, *, offset: int, size: int, validator: str
+    ) -> None:
         self._file = file
-        self._size = size
-        self._received = 0
         self._url = url
+        self._offset = offset
+        self._position = offset
+        self._size = size
+        self._validator = validator
         self._aborted = False
 
     @property
     def size(self) -> int:
         """How many bytes the file had when it was opened."""
         return self._size
+
+    @property
+    def offset(self) -> int:
+        """Which byte of the file comes first."""
+        return self._offset
+
+    @property
+    def validator(self) -> str:
+        """What changes when another file has that name, or the file is written to."""
+        return self._validator
 
     def read(self, size: int) -> bytes:
         """Up to *size* bytes; empty where the file ended when it was opened.
@@ -70,7 +100,7 @@ class FileStream:
         """
         if self._aborted:
             raise SourceError("the transfer was aborted", url=self._url)
-        wanted = min(size, self._size - self._received)
+        wanted = min(size, self._size - self._position)
         try:
             data = self._file.read(wanted)
         except OSError as error:
@@ -81,8 +111,9 @@ class FileStream:
             raise SourceError(
                 f"the file became shorter while it was read: it ended after {self._progress}",
                 url=self._url,
+                is_transient=True,
             )
-        self._received += len(data)
+        self._position += len(data)
         return data
 
     def abort(self) -> None:
@@ -95,7 +126,7 @@ class FileStream:
 
     @property
     def _progress(self) -> str:
-        return f"{self._received} of {self._size} bytes"
+        return f"{self._position} of {self._size} bytes"
 
 
 def _open_at_once(path: str | bytes, flags: int) -> int:
@@ -113,10 +144,10 @@ def _path_of(url: str) -> bytes:
     if match is None:
         raise SourceError(
             "a file URL is file:// and an absolute path, with ? as %3F and # as %23",
-            url=without_credentials(url),
+            url=shown(url),
         )
     if (match["host"] or "localhost").lower() != "localhost":
-        raise SourceError("a file URL cannot name another host", url=without_credentials(url))
+        raise SourceError("a file URL cannot name another host", url=shown(url))
     if _MALFORMED_ESCAPE.search(match["path"]):
         raise SourceError("a % that is not followed by two hex digits must be %25", url=url)
     try:

@@ -1,11 +1,14 @@
-"""A clock that stands still until a test moves it."""
+"""Clocks that a test moves: one stands still until then, one lets every wait pass at once."""
 
 from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _POLL_SECONDS: Final = 0.002
 
@@ -29,6 +32,7 @@ class FakeClock:
         *,
         patience: timedelta = timedelta(seconds=30),
     ) -> None:
+        self._start = start
         self._now = start
         self._patience = patience
         self._waiters: list[_Waiter] = []
@@ -38,6 +42,11 @@ class FakeClock:
         """The time that the test has set."""
         with self._changed:
             return self._now
+
+    def monotonic(self) -> float:
+        """Seconds since the start; of this clock every second passes evenly."""
+        with self._changed:
+            return (self._now - self._start).total_seconds()
 
     def advance(self, duration: timedelta) -> None:
         """Let *duration* pass at once.
@@ -75,6 +84,44 @@ class FakeClock:
 
     def _count_waiting(self) -> int:
         return sum(waiter.waits(self._now) for waiter in self._waiters)
+
+
+class PassingClock:
+    """A ``Clock`` on which nobody waits: the time that a wait takes has passed at once.
+
+    Who waits for an event that was not set yet, and for no matter how long, waits in real time
+    until it is set: only what the thread that made the clock waits for is skipped.
+
+    Attributes:
+        waits: the seconds that were waited.
+        on_wait: is called before each wait.
+    """
+
+    def __init__(self, start: datetime = datetime(2026, 1, 1, tzinfo=UTC)) -> None:
+        self._start = start
+        self._seconds = 0.0
+        self._thread = threading.get_ident()
+        self.waits: list[float] = []
+        self.on_wait: Callable[[], None] = lambda: None
+
+    def now(self) -> datetime:
+        """The time by the waits until now."""
+        return self._start + timedelta(seconds=self._seconds)
+
+    def monotonic(self) -> float:
+        """The seconds that were waited until now."""
+        return self._seconds
+
+    def wait(self, event: threading.Event, seconds: float) -> bool:
+        """Let *seconds* pass unless *event* is set; return whether it is set."""
+        if threading.get_ident() != self._thread:
+            return event.wait()
+        self.on_wait()
+        if event.is_set():
+            return True
+        self.waits.append(seconds)
+        self._seconds += seconds
+        return False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
