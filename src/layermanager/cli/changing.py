@@ -17,7 +17,7 @@ import click
 from layermanager.cli import arguments as kinds
 from layermanager.cli import tables
 from layermanager.cli.output import tell, write, write_json, write_table
-from layermanager.cli.settings import Settings, json_option, wait_option
+from layermanager.cli.settings import Settings, json_option, limit_rate_option, wait_option
 from layermanager.errors import DesiredStateError, LayersFailedError
 
 # The library is imported by the commands that need it: `--help` answers without SQLite, and `ls`
@@ -40,6 +40,7 @@ _TAR_ENDING: Final = re.compile(r"(\.tar)?(\.gz|\.zst)?\Z|\.tgz\Z")
 @click.command("apply", cls=kinds.PatientCommand)
 @click.argument("desired", metavar="DESIRED")
 @click.option("--dry-run", is_flag=True, help="Print what would be done, and do nothing.")
+@limit_rate_option
 @wait_option
 @json_option
 @click.pass_obj

@@ -15,7 +15,7 @@ from layermanager.cli import tables
 from layermanager.cli.changing import with_manager
 from layermanager.cli.looking import find
 from layermanager.cli.output import tell, write, write_json, write_table
-from layermanager.cli.settings import Settings, json_option, wait_option
+from layermanager.cli.settings import Settings, json_option, limit_rate_option, wait_option
 from layermanager.errors import LayersFailedError
 
 # The library is imported by the commands that need it: `--help` answers without SQLite, and `ls`
@@ -39,6 +39,7 @@ _SECONDS_BETWEEN_LINES: Final = 0.1
 @click.option(
     "--repair", is_flag=True, help="Install damaged layers anew, from where they came from."
 )
+@limit_rate_option
 @wait_option
 @json_option
 @click.pass_obj

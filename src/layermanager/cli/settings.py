@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, TextIO
 
 import click
@@ -24,19 +24,31 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Settings:
-    """What the options before the command say, and where the log goes."""
+    """What the options say that several commands have, and where the log goes.
+
+    Attributes:
+        is_json: whether to print JSON.
+        log: where the log goes.
+        config_file: the configuration file, if one is given.
+        working_dir: the working directory, if one is given.
+        rate_limit: bytes a second instead of the configuration's, if they are given.
+    """
 
     is_json: bool
     log: logging.StreamHandler[TextIO | BackgroundDisplay]
     config_file: Path | None = None
     working_dir: Path | None = None
+    rate_limit: int | None = None
 
     @property
     def config(self) -> Config:
         """The configuration."""
         from layermanager.config import load_config
 
-        return load_config(self.config_file, working_dir=self.working_dir)
+        config = load_config(self.config_file, working_dir=self.working_dir)
+        if self.rate_limit is None:
+            return config
+        return replace(config, network=replace(config.network, rate_limit=self.rate_limit))
 
     @property
     def inventory(self) -> Inventory:
@@ -53,6 +65,20 @@ json_option: Final = click.option(
     help="Print one JSON document on standard output, and nothing else.",
 )
 """Stands before the command or after it; ``run`` looks for it itself."""
+
+
+def _note_rate_limit(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        context.ensure_object(Settings).rate_limit = arguments.size(context, parameter, value)
+
+
+limit_rate_option: Final = click.option(
+    "--limit-rate",
+    callback=_note_rate_limit,
+    expose_value=False,
+    metavar="SIZE",
+    help="Fetch at most SIZE a second, all layers together.  [default: the configuration's]",
+)
 
 wait_option: Final = click.option(
     "--wait",
