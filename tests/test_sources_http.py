@@ -14,10 +14,11 @@ from layermanager import __version__
 from layermanager.cancellation import Cancellation
 from layermanager.clock import SystemClock
 from layermanager.config import Network
-from layermanager.errors import SourceError, SourceTimeoutError
+from layermanager.errors import CancelledError, SourceError, SourceTimeoutError
 from layermanager.sources.client import MAX_REDIRECTS, HttpClient
 from layermanager.sources.credentials import Credentials
-from layermanager.sources.http import HttpSource
+from layermanager.sources.http import HttpSource, HttpStream
+from layermanager.testing.clock import FakeClock
 from layermanager.testing.tls import Authority
 from layermanager.testing.web import Answer, Framing, LayerServer, Stall
 
@@ -613,3 +614,228 @@ class TestProxies:
         with pytest.raises(SourceError, match="Proxy URL had unsupported scheme") as caught:
             source.open("http://layers.invalid/a", Cancellation())
         assert "secret" not in str(caught.value)
+
+
+# --- going on ---------------------------------------------------------------------------------
+
+
+def part(first: int, last: int, size: int, headers: dict[str, str] | None = None) -> dict[str, str]:
+    return {"Content-Range": f"bytes {first}-{last}/{size}", **(headers or {})}
+
+
+class TestRanges:
+    """A stream that begins behind the first byte, or does not though it was asked to."""
+
+    SIZE: Final = len(DATA)
+
+    def open(
+        self, source: HttpSource, url: str, offset: int = 1000, validator: str = ""
+    ) -> HttpStream:
+        return source.open(url, Cancellation(), offset=offset, validator=validator)
+
+    def rest(self, headers: dict[str, str] | None = None) -> Answer:
+        return Answer(
+            DATA[1000:], status=206, headers=part(1000, self.SIZE - 1, self.SIZE, headers)
+        )
+
+    def test_the_rest_is_asked_for_and_given(self, source: HttpSource, server: LayerServer) -> None:
+        with closing(self.open(source, server.answer("/a", self.rest()))) as stream:
+            assert (stream.offset, stream.size) == (1000, self.SIZE)
+            assert read_all(stream) == DATA[1000:]
+        (request,) = server.requests
+        assert request.headers["range"] == "bytes=1000-"
+        assert "if-range" not in request.headers
+
+    def test_a_strong_etag_is_a_condition(self, source: HttpSource, server: LayerServer) -> None:
+        url = server.answer("/a", self.rest({"ETag": '"1"'}))
+        with closing(self.open(source, url, validator='"1"')) as stream:
+            assert stream.offset == 1000
+            assert stream.validator == '"1"'
+        assert server.requests[0].headers["if-range"] == '"1"'
+
+    @pytest.mark.parametrize(
+        ("header", "value"),
+        [("ETag", 'W/"1"'), ("Last-Modified", "Wed, 25 Nov 2026 00:00:00 GMT")],
+    )
+    def test_what_is_no_condition_is_compared(
+        self, source: HttpSource, server: LayerServer, header: str, value: str
+    ) -> None:
+        url = server.answer("/a", Answer(DATA, headers={header: value}), self.rest({header: value}))
+        with closing(source.open(url, Cancellation())) as first:
+            assert first.validator == value
+        with closing(self.open(source, url, validator=value)) as stream:
+            assert stream.offset == 1000
+        assert "if-range" not in server.requests[1].headers
+
+    def test_an_etag_counts_before_a_time(self, source: HttpSource, server: LayerServer) -> None:
+        headers = {"ETag": '"1"', "Last-Modified": "Wed, 25 Nov 2026 00:00:00 GMT"}
+        with closing(
+            source.open(server.answer("/a", Answer(headers=headers)), Cancellation())
+        ) as s:
+            assert s.validator == '"1"'
+
+    def test_a_server_without_ranges_begins_anew(
+        self, source: HttpSource, server: LayerServer
+    ) -> None:
+        with closing(self.open(source, server.add("/a", DATA))) as stream:
+            assert (stream.offset, stream.size) == (0, self.SIZE)
+            assert read_all(stream) == DATA
+        assert len(server.requests) == 1
+
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            Answer(status=416),
+            Answer(DATA[999:], status=206, headers=part(999, len(DATA) - 1, len(DATA))),
+            Answer(DATA[1001:], status=206, headers=part(1001, len(DATA) - 1, len(DATA))),
+            Answer(DATA[1000:], status=206, headers=part(1000, len(DATA), len(DATA))),
+            Answer(b"", status=206, headers=part(1000, 999, len(DATA))),
+            Answer(DATA[1000:], status=206),
+            Answer(DATA[1000:], status=206, headers={"Content-Range": "bytes 1000-2000/*"}),
+            Answer(DATA[1000:], status=206, headers={"Content-Range": "items 1000-2000/3000"}),
+            Answer(DATA, status=206, headers={"Content-Type": "multipart/byteranges; boundary=x"}),
+            Answer(
+                DATA[1000:],
+                status=206,
+                headers=part(1000, len(DATA) - 1, len(DATA), {"ETag": '"2"'}),
+            ),
+        ],
+        ids=lambda answer: str(answer.headers) or str(answer.status),
+    )
+    def test_a_part_that_is_not_the_one_is_left_for_the_whole(
+        self, source: HttpSource, server: LayerServer, answer: Answer
+    ) -> None:
+        url = server.answer("/a", answer, Answer(DATA))
+        with closing(self.open(source, url, validator='"1"')) as stream:
+            assert stream.offset == 0
+            assert read_all(stream) == DATA
+        assert "range" not in server.requests[1].headers
+
+    def test_a_length_that_contradicts_the_range_is_an_error(
+        self, source: HttpSource, server: LayerServer
+    ) -> None:
+        url = server.answer("/a", Answer(b"12345", status=206, headers=part(1000, 1001, 3000)))
+        with pytest.raises(SourceError, match="Content-Length 5 is not that of its Content-Range"):
+            self.open(source, url)
+
+    def test_a_part_shorter_than_asked_for_is_taken_as_far_as_it_goes(
+        self, source: HttpSource, server: LayerServer
+    ) -> None:
+        url = server.answer(
+            "/a", Answer(DATA[1000:3000], status=206, headers=part(1000, 2999, self.SIZE))
+        )
+        with closing(self.open(source, url)) as stream:
+            received = b""
+            while len(received) < 2000:
+                received += stream.read(100_000)
+            assert received == DATA[1000:3000]
+            with pytest.raises(SourceError, match=f"ended after 3000 of {self.SIZE}") as caught:
+                stream.read(1)
+        assert caught.value.is_transient
+
+
+class TestWhatMayHeal:
+    @pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504])
+    def test_a_server_in_trouble(
+        self, source: HttpSource, server: LayerServer, status: int
+    ) -> None:
+        assert self.error(source, server, Answer(status=status)).is_transient
+
+    @pytest.mark.parametrize("status", [204, 304, 400, 401, 403, 404, 410, 416, 451, 501, 505])
+    def test_not_a_server_that_says_no(
+        self, source: HttpSource, server: LayerServer, status: int
+    ) -> None:
+        assert not self.error(source, server, Answer(status=status)).is_transient
+
+    @pytest.mark.parametrize(
+        ("text", "seconds"),
+        [
+            ("0", 0),
+            ("120", 120),
+            (" 7 ", 7),
+            ("Thu, 01 Jan 2026 00:02:00 GMT", 120),
+            ("Thu, 01 Jan 2026 00:02:00", 120),
+            ("Thu, 01 Jan 1970 00:00:00 GMT", 0),
+        ],
+    )
+    def test_when_the_server_says_how_long(
+        self, server: LayerServer, text: str, seconds: int
+    ) -> None:
+        answer = Answer(status=503, headers={"Retry-After": text})
+        with closing(HttpSource(HttpClient(Network(), Credentials()), FakeClock())) as source:
+            error = self.error(source, server, answer)
+        assert error.retry_after == timedelta(seconds=seconds)
+
+    @pytest.mark.parametrize("text", ["", "soon", "-1", "1.5", "9" * 30, "Thu, 99 Jan 2026"])
+    def test_when_it_says_nothing_of_use(
+        self, source: HttpSource, server: LayerServer, text: str
+    ) -> None:
+        answer = Answer(status=503, headers={"Retry-After": text})
+        assert self.error(source, server, answer).retry_after is None
+
+    def test_a_connection_that_breaks(self, source: HttpSource, server: LayerServer) -> None:
+        stream = source.open(server.answer("/a", Answer(DATA, truncate_at=1000)), Cancellation())
+        with pytest.raises(SourceError) as caught:
+            read_all(stream)
+        assert caught.value.is_transient
+        stream.close()
+
+    def test_a_server_that_is_not_there(self, source: HttpSource) -> None:
+        with pytest.raises(SourceError) as caught:
+            source.open(f"http://127.0.0.1:{closed_port()}/a", Cancellation())
+        assert caught.value.is_transient
+
+    @pytest.mark.parametrize("url", ["http://host:port/a", "http:///a"])
+    def test_not_an_address_that_is_none(self, source: HttpSource, url: str) -> None:
+        with pytest.raises(SourceError) as caught:
+            source.open(url, Cancellation())
+        assert not caught.value.is_transient
+
+    def test_not_a_certificate(self, authority: Authority, source: HttpSource) -> None:
+        with LayerServer(authority.server_context()) as server:
+            url = server.add("/a", DATA)
+            with pytest.raises(SourceError) as caught:
+                source.open(url, Cancellation())
+        assert not caught.value.is_transient
+
+    @staticmethod
+    def error(source: HttpSource, server: LayerServer, answer: Answer) -> SourceError:
+        with pytest.raises(SourceError) as caught:
+            source.open(server.answer("/a", answer), Cancellation())
+        return caught.value
+
+
+class TestCancellation:
+    def test_ends_the_waiting_for_an_answer(self, source: HttpSource, server: LayerServer) -> None:
+        stall = Stall(threading.Event(), after=None)
+        url = server.answer("/a", Answer(DATA, stall=stall))
+        cancellation = Cancellation()
+        with ThreadPoolExecutor(1) as thread:
+            opening = thread.submit(source.open, url, cancellation)
+            assert stall.reached.wait(SOON)
+            cancellation.cancel()
+            assert isinstance(opening.exception(SOON), CancelledError)
+
+    def test_ends_the_waiting_for_a_handshake(self, source: HttpSource) -> None:
+        cancellation = Cancellation()
+        with (
+            socket.create_server(("127.0.0.1", 0)) as listener,
+            ThreadPoolExecutor(1) as thread,
+        ):
+            url = f"https://127.0.0.1:{listener.getsockname()[1]}/a"
+            opening = thread.submit(source.open, url, cancellation)
+            connection, _ = listener.accept()
+            assert connection.recv(1)
+            cancellation.cancel()
+            assert isinstance(opening.exception(SOON), CancelledError)
+            connection.settimeout(SOON)
+            while connection.recv(4096):  # and the connection does not outlive it
+                pass
+            connection.close()
+
+    def test_asks_nobody_when_it_came_before(self, source: HttpSource, server: LayerServer) -> None:
+        cancellation = Cancellation()
+        cancellation.cancel()
+        with pytest.raises(CancelledError):
+            source.open(server.add("/a", DATA), cancellation)
+        assert not server.requests

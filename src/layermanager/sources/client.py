@@ -13,6 +13,7 @@ to their server.
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import ssl
 import threading
@@ -339,7 +340,8 @@ class _Exchange:
         self.place = place
         self._is_direct = is_direct
         self._answer: Future[BaseHTTPResponse] = Future()
-        self._connection: HTTPConnection | None = None
+        self._connection: socket.socket | None = None
+        self._lock = threading.Lock()
 
     def run(self, ask: Callable[[], BaseHTTPResponse], longest: timedelta) -> BaseHTTPResponse:
         """Call *ask* in a thread, and return what it returns unless that takes too long."""
@@ -360,19 +362,31 @@ class _Exchange:
         """End the waiting, and the connection if there is one; safe from any thread."""
         with contextlib.suppress(InvalidStateError):
             self._answer.set_exception(TimeoutError())
-        connection = self._connection
-        if connection is not None and connection.sock is not None:
-            with contextlib.suppress(OSError):  # it is gone already
-                # Not SSLSocket's own, which also takes the TLS state from under its thread.
-                socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)
+        with self._lock, contextlib.suppress(OSError):  # it may be gone already
+            if self._connection is not None:
+                self._connection.shutdown(socket.SHUT_RDWR)
 
-    def uses(self, connection: HTTPConnection) -> None:
-        """Note what the request is sent by; refuse it where a redirect must not lead."""
-        self._connection = connection
-        if not self._is_direct or connection.sock is None:
+    def uses(self, connection: socket.socket) -> None:
+        """Note what the request is sent by.
+
+        Raises:
+            SourceError: it leads where a redirect must not lead.
+        """
+        # A descriptor of our own: ssl takes the socket apart, and must not be called from two
+        # threads; and a descriptor that was closed may be another connection's by now.
+        own = socket.socket(fileno=os.dup(connection.fileno()))
+        with self._lock:
+            self._forget_connection()
+            self._connection = own
+        if not self._is_direct:
             return
         with contextlib.suppress(OSError):  # it was reset just now, which is noticed next
-            self.place = self.place.seen_at(scope_of(connection.sock.getpeername()[0]))
+            self.place = self.place.seen_at(scope_of(own.getpeername()[0]))
+
+    def _forget_connection(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
     def _ask(self, ask: Callable[[], BaseHTTPResponse]) -> None:
         _EXCHANGE.set(self)
@@ -381,11 +395,14 @@ class _Exchange:
         except BaseException as error:  # noqa: BLE001 - it is raised where it is waited for
             with contextlib.suppress(InvalidStateError):  # nobody waits any more
                 self._answer.set_exception(error)
-            return
-        try:
-            self._answer.set_result(response)
-        except InvalidStateError:
-            response.close()
+        else:
+            try:
+                self._answer.set_result(response)
+            except InvalidStateError:
+                response.close()
+        finally:
+            with self._lock:
+                self._forget_connection()
 
 
 _EXCHANGE: Final[ContextVar[_Exchange]] = ContextVar("_EXCHANGE")
@@ -393,16 +410,20 @@ _EXCHANGE: Final[ContextVar[_Exchange]] = ContextVar("_EXCHANGE")
 
 
 class _PlainConnection(HTTPConnection):
-    """A connection that tells the exchange that it is used for."""
+    """A connection that tells the exchange that it is used for what it is."""
 
-    def connect(self) -> None:
-        _EXCHANGE.get().uses(self)
-        super().connect()
+    def _new_conn(self) -> socket.socket:
+        connection = super()._new_conn()
+        try:
+            _EXCHANGE.get().uses(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     def request(self, *args: Any, **keywords: Any) -> None:
-        if self.sock is None:
-            self.connect()
-        _EXCHANGE.get().uses(self)
+        if self.sock is not None:  # from an earlier request
+            _EXCHANGE.get().uses(self.sock)
         super().request(*args, **keywords)
 
 
