@@ -10,20 +10,20 @@
 from __future__ import annotations
 
 import enum
-import socket
-import socketserver
-import sys
 import threading
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler
-from typing import TYPE_CHECKING, Final, Self, TypeAlias
+from functools import partial
+from typing import TYPE_CHECKING, Final, Self
+
+from layermanager.testing.connections import Connection, Connections, Request
 
 if TYPE_CHECKING:
+    import socket
     import ssl
     from collections.abc import Iterator, Mapping
     from types import TracebackType
 
-    Address: TypeAlias = tuple[str, int]
+    from layermanager.testing.connections import Address
 
 _STEP: Final = 64 * 1024
 
@@ -86,21 +86,6 @@ class Answer:
         return cls(status=status, headers={"Location": location})
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What a client asked.
-
-    Attributes:
-        method: such as ``GET``.
-        target: the path, with the query, as it was sent.
-        headers: by their names in lower case.
-    """
-
-    method: str
-    target: str
-    headers: Mapping[str, str]
-
-
 class LayerServer:
     """Serves bytes by path on 127.0.0.1 while its context lasts; each connection has a thread.
 
@@ -113,20 +98,18 @@ class LayerServer:
     """
 
     def __init__(self, tls: ssl.SSLContext | None = None) -> None:
-        self._scheme = "http" if tls is None else "https"
         self._script = _Script()
-        self._server = _Server(self._script, tls)
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
+        self._connections = Connections(partial(_Connection, self._script), tls)
 
     @property
     def url(self) -> str:
         """The address of the server, without a slash at its end."""
-        return f"{self._scheme}://127.0.0.1:{self.port}"
+        return self._connections.url
 
     @property
     def port(self) -> int:
         """The port on 127.0.0.1 that the kernel chose."""
-        return self._server.server_address[1]
+        return self._connections.port
 
     @property
     def requests(self) -> tuple[Request, ...]:
@@ -136,7 +119,7 @@ class LayerServer:
     @property
     def connections(self) -> int:
         """How many connections were accepted until now."""
-        return self._server.accepted
+        return self._connections.accepted
 
     def add(self, target: str, data: bytes) -> str:
         """Serve *data* at the path *target*, and return its URL."""
@@ -152,7 +135,7 @@ class LayerServer:
         return f"{self.url}{target}"
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        self._connections.start()
         return self
 
     def __exit__(
@@ -161,13 +144,9 @@ class LayerServer:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._server.shutdown()
-        self._thread.join()
+        self._connections.stop_accepting()
         self._script.end_stalls()
-        self._server.hang_up()
-        self._server.server_close()
-        if self._server.failures:
-            raise ExceptionGroup("the server failed", self._server.failures)
+        self._connections.end()
 
 
 class _Script:
@@ -206,71 +185,21 @@ class _Script:
                 stall.until.set()
 
 
-class _Server(socketserver.ThreadingTCPServer):
-    allow_reuse_address = True
-    request_queue_size = 128
-    server_address: Address
-
-    def __init__(self, script: _Script, tls: ssl.SSLContext | None) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.script = script
-        self.accepted = 0
-        self.failures: list[Exception] = []
-        self._tls = tls
-        self._open: set[socket.socket] = set()
-        self._lock = threading.Lock()
-
-    def get_request(self) -> tuple[socket.socket, Address]:
-        connection, address = super().get_request()
-        if self._tls is not None:
-            # The handshake is left to the first read, which is in the connection's own thread.
-            connection = self._tls.wrap_socket(
-                connection, server_side=True, do_handshake_on_connect=False
-            )
-        with self._lock:
-            self.accepted += 1
-            self._open.add(connection)
-        return connection, address
-
-    def forget(self, connection: socket.socket) -> None:
-        """Note that nobody will wait on *connection* any more."""
-        with self._lock:
-            self._open.discard(connection)
-
-    def handle_error(
-        self,
-        request: socket.socket | tuple[bytes, socket.socket],  # noqa: ARG002 - socketserver's
-        client_address: object,  # noqa: ARG002 - socketserver's
+class _Connection(Connection):
+    def __init__(
+        self, script: _Script, connection: socket.socket, address: Address, server: Connections
     ) -> None:
-        error = sys.exception()
-        if isinstance(error, Exception) and not isinstance(error, OSError):
-            self.failures.append(error)
-
-    def hang_up(self) -> None:
-        """End every read and write on a connection; its thread ends for that."""
-        with self._lock:
-            for connection in self._open:
-                try:
-                    # Not SSLSocket's own, which also takes the TLS state from under its thread.
-                    socket.socket.shutdown(connection, socket.SHUT_RDWR)
-                except OSError:
-                    continue  # the client was faster
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-    server: _Server
+        self._script = script
+        super().__init__(connection, address, server)
 
     def parse_request(self) -> bool:
         if not super().parse_request():
             return False
-        headers = {name.lower(): value for name, value in self.headers.items()}
-        self.server.script.record(Request(self.command, self.path, headers))
+        self._script.record(self.request_read)
         return True
 
-    def do_GET(self) -> None:  # the name is http.server's
-        answer = self.server.script.next_answer(self.path)
+    def answer(self) -> None:
+        answer = self._script.next_answer(self.path)
         if answer.stall is not None and answer.stall.after is None:
             answer.stall.wait()
         self._send_head(answer)
@@ -283,13 +212,6 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         elif answer.framing is Framing.CHUNKED:
             self.wfile.write(b"0\r\n\r\n")
-
-    def finish(self) -> None:
-        self.server.forget(self.connection)
-        super().finish()
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - http.server's name
-        """Stay silent: what was asked is recorded."""
 
     def _send_head(self, answer: Answer) -> None:
         self.send_response(answer.status)
