@@ -144,6 +144,13 @@ class Connection(BaseHTTPRequestHandler):
         headers = {name.lower(): value for name, value in self.headers.items()}
         return Request(self.command, self.path, headers)
 
+    def send_head(self, status: int, headers: Mapping[str, str]) -> None:
+        """Send the status line, with its standard reason, and *headers* after the date."""
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+
     def do_GET(self) -> None:
         """Answer a GET; http.server asks for it, and says 501 to other methods."""
         self.answer()

@@ -202,7 +202,7 @@ class _Connection(Connection):
         answer = self._script.next_answer(self.path)
         if answer.stall is not None and answer.stall.after is None:
             answer.stall.wait()
-        self._send_head(answer)
+        self.send_head(answer.status, {**_framing_headers(answer), **answer.headers})
         for piece in _pieces(answer):
             if answer.framing is Framing.CHUNKED:
                 self.wfile.write(b"%x\r\n" % len(piece) + piece + b"\r\n")
@@ -212,12 +212,6 @@ class _Connection(Connection):
             self.close_connection = True
         elif answer.framing is Framing.CHUNKED:
             self.wfile.write(b"0\r\n\r\n")
-
-    def _send_head(self, answer: Answer) -> None:
-        self.send_response(answer.status)
-        for name, value in {**_framing_headers(answer), **answer.headers}.items():
-            self.send_header(name, value)
-        self.end_headers()
 
 
 def _framing_headers(answer: Answer) -> dict[str, str]:
