@@ -6,7 +6,7 @@ import socket
 import ssl
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -188,8 +188,8 @@ class TestFaults:
     def test_a_refused_connection_is_reset(self) -> None:
         with (
             FaultServer([Refuse()]) as server,
-            socket.create_connection(("127.0.0.1", server.port), timeout=SOON) as client,
             pytest.raises(ConnectionResetError),
+            socket.create_connection(("127.0.0.1", server.port), timeout=SOON) as client,
         ):
             client.recv(1)
 
@@ -401,7 +401,13 @@ class TestTheBuffer:
     def test_nothing_is_sent_in_vain_to_a_client_that_reads_all_and_goes_on_from_there(
         self,
     ) -> None:
-        script = [Reset(1000), Refuse(), Truncate(100_000), CloseBeforeAnswer(), Status(503)]
+        script: list[Fault] = [
+            Reset(1000),
+            Refuse(),
+            Truncate(100_000),
+            CloseBeforeAnswer(),
+            Status(503),
+        ]
         with serving(*script) as (server, client):
             body = b""
             while len(body) < len(DATA):
@@ -422,15 +428,15 @@ class TestTheEnd:
     @given(fault_scripts(len(DATA)))
     def test_scripts_end_with_their_server(self, script: list[Fault]) -> None:
         before = threading.active_count()
-        with FaultServer(script) as server:
-            server.add("/a", DATA)
-            connections = []
-            for _ in script:
-                connections.append(socket.create_connection(("127.0.0.1", server.port), SOON))
-                connections[-1].sendall(b"GET /a HTTP/1.1\r\nRange: bytes=1000-\r\n\r\n")
-        assert threading.active_count() == before
-        for connection in connections:
-            connection.close()
+        with ExitStack() as connections:
+            with FaultServer(script) as server:
+                server.add("/a", DATA)
+                for _ in script:
+                    with suppress(ConnectionError):  # refused
+                        connection = socket.create_connection(("127.0.0.1", server.port), SOON)
+                        connections.enter_context(connection)
+                        connection.sendall(b"GET /a HTTP/1.1\r\nRange: bytes=1000-\r\n\r\n")
+            assert threading.active_count() == before
 
     def test_hostile_scripts_end_with_their_server(self, capfd: pytest.CaptureFixture[str]) -> None:
         before = threading.active_count()
@@ -438,18 +444,17 @@ class TestTheEnd:
             *(Stall(None), Stall(10), Reset(10**6), Drip(1, timedelta(days=1)), EndlessBody()),
             *(EndlessHeaders(), EndlessContinue(), EndlessTrailers()),
         ]
-        with FaultServer(hang) as server:
-            server.add("/a", DATA)
-            connections = []
-            for _ in hang:
-                connections.append(socket.create_connection(("127.0.0.1", server.port), SOON))
-                connections[-1].sendall(b"GET /a HTTP/1.1\r\n\r\n")
-            connections.append(socket.create_connection(("127.0.0.1", server.port), SOON))
-            while server.pending:
-                server.stalled.wait(SOON)
-        assert threading.active_count() == before
-        for connection in connections:
-            connection.close()
+        with ExitStack() as connections:
+            with FaultServer(hang) as server:
+                server.add("/a", DATA)
+                for number in range(len(hang) + 1):
+                    connection = socket.create_connection(("127.0.0.1", server.port), SOON)
+                    connections.enter_context(connection)
+                    if number < len(hang):  # the last one is idle
+                        connection.sendall(b"GET /a HTTP/1.1\r\n\r\n")
+                while server.pending:
+                    server.stalled.wait(SOON)
+            assert threading.active_count() == before
         assert capfd.readouterr() == ("", "")
 
     def test_a_client_that_went_away_is_no_failure(self) -> None:

@@ -54,7 +54,7 @@ def interruptions(size: int) -> SearchStrategy[Fault]:
     return st.one_of(
         st.just(Refuse()),
         st.just(CloseBeforeAnswer()),
-        st.sampled_from([FailTls(), FailTls(b"HTTP/1.1 400 Bad Request\r\n\r\n")]),
+        st.just(FailTls()),
         st.builds(Reset, positions),
         st.builds(Truncate, positions),
         st.builds(Stall, st.none() | positions),
@@ -77,6 +77,7 @@ def lies(size: int) -> SearchStrategy[Fault]:
         st.builds(Status, st.sampled_from([204, 206, 304, 400, 401, 403, 404, 410, 416, 429, 599])),
         st.sampled_from(
             [
+                FailTls(b"HTTP/1.1 400 Bad Request\r\n\r\n"),
                 OtherBytes(),
                 NewVersion(),
                 IgnoreRange(),

@@ -18,12 +18,11 @@ from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
-from layermanager.errors import SourceError
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from layermanager.cancellation import Cancellation
+    from layermanager.errors import SourceError
     from layermanager.protocols import Clock
     from layermanager.sources.client import Answer, HttpClient
 
@@ -89,10 +88,12 @@ class HttpSource:
         part = _part(answer.headers)
         if part is None or part.first != offset:
             return None
+        if _body_length(answer) not in {None, part.last + 1 - part.first}:
+            return None
         told = _validator(answer.headers)
         if validator and told and told != validator:
             return None
-        return _stream(answer, part.first, part.last + 1, part.size)
+        return _stream(answer, part.first, part.size)
 
     def _whole(self, answer: Answer) -> HttpStream:
         """Take the answer as the file from its first byte on, or raise what speaks against that."""
@@ -103,7 +104,7 @@ class HttpSource:
                 is_transient=answer.status in _MAY_HEAL,
                 retry_after=self._retry_after(answer.headers),
             )
-        return _stream(answer, 0, None, None)
+        return _stream(answer, 0, None)
 
     def _retry_after(self, headers: Mapping[str, str]) -> timedelta | None:
         """How long the server wants to be left alone (RFC 9110, 10.2.3)."""
@@ -203,17 +204,8 @@ def _part(headers: Mapping[str, str]) -> _Part | None:
     return part if part.first <= part.last < part.size else None
 
 
-def _stream(answer: Answer, offset: int, end: int | None, size: int | None) -> HttpStream:
-    """The body of *answer* as a stream, or close it and raise what speaks against that."""
-    try:
-        length = _body_length(answer)
-        if end is not None and length is not None and length != end - offset:
-            raise answer.place.error(
-                f"the server's Content-Length {length} is not that of its Content-Range"
-            )
-    except SourceError:
-        answer.close()
-        raise
+def _stream(answer: Answer, offset: int, size: int | None) -> HttpStream:
+    length = _body_length(answer)
     return HttpStream(
         answer,
         offset=offset,
@@ -223,24 +215,32 @@ def _stream(answer: Answer, offset: int, end: int | None, size: int | None) -> H
 
 
 def _body_length(answer: Answer) -> int | None:
-    """How many bytes the body has, where its headers say so."""
+    """How many bytes the body has, where its headers say so.
+
+    Raises:
+        SourceError: it is not sent as it is, or the headers are malformed; *answer* is closed.
+    """
     headers = answer.headers
     encoding = headers.get("Content-Encoding", "identity").strip().lower()
     if encoding not in {"", "identity"}:
-        raise answer.place.error(
+        raise _refused(
+            answer,
             f"the server sends the file with Content-Encoding {encoding!r:.80}: "
-            "it must send it as it is"
+            "it must send it as it is",
         )
     transfer = headers.get("Transfer-Encoding")
     if transfer is not None:
         if transfer.strip().lower() != "chunked":
-            raise answer.place.error(f"Transfer-Encoding {transfer!r:.80} is not supported")
+            raise _refused(answer, f"Transfer-Encoding {transfer!r:.80} is not supported")
         return None  # a Content-Length besides it does not count (RFC 9112, 6.3)
     length = headers.get("Content-Length")
     if length is None:
         return None
     if not _CONTENT_LENGTH.fullmatch(length):
-        raise answer.place.error(
-            f"the server's Content-Length is no number of bytes: {length!r:.80}"
-        )
+        raise _refused(answer, f"the server's Content-Length is no number of bytes: {length!r:.80}")
     return int(length)
+
+
+def _refused(answer: Answer, message: str) -> SourceError:
+    answer.close()
+    return answer.place.error(message)
