@@ -9,6 +9,7 @@ import shutil
 import signal
 import sqlite3
 import sys
+import threading
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,6 @@ from layermanager.testing.web import LayerServer
 from manager_fixtures import MIB, Node, layer_tar, name_on_disk
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Iterator
     from pathlib import Path
 
@@ -803,6 +803,51 @@ def test_a_busy_store(
     assert "the store is being changed by " in finished.err
     assert "--wait" in finished.err
     assert (as_json.status, as_json.document["error"]["type"]) == (3, "StoreBusyError")
+
+
+class TestLimitRate:
+    """``--limit-rate`` and the configuration's ``rateLimit``."""
+
+    @pytest.fixture
+    def waits(self, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+        waits: list[float] = []
+
+        def wait(_: SystemClock, event: threading.Event, seconds: float) -> bool:
+            if threading.current_thread().name.startswith("install"):
+                waits.append(seconds)
+                return event.is_set()
+            return event.wait(seconds)
+
+        monkeypatch.setattr(SystemClock, "wait", wait)
+        return waits
+
+    @pytest.fixture
+    def path(self, tmp_path: Path) -> Iterator[Path]:
+        blob = layer_tar("one", 100_000)
+        with LayerServer() as server:
+            yield write_desired(tmp_path / "desired.json", [desired(blob, server.add("/a", blob))])
+
+    def test_bounds_the_transfer(
+        self, layermanager: CommandLine, path: Path, waits: list[float]
+    ) -> None:
+        finished = layermanager("apply", path, "--limit-rate", "10K")
+        assert finished.status == 0
+        # No time passes here, so that the last wait is that for all bytes.
+        assert max(waits) == pytest.approx(len(layer_tar("one", 100_000)) / 10_240, rel=0.1)
+
+    def test_goes_before_the_configuration(
+        self, layermanager: CommandLine, path: Path, waits: list[float], tmp_path: Path
+    ) -> None:
+        config = tmp_path / "config.json"
+        network = {"rateLimit": 1, "retryDelaySeconds": 0.001}
+        config.write_text(json.dumps({"layerManager": {"network": network}}))
+        finished = layermanager("--config", config, "apply", path, "--limit-rate", "0")
+        assert (finished.status, waits) == (0, [])
+
+    def test_wants_a_size(self, layermanager: CommandLine, path: Path) -> None:
+        finished = layermanager("apply", path, "--limit-rate", "fast")
+        assert finished.status == 2
+        assert "--limit-rate" in finished.err
 
 
 def test_wait_for_a_busy_store(

@@ -139,6 +139,8 @@ def _group(
     logging.basicConfig(
         level=log_level.upper(), format="%(levelname)s: %(message)s", handlers=[settings.log]
     )
+    # What it would say, for debugging, holds whole addresses, with the signatures in them.
+    logging.getLogger("urllib3").setLevel(logging.WARNING)
 
 
 for _command in (
