@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
@@ -17,7 +16,7 @@ from layermanager.testing.fault_server import FaultServer
 from layermanager.testing.faults import Status
 from layermanager.testing.layers import build_package, compress, desired
 from layermanager.testing.web import Answer, LayerServer
-from manager_fixtures import IMPATIENT, MIB, Node, Progress, layer_tar
+from manager_fixtures import IMPATIENT, Node, Progress, layer_tar
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,28 +54,6 @@ def test_twenty_layers_share_four_connections(tmp_path: Path, server: LayerServe
         assert len(manager.process_desired_layers(layers).installed) == 20
     assert len(server.requests) == 20
     assert server.connections <= 4
-
-
-def test_all_layers_make_progress_at_once_under_a_limit(
-    tmp_path: Path, server: LayerServer
-) -> None:
-    network = replace(IMPATIENT, rate_limit=8 * MIB)
-    node = Node(tmp_path, parallel_installs=4, network=network)
-    layers = [publish(server, str(number), MIB) for number in range(4)]
-    progress = Progress()
-    began = time.monotonic()
-    with node.manager(on_progress=progress) as manager:
-        manager.process_desired_layers(layers)
-    assert time.monotonic() - began > 0.4  # of half a second: no test of speed, but of the limit
-    transferred = {layer.digest: 0 for layer in layers}
-    for told in progress.told:
-        transferred[told.desired.digest] = told.transferred
-        # Nobody is through before everybody is half way.
-        if told.transferred == told.desired.size:
-            assert min(transferred.values()) > MIB // 2
-            break
-    else:
-        pytest.fail("no layer was ever through")
 
 
 def test_closing_ends_the_wait_for_the_next_try(tmp_path: Path) -> None:
