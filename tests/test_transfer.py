@@ -237,6 +237,13 @@ class TestGoingOn:
         assert b"".join(transfer.chunks()) == DATA
         transfer.verify()
 
+    def test_another_size_of_a_file_of_unknown_size_is_another_file(self) -> None:
+        fetching = Fetching(
+            {URL: DATA}, Mishap(other_bytes=DATA + b"x", breaks_after=5), BEGIN_ANEW
+        )
+        assert fetching.fetch(of_unknown_size(desired(DATA, URL))) == DATA
+        assert fetching.offsets == [0, 5, 0]
+
     def test_a_file_that_changes_all_the_time_is_an_error_in_the_end(self) -> None:
         mishaps = [
             Mishap(other_bytes=bytes([number]) * len(DATA), breaks_after=5, begins_anew=True)

@@ -32,7 +32,7 @@ from layermanager.errors import (
 )
 from layermanager.pace import RateLimit, TimedStream
 from layermanager.spool import Mark
-from layermanager.urls import without_credentials
+from layermanager.urls import shown, without_credentials
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -234,10 +234,12 @@ class Transfer:
             except SourceError as error:
                 self._failed(address, error)
                 continue
-            if self._has_right_size(address, stream):
+            wrong = self._size_that_is_wrong(stream)
+            if wrong is None:
                 self._validators[address] = stream.validator
                 return address, stream
             stream.close()
+            self._give_up(address, wrong)
 
     def _next_address(self) -> str:
         """The address to ask now, after the wait that it needs."""
@@ -246,7 +248,7 @@ class Transfer:
         if now + choice.wait >= self._deadline:
             late = SourceTimeoutError(
                 "not there within transferTimeoutSeconds",
-                url=without_credentials(choice.url),
+                url=shown(choice.url),
                 is_transient=True,
             )
             raise self._addresses.failure(now, late)
@@ -255,21 +257,24 @@ class Transfer:
         self._cancellation.check()
         return choice.url
 
-    def _has_right_size(self, address: str, stream: ByteStream) -> bool:
-        """Whether what the source says of the size is right; if not, it is not asked again."""
-        if stream.size is None or stream.size == self.size:
-            return True
+    def _size_that_is_wrong(self, stream: ByteStream) -> IntegrityError | None:
+        """What speaks against the size that the source tells; the first one counts if none does."""
         if self.size is None:
             self.size = stream.size
-            return True
-        wrong = self._wrong_size(stream.size)
+        if stream.size is None or stream.size == self.size:
+            return None
+        return self._wrong_size(stream.size)
+
+    def _give_up(self, address: str, wrong: IntegrityError) -> None:
+        """Ask *address* no more; return if others are left.
+
+        If nobody but a source has told the size, the file may have changed, and all begins anew.
+        """
+        if self._desired.size is None:
+            raise SourceChangedError(str(wrong), url=shown(address), is_transient=True)
         if not self._addresses.give_up(address):
-            stream.close()
             raise wrong
-        _LOGGER.warning(
-            "layer %s: %s: %s", self._desired.digest, without_credentials(address), wrong
-        )
-        return False
+        _LOGGER.warning("layer %s: %s: %s", self._desired.digest, wrong, shown(address))
 
     def _failed(self, address: str, error: SourceError) -> None:
         """Note that *address* failed; return if something may be asked again."""
@@ -314,7 +319,7 @@ class Transfer:
             raise self._wrong_size(self.transferred)
         raise SourceError(
             f"ended after {self.transferred} of {self.size} bytes",
-            url=without_credentials(address),
+            url=shown(address),
             is_transient=True,
         )
 
@@ -325,7 +330,7 @@ class Transfer:
             least_rate=self._network.minimum_rate,
             period=self._network.read_timeout,
             deadline=self._deadline,
-            url=without_credentials(address),
+            url=shown(address),
         )
 
     def _skip(self, address: str, stream: ByteStream | TimedStream) -> None:
@@ -343,7 +348,7 @@ class Transfer:
         if [hash_.digest() for hash_ in hashes] != [hash_.digest() for hash_ in self._hashes]:
             raise SourceChangedError(
                 "the file changed while it was fetched",
-                url=without_credentials(address),
+                url=shown(address),
                 is_transient=True,
             )
 

@@ -359,11 +359,12 @@ class TestInstalling:
             assert server.pending == ()
         node.assert_has([layer])
 
-    def test_a_stick_with_the_package_makes_good_for_the_link(
-        self, node: Node, tmp_path: Path
-    ) -> None:
+    def test_a_stick_with_the_package_makes_good_for_the_link(self, tmp_path: Path) -> None:
+        patient = timedelta(minutes=1)  # so that nobody would wait for the link
+        network = replace(HASTY, retry_delay=patient, longest_retry_delay=patient)
+        node = Node(tmp_path, network=network)
         (tmp_path / "stick").write_bytes(self.PACKAGE)
-        with FaultServer([Reset(300_000), Status(404)]) as server, node.manager() as manager:
+        with FaultServer([Reset(300_000)]) as server, node.manager() as manager:
             layer = replace(self.layer(server), mirrors=((tmp_path / "stick").as_uri(),))
             assert names_in(manager.process_desired_layers([layer]).installed) == ["one"]
             assert len(server.exchanges) == 1
