@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import ssl
 import subprocess
+import tempfile
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from pathlib import Path
+from typing import Final
 
 _OPENSSL_CONFIG: Final = """
 [req]
@@ -25,17 +24,33 @@ rand_serial = yes
 unique_subject = no
 default_md = sha256
 policy = any
-x509_extensions = leaf
 [any]
 commonName = supplied
 [root]
 basicConstraints = critical, CA:TRUE
 keyUsage = critical, keyCertSign
 subjectKeyIdentifier = hash
-[leaf]
+[server]
 subjectAltName = ${ENV::LEAF_NAMES}
 authorityKeyIdentifier = keyid
+extendedKeyUsage = serverAuth
+[client]
+authorityKeyIdentifier = keyid
+extendedKeyUsage = clientAuth
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """A certificate and its key, as PEM files.
+
+    Attributes:
+        chain: the certificate; its authority signed it itself.
+        key: not encrypted; only its owner may read it.
+    """
+
+    chain: Path
+    key: Path
 
 
 @dataclass(frozen=True)
@@ -65,24 +80,41 @@ class Authority:
         """The PEM file to trust the authority by."""
         return self.directory / "root.pem"
 
+    def server_certificate(
+        self, names: str = "IP:127.0.0.1", *, age: timedelta = timedelta()
+    ) -> Certificate:
+        """A certificate for servers of *names*, for one day, and *age* old."""
+        return self._issue("server", names, age)
+
+    def client_certificate(self, *, age: timedelta = timedelta()) -> Certificate:
+        """A certificate for a client, for one day, and *age* old."""
+        return self._issue("client", "", age)
+
     def server_context(
         self, names: str = "IP:127.0.0.1", *, age: timedelta = timedelta()
     ) -> ssl.SSLContext:
         """A context whose certificate is for *names*, for one day, and *age* old."""
+        certificate = self.server_certificate(names, age=age)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate.chain, certificate.key)
+        return context
+
+    def _issue(self, purpose: str, names: str, age: timedelta) -> Certificate:
+        """Make a certificate with the extensions that the configuration has for *purpose*."""
         start = datetime.now(UTC) - age - timedelta(hours=1)
         end = start + timedelta(days=1)
-        self._openssl("req", "-subj", "/CN=server", "-out", "leaf.csr", *_new_key("leaf.key"))
+        directory = Path(tempfile.mkdtemp(dir=self.directory.absolute(), prefix=f"{purpose}-"))
+        request, chain, key = (directory / name for name in ("request.pem", "chain.pem", "key.pem"))
+        self._openssl("req", "-subj", f"/CN={purpose}", "-out", str(request), *_new_key(str(key)))
         self._openssl(
             *("ca", "-batch", "-notext", "-cert", "root.pem", "-keyfile", "root.key"),
             *("-startdate", f"{start:%Y%m%d%H%M%SZ}", "-enddate", f"{end:%Y%m%d%H%M%SZ}"),
-            *("-in", "leaf.csr", "-out", "leaf.pem"),
+            *("-extensions", purpose, "-in", str(request), "-out", str(chain)),
             names=names,
         )
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(self.directory / "leaf.pem", self.directory / "leaf.key")
-        return context
+        return Certificate(chain, key)
 
-    def _openssl(self, command: str, *arguments: str, names: str = "IP:127.0.0.1") -> None:
+    def _openssl(self, command: str, *arguments: str, names: str = "") -> None:
         subprocess.run(
             ["openssl", command, "-config", "openssl.cnf", *arguments],
             cwd=self.directory,
