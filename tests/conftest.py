@@ -1,20 +1,24 @@
 """What tests need of the machine: present, or the test is skipped and says why.
 
-On a developer's machine a missing capability skips a test. Where ``LAYERMANAGER_CI`` is set and the
-tests run as root it fails the test instead, so that nothing goes untested unnoticed.
+On a developer's machine a missing capability skips a test. Where ``LAYERMANAGER_CI`` is set it
+fails the test instead, so that nothing goes untested unnoticed; what only root can have does so
+where the tests run as root.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import stat
 import subprocess
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 from hypothesis import settings
+
+from layermanager.testing import nginx
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -36,9 +40,14 @@ def _require(capability: str, probe: Callable[[], object]) -> None:
     try:
         probe()
     except (OSError, subprocess.CalledProcessError) as error:
-        if os.environ.get("LAYERMANAGER_CI") == "1":
-            pytest.fail(f"this machine lacks {capability}: {error}")
-        pytest.skip(f"this machine lacks {capability}: {error}")
+        _miss(f"{capability}: {error}")
+
+
+def _miss(what: str) -> NoReturn:
+    """Skip or fail the test that asks for *what*."""
+    if os.environ.get("LAYERMANAGER_CI") == "1":
+        pytest.fail(f"this machine lacks {what}")
+    pytest.skip(f"this machine lacks {what}")
 
 
 # A shell has what it starts in the background ignore the one, and nohup(1) the other; and so would
@@ -69,6 +78,20 @@ def needs_devices(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Device files."""
     path = tmp_path_factory.mktemp("devices") / "null"
     _require("device files", lambda: os.mknod(path, stat.S_IFCHR, os.makedev(1, 3)))
+
+
+@pytest.fixture(scope="session")
+def needs_openssl() -> None:
+    """The program that makes certificates."""
+    if shutil.which("openssl") is None:
+        _miss("the program openssl")
+
+
+@pytest.fixture(scope="session")
+def needs_nginx(needs_openssl: None) -> None:  # noqa: ARG001 - fixtures are asked for by argument
+    """The web server, and what hides its passwords."""
+    if nginx.find() is None:
+        _miss("the program nginx")
 
 
 @contextmanager

@@ -52,7 +52,7 @@ REST = {"Range": "bytes=1000-"}
 
 
 @pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+def authority(tmp_path_factory: pytest.TempPathFactory, needs_openssl: None) -> Authority:  # noqa: ARG001 - fixtures are asked for by argument
     return Authority.create(tmp_path_factory.mktemp("authority"))
 
 
