@@ -4,8 +4,7 @@ A script is a sequence of them: see ``layermanager.testing.fault_server``.
 
 Positions count the bytes of the body of the answer that the fault happens to, not of the file: an
 answer to a request for the rest of a file begins at 0. An answer that is shorter than a position
-is sent as a whole; its connection is reset or closed after it, or its last byte stalls, all the
-same, but there is no byte to corrupt.
+is whole; what happens to the connection happens after it, and there is no byte to corrupt.
 """
 
 from __future__ import annotations
