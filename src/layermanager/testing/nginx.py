@@ -31,7 +31,8 @@ pid nginx.pid;
 error_log stderr;
 events {{}}
 http {{
-    access_log off;
+    log_format served "$status $body_bytes_sent";
+    access_log served.log served;
     client_body_temp_path temporary;
     proxy_temp_path temporary;
     fastcgi_temp_path temporary;
@@ -73,6 +74,25 @@ def find() -> str | None:
     return shutil.which("nginx", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
 
 
+@dataclass(frozen=True, slots=True)
+class Served:
+    """An answer that nginx gave.
+
+    Attributes:
+        status: its status code.
+        sent: the bytes of its body.
+    """
+
+    status: int
+    sent: int
+
+
+def served(directory: Path) -> list[Served]:
+    """What an nginx that has ended answered, in order; *directory* is that of its own files."""
+    lines = (directory / "served.log").read_text().splitlines()
+    return [Served(*map(int, line.split())) for line in lines]
+
+
 @contextmanager
 def serve(site: Site, directory: Path) -> Iterator[str]:
     """Run nginx for the time of a context, and give its URL, without a slash at its end.
@@ -106,7 +126,7 @@ def serve(site: Site, directory: Path) -> Iterator[str]:
             _wait_for(port, process, directory / "error.log")
             yield f"{'http' if site.certificate is None else 'https'}://127.0.0.1:{port}"
         finally:
-            process.kill()
+            process.terminate()  # what is being answered is cut off, and logged
             process.wait()
 
 
@@ -129,6 +149,7 @@ def _configuration(site: Site, port: int, directory: Path) -> str:
     else:
         server += [
             f"listen 127.0.0.1:{port} reuseport ssl;",
+            "ssl_protocols TLSv1.2 TLSv1.3;",  # Debian's nginx 1.22 knows 1.3, and leaves it off
             f'ssl_certificate "{site.certificate.chain.absolute()}";',
             f'ssl_certificate_key "{site.certificate.key.absolute()}";',
         ]
