@@ -531,6 +531,21 @@ class TestTls:
             assert not isinstance(caught.value, SourceTimeoutError)
             assert not server.requests
 
+    def test_what_has_arrived_is_read_at_once(self, authority: Authority) -> None:
+        several_records = 48 * 1024
+        stall = Stall(threading.Event(), after=several_records)
+        with (
+            LayerServer(authority.server_context()) as server,
+            http_source(ca_bundle=authority.bundle) as source,
+        ):
+            url = server.answer("/a", Answer(DATA, stall=stall))
+            with closing(source.open(url, Cancellation())) as stream:
+                assert stall.reached.wait(SOON)
+                beside_the_headers = stream.read(len(DATA))
+                assert beside_the_headers + stream.read(len(DATA)) == DATA[:several_records]
+                stall.until.set()
+                assert read_all(stream) == DATA[several_records:]
+
     def test_an_expired_certificate_is_refused(self, authority: Authority) -> None:
         context = authority.server_context(age=timedelta(days=30))
         with LayerServer(context) as server, http_source(ca_bundle=authority.bundle) as source:

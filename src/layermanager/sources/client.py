@@ -36,6 +36,7 @@ from layermanager.config import TlsVersion
 from layermanager.errors import ConfigError, SourceError, SourceTimeoutError
 from layermanager.sources.credentials import Credentials, check_secret, from_userinfo
 from layermanager.sources.scopes import scope_of, scope_of_name
+from layermanager.sources.tls import EagerSocket
 from layermanager.urls import shown, without_credentials
 
 if TYPE_CHECKING:
@@ -473,6 +474,7 @@ def _trust(network: Network) -> ssl.SSLContext:
             f"cannot use the CA bundle {network.ca_bundle}: {error.strerror}"
         ) from error
     context.minimum_version = _TLS_VERSIONS[network.minimum_tls_version]
+    context.sslsocket_class = EagerSocket
     certificate, key = network.client_certificate, network.client_key
     if certificate is None:
         return context
