@@ -315,6 +315,19 @@ class TestSpace:
         assert layers.evicted == []
         assert space.size == 500
 
+    def test_nothing_at_all_fits_where_more_is_promised_than_there_is(
+        self, disk: SimulatedDisk, layers: Directory
+    ) -> None:
+        """Who begins with nothing must not make good for what others took."""
+        layers.cache("old", 300, day(1))
+        layers.allocator.allocate_space(600)
+        disk.write("somebody else's", 200)
+
+        space = layers.allocator.allocate_space(0)
+
+        assert layers.evicted == []
+        assert not space.grow_if_free(1)
+
     def test_it_cannot_grow_once_it_has_ended(self, layers: Directory) -> None:
         space = layers.allocator.allocate_space(1)
         space.release()

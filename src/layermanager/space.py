@@ -333,7 +333,8 @@ class _Partition:
     def reserve(self, space: _HeldSpace, size: int) -> None:
         """Set *size* bytes aside for *space*, evicting as often as that brings it nearer.
 
-        It ends: every round removes at least one outdated item, or raises.
+        It ends: every round removes at least one outdated item, or raises. No bytes at all always
+        fit: what others lack is not removed for who asks for nothing.
         """
         while victims := self._reserve_or_choose_victims(space, size):
             self._evict(victims, space.owner, size)
@@ -380,6 +381,8 @@ class _Partition:
         free = 0 if usage.free_inodes == 0 else usage.free
         unwritten = sum(allocator.unwritten for allocator in self._allocators)
         limit = owner.limit(usage.total)
+        if not size:
+            return _Shortage(in_limit=0, on_partition=0, limit=limit)
         return _Shortage(
             in_limit=owner.used + owner.reserved + size - limit if owner.part_limit else 0,
             on_partition=unwritten + size - free,
