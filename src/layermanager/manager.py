@@ -333,6 +333,7 @@ class LayerManager:
                 self._store.remove(digest)
             self._store.remove_other_indexes({layer.digest for layer in found.complete})
             self._tell_allocator(found.complete)
+            self._spools.take_stock()
             return found.complete
 
     def _tell_allocator(self, layers: Sequence[LayerInfo]) -> None:

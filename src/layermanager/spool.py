@@ -28,7 +28,12 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from layermanager.documents import DocumentError, JsonObject, parse
-from layermanager.errors import IntegrityError, InvalidDigestError, StoreError
+from layermanager.errors import (
+    IntegrityError,
+    InvalidDigestError,
+    LayerManagerError,
+    StoreError,
+)
 from layermanager.model import Digest
 from layermanager.steps import Step, unannounced
 
@@ -37,7 +42,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from layermanager.model import DesiredLayer
-    from layermanager.protocols import Allocator, NewSpaceAllocator
+    from layermanager.protocols import Allocator, NewSpaceAllocator, Space
     from layermanager.steps import OnStep
 
 _LOGGER: Final = logging.getLogger(__name__)
@@ -73,6 +78,9 @@ class Mark:
 class Spools:
     """The spools of one store; used by several threads, under the store's lock.
 
+    The accounting of their bytes is done here alone, under one lock: a spool may grow while the
+    allocator decides to evict it as small as it was, so that no size given before can be believed.
+
     Args:
         directory: where they are; made when it is first needed.
         new_space_allocator: makes the allocator of the directory.
@@ -92,27 +100,31 @@ class Spools:
         self._new_space_allocator = new_space_allocator
         self._durable = durable
         self._on_step = on_step
+        # Taken before that of a spool, and never while the allocator may evict.
         self._lock = threading.Lock()
         self._allocator: Allocator | None = None
         self._open: dict[str, Spool] = {}
+        self._counted: dict[str, int] = {}
+
+    def take_stock(self) -> None:
+        """Offer to the allocator what is there; to be called when an operation begins."""
+        with self._lock:
+            self._take_stock()
 
     def keep_only(self, desired: Collection[DesiredLayer]) -> None:
         """Remove the spools of all layers but those that are *desired* and not there yet.
 
-        Raises:
-            StoreError: they cannot be removed.
+        Where the disk refuses that, a later operation is another try.
         """
         kept = {_name(layer.digest) for layer in desired}
-        found = self._names()
-        with _store_errors("cannot clean up"):
-            for name in found - kept:
-                self._remove(name)
-        for name in found & kept:
-            self._note(name, self._size_of(name))
+        with self._lock:
+            for name in self._sizes().keys() - kept:
+                self._try_to_remove(name)
+            self._take_stock()
 
     def has(self, desired: DesiredLayer) -> bool:
         """Whether something was spooled of *desired*."""
-        return self.path(_name(desired.digest), _JOURNAL).exists()
+        return os.path.lexists(self.path(_name(desired.digest), _JOURNAL))
 
     def open(self, desired: DesiredLayer) -> Spool:
         """The spool of *desired*, with what an earlier transfer left in it.
@@ -121,12 +133,15 @@ class Spools:
             StoreError: it cannot be opened.
         """
         name = _name(desired.digest)
-        with _store_errors("cannot spool"):
-            self._make_directory()
-            spool = Spool(self, name, desired, durable=self._durable, on_step=self._on_step)
         with self._lock:
+            try:
+                self._make_directory()
+                self._space()
+                spool = Spool(self, name, desired, durable=self._durable, on_step=self._on_step)
+            except OSError as error:
+                raise StoreError(f"cannot spool: {error}") from error
             self._open[name] = spool
-        self._note(name, spool.size)
+            self._count(name, spool.size)
         return spool
 
     def close(self) -> None:
@@ -142,79 +157,115 @@ class Spools:
         """The file of the spool *name* that ends in *suffix*."""
         return self._directory / f"{name}{suffix}"
 
-    def set_aside(self, name: str, size: int, extra: int) -> bool:
-        """Count *extra* bytes more for a spool that has *size*, if nothing need be removed."""
-        with self._space().allocate_space(0) as space:
-            if not space.grow_if_free(extra):
-                return False
-            space.accept(extra)
-        self._note(name, size + extra)
-        return True
+    def set_aside(self, name: str, size: int, extra: int) -> Space | None:
+        """Room for *extra* bytes more of a spool that has *size*, if nothing need be removed.
 
-    def remove(self, name: str, size: int) -> None:
-        """Remove a spool of *size* bytes.
+        It is offered for removal together with the spool. No lock is held meanwhile: to allocate
+        may be to wait for an eviction of this very spool.
 
         Raises:
-            StoreError: it cannot be removed.
+            LayerManagerError: the allocator cannot tell.
         """
-        self.forget(name)
-        self._space().restore_outdated_item(name)
-        with _store_errors("cannot remove"):
-            self._remove(name)
-        self._space().free_space(size)
+        with self._lock:
+            allocator = self._space()
+        room = allocator.allocate_space(0)
+        if not room.grow_if_free(extra):
+            room.release()
+            return None
+        with self._lock:
+            if name in self._open:
+                self._count(name, size, extra)
+        return room
 
-    def forget(self, name: str) -> None:
-        """Note that nobody writes to a spool any more."""
+    def leave(self, name: str, size: int) -> None:
+        """Note that nobody writes any more to a spool, which has *size* bytes."""
+        with self._lock:
+            if self._open.pop(name, None) is not None:
+                self._count(name, size)
+
+    def remove(self, name: str) -> None:
+        """Remove a spool; where the disk refuses that, a later operation is another try."""
         with self._lock:
             self._open.pop(name, None)
+            self._try_to_remove(name)
 
     def _evict(self, name: str) -> None:
-        """Remove a spool, whose space the allocator needs; called from any thread."""
+        """Remove a spool, whose space the allocator needs; called from any thread.
+
+        One that the disk does not let go is not offered again: it would be the first to be chosen
+        every time, and keep layers from being evicted.
+        """
         with self._lock:
             spool = self._open.pop(name, None)
-        if spool is not None:
-            spool.end()
-        with _store_errors("cannot remove"):
-            self._remove(name)
+            if spool is not None:
+                spool.end()
+            self._try_to_remove(name)
+            self._forget(name)
 
-    def _note(self, name: str, size: int) -> None:
-        self._space().add_outdated_item(name, size, _BEFORE_ALL_LAYERS)
+    # With the lock held
+
+    def _take_stock(self) -> None:
+        sizes = self._sizes()
+        for name in self._counted.keys() - sizes.keys():
+            self._forget(name)
+        for name, size in sizes.items():
+            self._count(name, size)
+
+    def _count(self, name: str, size: int, room: int = 0) -> None:
+        """Offer a spool of *size* bytes, with the *room* that it has for more, for removal."""
+        self._counted[name] = size
+        self._space().add_outdated_item(name, size + room, _BEFORE_ALL_LAYERS)
+        self._note_used_space()
+
+    def _forget(self, name: str) -> None:
+        """Offer a spool no more: it is gone.
+
+        Also where it is the allocator that has it removed: what it knew of the spool when it chose
+        it may be less than was removed.
+        """
+        if self._counted.pop(name, None) is not None:
+            self._space().restore_outdated_item(name)
+            self._note_used_space()
+
+    def _note_used_space(self) -> None:
+        self._space().note_used_space(sum(self._counted.values()))
 
     def _space(self) -> Allocator:
-        with self._lock:
-            if self._allocator is None:
-                self._allocator = self._new_space_allocator(self._directory, 0, self._evict)
-            return self._allocator
+        if self._allocator is None:
+            self._allocator = self._new_space_allocator(self._directory, 0, self._evict)
+        return self._allocator
 
     def _make_directory(self) -> None:
         if not self._directory.is_dir():
             self._on_step(Step.MAKE_STORE_DIRECTORY)
             self._directory.mkdir(mode=0o755, parents=True, exist_ok=True)
 
-    def _names(self) -> set[str]:
-        """The spools on disk; other files are somebody else's."""
+    def _sizes(self) -> dict[str, int]:
+        """The spools on disk and their sizes; other files are somebody else's."""
+        sizes: dict[str, int] = {}
         try:
-            files = [path.name for path in self._directory.iterdir()]
+            for path in self._directory.iterdir():
+                name = path.stem
+                if path.suffix in (_PART, _JOURNAL) and _is_name(name):
+                    size = path.lstat().st_size if path.suffix == _PART else 0
+                    sizes[name] = sizes.get(name, 0) + size
         except FileNotFoundError:
-            return set()
-        names = {
-            file.removesuffix(suffix)
-            for file in files
-            for suffix in (_PART, _JOURNAL)
-            if file.endswith(suffix)
-        }
-        return {name for name in names if _is_name(name)}
+            return {}
+        except OSError as error:
+            _LOGGER.warning("cannot look for spools: %s", error)
+        return sizes
 
-    def _size_of(self, name: str) -> int:
-        try:
-            return self.path(name, _PART).stat().st_size
-        except FileNotFoundError:
-            return 0
-
-    def _remove(self, name: str) -> None:
+    def _try_to_remove(self, name: str) -> None:
+        is_gone = True
         for suffix in (_JOURNAL, _PART):
-            self._on_step(Step.REMOVE_SPOOL)
-            self.path(name, suffix).unlink(missing_ok=True)
+            try:
+                self._on_step(Step.REMOVE_SPOOL)
+                self.path(name, suffix).unlink(missing_ok=True)
+            except OSError as error:
+                _LOGGER.warning("a spool is left to the next operation: %s", error)
+                is_gone = False
+        if is_gone:
+            self._forget(name)
 
 
 class Spool:
@@ -242,7 +293,8 @@ class Spool:
             self.mark = self._take_up(_header(desired))
             self._files = undo.pop_all()
         self._size = self.mark.offset if self.mark else 0
-        self._set_aside = self._size
+        self._room: Space | None = None
+        self._room_begins = self._size
         self._is_open = True
 
     @property
@@ -270,57 +322,54 @@ class Spool:
 
         Where it cannot be added, for whatever reason, the spool is removed and takes no more.
         """
-        with self._lock:
-            if not self._is_open:
-                return False
-            try:
-                has_room = self._has_room_for(len(data))
-                if has_room:
-                    self._on_step(Step.WRITE_SPOOL)
-                    _write(self._part, data, self._size)
-            except OSError as error:
-                _LOGGER.warning("the spool %s is given up: %s", self._name, error)
-                has_room = False
-            if has_room:
-                self._size += len(data)
-                marked = self.mark.offset if self.mark else 0
-                return self._size - marked >= MARK_BYTES
-        self.discard()
-        return False
+        if not self._is_open:
+            return False
+        try:
+            is_added = self._has_room_for(len(data)) and self._add(data)
+        except (OSError, LayerManagerError) as error:
+            _LOGGER.warning("the spool %s is given up: %s", self._name, error)
+            is_added = False
+        if not is_added:
+            self.discard()
+            return False
+        return self._size - (self.mark.offset if self.mark else 0) >= MARK_BYTES
 
     def note(self, mark: Mark) -> None:
-        """Sync what was added, and note *mark* at its end."""
-        with self._lock:
-            if not self._is_open or mark.offset != self._size:
-                return
-            try:
+        """Sync what was added, and note *mark* at its end.
+
+        Where the disk refuses that, the spool is removed: after an error the kernel takes for
+        written what it could not write, so that no later sync can be believed.
+        """
+        try:
+            with self._lock:
+                if not self._is_open or mark.offset != self._size:
+                    return
                 self._sync(self._part)
                 self._on_step(Step.WRITE_SPOOL)
                 _write(self._journal, _line(mark), os.fstat(self._journal).st_size)
                 self._sync(self._journal)
-            except OSError as error:
-                _LOGGER.warning("the spool %s is not marked: %s", self._name, error)
-                return
-            self.mark = mark
+                self.mark = mark
+        except OSError as error:
+            _LOGGER.warning("the spool %s is given up: %s", self._name, error)
+            self.discard()
 
     def close(self) -> None:
         """Leave it for another time; may be repeated."""
         self.end()
-        self._spools.forget(self._name)
+        self._spools.leave(self._name, self._size)
 
     def discard(self) -> None:
         """Remove it; where the disk refuses that, a later operation is another try."""
         self.end()
-        try:
-            self._spools.remove(self._name, self._set_aside)
-        except StoreError as error:
-            _LOGGER.warning("%s", error)
+        self._spools.remove(self._name)
 
     def end(self) -> None:
         """Take no more bytes; may be repeated."""
         with self._lock:
             self._is_open = False
             self._files.close()
+            if self._room is not None:
+                self._room.release()
 
     def _take_up(self, header: bytes) -> Mark | None:
         """Go on at the last mark of what is there, or begin anew if it is of another file."""
@@ -353,12 +402,30 @@ class Spool:
 
     def _has_room_for(self, extra: int) -> bool:
         """Whether *extra* bytes are set aside; more are, if need be, for some while."""
-        if self._size + extra <= self._set_aside:
+        if self._room is not None and self._size + extra <= self._room_begins + self._room.size:
             return True
-        step = max(extra, MARK_BYTES)
-        if not self._spools.set_aside(self._name, self._set_aside, step):
+        room = self._spools.set_aside(self._name, self._size, max(extra, MARK_BYTES))
+        if room is None:
+            _LOGGER.info("the spool %s is given up: there is no room for it", self._name)
             return False
-        self._set_aside += step
+        with self._lock:
+            if not self._is_open:
+                room.release()
+                return False
+            if self._room is not None:
+                self._room.release()
+            self._room, self._room_begins = room, self._size
+        return True
+
+    def _add(self, data: bytes) -> bool:
+        with self._lock:
+            if not self._is_open:
+                return False
+            self._on_step(Step.WRITE_SPOOL)
+            _write(self._part, data, self._size)
+            self._size += len(data)
+            if self._room is not None:
+                self._room.note_written(self._size - self._room_begins)
         return True
 
     def _sync(self, descriptor: int) -> None:
@@ -374,10 +441,9 @@ def _name(digest: Digest) -> str:
 
 def _is_name(text: str) -> bool:
     try:
-        Digest(text.replace("-", ":", 1))
+        return _name(Digest(text.replace("-", ":", 1))) == text
     except InvalidDigestError:
         return False
-    return True
 
 
 def _header(desired: DesiredLayer) -> bytes:
@@ -421,11 +487,3 @@ def _write(descriptor: int, data: bytes, offset: int) -> None:
     while rest:
         written = os.pwrite(descriptor, rest, offset)
         rest, offset = rest[written:], offset + written
-
-
-@contextlib.contextmanager
-def _store_errors(what: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StoreError(f"{what}: {error}") from error
