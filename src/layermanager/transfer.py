@@ -197,6 +197,10 @@ class Transfer:
             LayerError: *error*, since it may not.
         """
         if not isinstance(error, _WRONG_BYTES):
+            if self._pieces[:1] == [_SPOOL] and not isinstance(error, SourceError):
+                # It may be the fault of the bytes that were spooled, and must not be for ever:
+                # who sent them may have been another than who is asked now.
+                self.discard()
             raise error
         self.discard()
         self._starts += 1
@@ -303,15 +307,16 @@ class Transfer:
             timed = stream if stream.is_local else stack.enter_context(self._timed(address, stream))
             if stream.offset < self.transferred:
                 self._skip(address, timed)
-            if not stream.is_local and not self.transferred:
-                self._spool = self._new_spool()
+            if self._spool is None and not stream.is_local and not self.transferred:
+                self._spool = self._open_spool()
             before = self.transferred
             for chunk in self._read(timed, is_local=stream.is_local):
                 if self.transferred == before:
                     self._pieces.append(address)
                     self._addresses.gave_bytes(address)
                 self._take(chunk)
-                self._keep(address, chunk)
+                if not stream.is_local:
+                    self._keep(address, chunk)
                 yield chunk
         if self.size is None or self.transferred == self.size:
             return
@@ -379,10 +384,10 @@ class Transfer:
     # What is kept, and who is to blame
 
     def _spooled(self) -> Iterator[bytes]:
-        """What an earlier transfer left in the spool, if there is one."""
-        if not self._may_mix or not self._fetcher.spools.has(self._desired):
+        """What an earlier transfer left in the spool, if there is one; it has one chance."""
+        if self._starts or not self._fetcher.spools.has(self._desired):
             return
-        self._spool = self._new_spool()
+        self._spool = self._open_spool()
         if self._spool is None or self._spool.mark is None:
             return
         mark = self._spool.mark
@@ -397,9 +402,10 @@ class Transfer:
             if without_credentials(address) == mark.url:
                 self._validators[address] = mark.validator
 
-    def _new_spool(self) -> Spool | None:
-        """A spool for this file if it is large enough for one; without one it goes as well."""
-        if not self._may_mix or self.size is None or self.size < self._network.spool_bytes:
+    def _open_spool(self) -> Spool | None:
+        """The spool of this file if it is large enough for one; without one it goes as well."""
+        size = self._desired.size
+        if not self._may_mix or size is None or size < self._network.spool_bytes:
             return None
         try:
             return self._fetcher.spools.open(self._desired)
@@ -408,8 +414,12 @@ class Transfer:
             return None
 
     def _keep(self, address: str, chunk: bytes) -> None:
-        if self._spool is not None and self._spool.append(chunk):
-            self._spool.note(self._mark(address))
+        """Spool *chunk*, unless something before it was not spooled."""
+        spool = self._spool
+        if spool is None or spool.size != self.transferred - len(chunk):
+            return
+        if spool.append(chunk):
+            spool.note(self._mark(address))
 
     def _mark(self, address: str) -> Mark:
         return Mark(
