@@ -147,3 +147,31 @@ def test_the_objects_of_an_array_know_their_place() -> None:
         list(objects([{}, None], ""))
     with pytest.raises(DocumentError, match=r"^the document: expected an array, found an object$"):
         list(objects({}, ""))
+
+
+def test_arrays_are_read() -> None:
+    outer = document(outer={"texts": ["a", ""], "objects": [{"x": "y"}], "none": None})
+    inner = outer.child("outer")
+    assert inner.texts("texts") == ("a", "")
+    assert [one.text("x", "") for one in inner.objects("objects")] == ["y"]
+    assert [one.at("x") for one in inner.objects("objects")] == ["outer.objects[0].x"]
+    assert inner.texts("none") == ()
+    assert list(inner.objects("missing")) == []
+
+
+def test_what_is_wrong_in_an_array_is_named() -> None:
+    inner = document(outer={"list": ["a", 5, None], "text": "a"}).child("outer")
+    with pytest.raises(DocumentError, match=r"^outer.list\[1\]: expected a text, found a number$"):
+        inner.texts("list")
+    with pytest.raises(DocumentError, match=r"^outer.list\[0\]: expected an object, found a text$"):
+        list(inner.objects("list"))
+    with pytest.raises(DocumentError, match=r"^outer.text: expected an array of texts, found a"):
+        inner.texts("text")
+    with pytest.raises(DocumentError, match=r"^outer.list: more than 2 elements$"):
+        list(inner.objects("list", at_most=2))
+
+
+def test_all_members_may_have_to_be_texts() -> None:
+    assert document(a="1", b="").texts_by_key() == {"a": "1", "b": ""}
+    with pytest.raises(DocumentError, match=r"^b: expected a text, found null$"):
+        document(a="1", b=None).texts_by_key()

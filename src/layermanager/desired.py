@@ -77,15 +77,10 @@ def _digest(entry: JsonObject) -> Digest:
 
 def _mirrors(entry: JsonObject) -> tuple[str, ...]:
     """The addresses at ``mirrors``; none when there is no such key."""
-    listed = entry.members.get("mirrors")
-    if listed is None:
-        return ()
-    if not isinstance(listed, list):
-        raise DocumentError(f"{entry.at('mirrors')}: expected an array of texts")
-    addresses = JsonObject(
-        {f"{entry.at('mirrors')}[{index}]": text for index, text in enumerate(listed)}, ""
-    )
-    return tuple(addresses.required_text(key) for key in addresses.members)
+    mirrors = entry.texts("mirrors")
+    if "" in mirrors:
+        raise DocumentError(f"{entry.at('mirrors')}[{mirrors.index('')}]: is missing or empty")
+    return mirrors
 
 
 def _checksum(entry: JsonObject) -> bytes:

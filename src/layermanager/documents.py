@@ -119,6 +119,31 @@ class JsonObject:
         value = self.members.get(key)
         return self.of({} if value is None else value, self.at(key))
 
+    def texts(self, key: str) -> tuple[str, ...]:
+        """The texts of the array at *key*; none where there is no such key."""
+        elements = self._array(key, "an array of texts")
+        texts = JsonObject({f"{self.at(key)}[{i}]": text for i, text in enumerate(elements)}, "")
+        return tuple(texts.present_text(place) for place in texts.members)
+
+    def texts_by_key(self) -> Mapping[str, str]:
+        """All members, which must be texts."""
+        return {key: self.present_text(key) for key in self.members}
+
+    def present_text(self, key: str) -> str:
+        """The text at *key*, which must be there and may be empty."""
+        value = self.text(key, None)
+        if value is None:
+            raise self._wrong(key, "a text", None)
+        return value
+
+    def objects(self, key: str, *, at_most: int | None = None) -> Iterator[Self]:
+        """The objects of the array at *key*, of which there may be so many; none without it."""
+        elements = self._array(key, "an array of objects")
+        if at_most is not None and len(elements) > at_most:
+            raise DocumentError(f"{self.at(key)}: more than {at_most} elements")
+        for position, element in enumerate(elements):
+            yield self.of(element, f"{self.at(key)}[{position}]")
+
     def refuse_others(self, known: frozenset[str]) -> None:
         """Raise if there is a key that is not *known*: most often it is misspelt."""
         for key in self.members:
@@ -130,6 +155,14 @@ class JsonObject:
     def at(self, key: str) -> str:
         """The place of *key*, such as ``[2].url``."""
         return f"{self.place}.{key}" if self.place else key
+
+    def _array(self, key: str, expected: str) -> list[object]:
+        value = self.members.get(key)
+        if value is None:
+            return []
+        if not isinstance(value, list):
+            raise self._wrong(key, expected, value)
+        return value
 
     def _wrong(self, key: str, expected: str, found: object) -> DocumentError:
         return DocumentError(f"{self.at(key)}: expected {expected}, found {_kind(found)}")

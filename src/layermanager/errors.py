@@ -5,6 +5,7 @@
     LayerManagerError
     ├── InputError                 mend the input, then call again           exit 2
     │   ├── InvalidDigestError     not a digest of the OCI grammar
+    │   ├── InvalidReferenceError  not a reference to an image, or not a platform
     │   ├── DesiredStateError      the list of desired layers contradicts itself or cannot be read
     │   ├── ConfigError            the configuration cannot be used
     │   └── PackError              the directory or tar cannot become a layer
@@ -19,6 +20,9 @@
     │   │   └── SourceChangedError … for they change while they are fetched
     │   ├── NotEnoughSpaceError    free space or raise the limit
     │   └── UnpackerError          the unpacker process ended without a verdict
+    ├── ImageError                 one image; the others are not affected    exit 1
+    │   ├── ImageNotExistError     no such image is installed
+    │   └── ManifestError          its documents are malformed, or not those of an image for here
     ├── LayersFailedError          an exception group: some layers failed, the rest was done
     ├── StoreError                 the directories of the store cannot be used
     │   └── StoreBusyError         another process changes this store        exit 3
@@ -57,6 +61,12 @@ class InvalidDigestError(InputError):
     """A text is no digest of the OCI grammar, or of an algorithm that is not supported."""
 
     hint = "a digest is sha256:, sha384: or sha512: followed by lower-case hex digits"
+
+
+class InvalidReferenceError(InputError):
+    """A text is no reference to an image, or names no platform."""
+
+    hint = "an image is named for example registry:5000/app:1.2, app@sha256:… or oci:PATH:TAG"
 
 
 class DesiredStateError(InputError):
@@ -204,6 +214,20 @@ class NotEnoughSpaceError(LayerError):
 
 class UnpackerError(LayerError):
     """The unpacker process was killed, crashed, or broke its protocol."""
+
+
+class ImageError(LayerManagerError):
+    """Something about one image; the operation goes on for the others."""
+
+
+class ImageNotExistError(ImageError):
+    """No image of that reference is installed."""
+
+    hint = "`layermanager ls --images` lists the installed images"
+
+
+class ManifestError(ImageError):
+    """The documents of an image are malformed, or they describe something that is not taken."""
 
 
 class LayersFailedError(ExceptionGroup[LayerManagerError], LayerManagerError):
