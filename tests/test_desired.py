@@ -26,6 +26,7 @@ _layers = st.builds(
     sha256=st.just(b"") | st.binary(min_size=32, max_size=32),
     size=st.none() | st.integers(min_value=0),
     mirrors=st.lists(st.text(_characters, min_size=1)).map(tuple),
+    diff_id=st.none() | _digests,
 )
 _json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
@@ -107,6 +108,7 @@ def test_what_is_not_known_is_not_written() -> None:
     assert "sha256" not in members
     assert "size" not in members
     assert "mirrors" not in members
+    assert "diffId" not in members
 
 
 @pytest.mark.parametrize("text", [CHECKSUM.hex(), CHECKSUM.hex().upper()])
@@ -149,6 +151,13 @@ def test_a_bad_digest_is_named() -> None:
         read_desired(document(digest="sha256:../../etc"), "d.json")
 
     assert str(caught.value).startswith("d.json: [1].digest: not a digest")
+
+
+def test_a_bad_diff_id_is_named() -> None:
+    with pytest.raises(InvalidDigestError) as caught:
+        read_desired(document(diffId="sha256:short"), "d.json")
+
+    assert str(caught.value).startswith("d.json: [1].diffId: a sha256 digest has")
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,11 @@ def test_a_desired_layer_names_its_digest_and_what_is_wrong(
     assert SHA256 in str(caught.value)
 
 
+def test_a_desired_layer_checks_its_diff_id() -> None:
+    with pytest.raises(InvalidDigestError):
+        DesiredLayer(Digest(f"sha256:{'0' * 64}"), "file:///a", diff_id="sha256:short")  # type: ignore[arg-type] # what a careless caller does
+
+
 def test_the_addresses_of_a_layer_are_its_url_and_then_its_mirrors_each_once() -> None:
     layer = DesiredLayer(Digest(SHA256), "file:///x", mirrors=("file:///y", "file:///x"))
     assert layer.addresses == ("file:///x", "file:///y")

@@ -85,6 +85,7 @@ def source(number: int) -> DesiredLayer:
         sha256=bytes([number]) * 32,
         size=number,
         mirrors=(f"file:///media/{number}",),
+        diff_id=digest_of(number + 1000),
     )
 
 
@@ -331,12 +332,13 @@ class TestSources:
         with SqliteLayerStorage(database, clock) as storage:
             assert storage.get_sources() == {digest_of(1): source(1)}
 
-    def test_an_older_database_knows_no_mirrors(self, database: Path, clock: FakeClock) -> None:
+    def test_an_older_database_knows_less(self, database: Path, clock: FakeClock) -> None:
         with SqliteLayerStorage(database, clock) as storage:
             storage.note_sources([source(1)])
         execute(database, "ALTER TABLE layerSources DROP COLUMN mirrors")
+        execute(database, "ALTER TABLE layerSources DROP COLUMN diffId")
         execute(database, "PRAGMA user_version = 2")
-        known = {digest_of(1): replace(source(1), mirrors=())}
+        known = {digest_of(1): replace(source(1), mirrors=(), diff_id=None)}
         assert read_sources(database) == known
         with SqliteLayerStorage(database, clock) as storage:
             assert storage.get_sources() == known
@@ -370,7 +372,7 @@ class TestTheFile:
         assert stat.S_IMODE(database.stat().st_mode) == 0o644
         with closing(sqlite3.connect(database)) as connection:
             assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-            assert connection.execute("PRAGMA user_version").fetchone() == (3,)
+            assert connection.execute("PRAGMA user_version").fetchone() == (4,)
             columns = connection.execute("PRAGMA table_info(layers)").fetchall()
         assert columns == [
             (0, "digest", "TEXT", 1, None, 1),

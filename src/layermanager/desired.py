@@ -1,8 +1,8 @@
 """The list of desired layers as a JSON document, in the words of Aos.
 
 The document is an array of objects with the keys ``layerId``, ``digest``, ``version``, ``url``,
-``sha256`` and ``size``, and ``mirrors``, which Aos does not know. Keys beyond these belong to
-other parts of Aos and are ignored.
+``sha256`` and ``size``, and ``mirrors`` and ``diffId``, which Aos does not know. Keys beyond these
+belong to other parts of Aos and are ignored.
 """
 
 from __future__ import annotations
@@ -53,26 +53,29 @@ def desired_to_json(layer: DesiredLayer) -> dict[str, object]:
         members["size"] = layer.size
     if layer.mirrors:
         members["mirrors"] = list(layer.mirrors)
+    if layer.diff_id is not None:
+        members["diffId"] = str(layer.diff_id)
     return members
 
 
 def _read_layer(entry: JsonObject) -> DesiredLayer:
     return DesiredLayer(
-        digest=_digest(entry),
+        digest=_digest(entry, "digest"),
         url=entry.required_text("url"),
         layer_id=entry.text("layerId", ""),
         version=entry.text("version", ""),
         sha256=_checksum(entry),
         size=entry.integer("size", None),
         mirrors=_mirrors(entry),
+        diff_id=_digest(entry, "diffId") if entry.text("diffId", "") else None,
     )
 
 
-def _digest(entry: JsonObject) -> Digest:
+def _digest(entry: JsonObject, key: str) -> Digest:
     try:
-        return Digest(entry.required_text("digest"))
+        return Digest(entry.required_text(key))
     except InvalidDigestError as error:
-        raise InvalidDigestError(f"{entry.at('digest')}: {error}") from error
+        raise InvalidDigestError(f"{entry.at(key)}: {error}") from error
 
 
 def _mirrors(entry: JsonObject) -> tuple[str, ...]:

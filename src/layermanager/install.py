@@ -132,6 +132,7 @@ class Installer:
                 limits=self._limits,
                 granted=space.size,
                 block_bytes=staged.block_bytes,
+                diff_id=desired.diff_id,
             )
             unpacking = stack.enter_context(
                 self._unpacker.start(

@@ -79,9 +79,11 @@ class DesiredLayer:
             SHA3-256; either is accepted. Empty: *url* names the layer blob itself, no package.
         size: the size in bytes of the file at *url*; None when it is not known.
         mirrors: other addresses of the same file, tried in order where *url* fails.
+        diff_id: the digest of the layer's tar, decompressed, which is compared while it is
+            unpacked; None: it is not.
 
     Raises:
-        InvalidDigestError: *digest* is no digest.
+        InvalidDigestError: *digest* or *diff_id* is no digest.
         DesiredStateError: another attribute cannot be used.
     """
 
@@ -92,9 +94,12 @@ class DesiredLayer:
     sha256: bytes = b""
     size: int | None = None
     mirrors: tuple[str, ...] = ()
+    diff_id: Digest | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "digest", Digest(self.digest))
+        if self.diff_id is not None:
+            object.__setattr__(self, "diff_id", Digest(self.diff_id))
         if not self.url:
             raise DesiredStateError(f"{self.digest}: url is empty")
         if not all(self.mirrors):

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from layermanager.steps import OnStep
 
 Content = TypeVar("Content")
-_SourceRow: TypeAlias = tuple[str, str, str, str, bytes, int | None, str]
+_SourceRow: TypeAlias = tuple[str, str, str, str, bytes, int | None, str, str | None]
 
 _LOGGER: Final = logging.getLogger(__name__)
 
@@ -89,6 +89,7 @@ _MIGRATIONS: Final = (
     ) WITHOUT ROWID
     """,
     "ALTER TABLE layerSources ADD COLUMN mirrors TEXT NOT NULL DEFAULT '[]'",
+    "ALTER TABLE layerSources ADD COLUMN diffId TEXT",
 )
 """The statement at index N takes a database from ``user_version`` N to N + 1."""
 
@@ -113,17 +114,15 @@ _REPLACE: Final = """
         (:digest, :layer_id, :path, :os_version, :version, :timestamp, :cached, :size)
 """
 _DELETE: Final = "DELETE FROM layers WHERE digest = :digest"
-_SELECT_SOURCES: Final = (
-    "SELECT digest, url, layerId, version, sha256, size, mirrors FROM layerSources"
-)
-_SELECT_SOURCES_WITHOUT_MIRRORS: Final = (
-    "SELECT digest, url, layerId, version, sha256, size, '[]' FROM layerSources"
-)
+_SOURCE_COLUMNS: Final = ("digest", "url", "layerId", "version", "sha256", "size")
+_LATER_SOURCE_COLUMNS: Final = {"mirrors": "'[]'", "diffId": "NULL"}
+"""Those that databases of earlier versions lack, each with what is read in its stead."""
+
 _REPLACE_SOURCE: Final = """
     INSERT OR REPLACE INTO layerSources
-        (digest, url, layerId, version, sha256, size, mirrors)
+        (digest, url, layerId, version, sha256, size, mirrors, diffId)
     VALUES
-        (?, ?, ?, ?, ?, ?, ?)
+        (?, ?, ?, ?, ?, ?, ?, ?)
 """
 _DELETE_SOURCE: Final = "DELETE FROM layerSources WHERE digest = :digest"
 _SET_CACHED: Final = """
@@ -402,9 +401,25 @@ def _select_rows(connection: sqlite3.Connection) -> list[Any]:
 def _sources(connection: sqlite3.Connection) -> Mapping[Digest, DesiredLayer]:
     return {
         Digest(digest): DesiredLayer(
-            Digest(digest), url, layer_id, version, sha256, size, tuple(json.loads(mirrors))
+            Digest(digest),
+            url,
+            layer_id,
+            version,
+            sha256,
+            size,
+            tuple(json.loads(mirrors)),
+            None if diff_id is None else Digest(diff_id),
         )
-        for digest, url, layer_id, version, sha256, size, mirrors in _source_rows(connection)
+        for (
+            digest,
+            url,
+            layer_id,
+            version,
+            sha256,
+            size,
+            mirrors,
+            diff_id,
+        ) in _source_rows(connection)
     }
 
 
@@ -412,15 +427,27 @@ def _source_rows(connection: sqlite3.Connection) -> list[_SourceRow]:
     columns = _columns(connection, "layerSources")
     if not columns:
         return []  # made by Aos, or by the first version of this package
-    if "mirrors" not in columns:  # by the second, and only opened to be read
-        return connection.execute(_SELECT_SOURCES_WITHOUT_MIRRORS).fetchall()
-    return connection.execute(_SELECT_SOURCES).fetchall()
+    later = (
+        column if column in columns else default
+        for column, default in _LATER_SOURCE_COLUMNS.items()
+    )
+    chosen = ", ".join((*_SOURCE_COLUMNS, *later))
+    return connection.execute(f"SELECT {chosen} FROM layerSources").fetchall()  # noqa: S608 - all of it is our own
 
 
 def _source_row(layer: DesiredLayer) -> _SourceRow:
     url = without_credentials(layer.url)
     mirrors = json.dumps([without_credentials(mirror) for mirror in layer.mirrors])
-    return layer.digest, url, layer.layer_id, layer.version, layer.sha256, layer.size, mirrors
+    return (
+        layer.digest,
+        url,
+        layer.layer_id,
+        layer.version,
+        layer.sha256,
+        layer.size,
+        mirrors,
+        layer.diff_id,
+    )
 
 
 class _RowReader:

@@ -10,6 +10,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -141,6 +142,29 @@ def test_unpacks_a_package(
     assert verdict.blob_digest == digest_of(BLOB)
     assert (verdict.os_version, verdict.entries) == ("6.1", 3)
     assert (tmp_path / "layer/etc/motd").read_text() == "hello"
+
+
+@pytest.mark.parametrize("compression", ["none", "gzip", "zstd"])
+@pytest.mark.parametrize("is_package", [False, True])
+def test_the_digest_of_the_tar_is_compared_where_it_is_known(
+    unpacker: Unpacker,
+    tmp_path: Path,
+    compression: Literal["none", "gzip", "zstd"],
+    is_package: bool,
+) -> None:
+    trailer = bytes(1024 * 1024)  # also what follows the end of the tar is part of it
+    blob = compress(TAR + trailer, compression)
+    data = build_package(blob) if is_package else blob
+    right = replace(job(blob, is_package=is_package), diff_id=digest_of(TAR + trailer))
+    wrong = replace(right, diff_id=digest_of(TAR))
+    with unpacking(unpacker, tmp_path / "right", right) as layer:
+        layer.feed(data)
+        layer.finish()
+    with pytest.raises(IntegrityError) as caught:
+        unpack(unpacker, tmp_path / "wrong", wrong, data)
+    assert caught.value.subject == "diff ID"
+    assert caught.value.expected == digest_of(TAR)
+    assert caught.value.found == digest_of(TAR + trailer)
 
 
 def test_what_was_left_out_is_told(unpacker: Unpacker, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -44,6 +45,8 @@ def sent(message: Mapping[str, object]) -> JsonObject:
 def test_a_job_arrives_as_it_was_given() -> None:
     job = Job(DIGEST, is_package=True, limits=Limits(entries=5), granted=7, block_bytes=4096)
     assert messages.read_job(sent(messages.job_message(job))) == job
+    comparing = replace(job, diff_id=digest_of(b"tar"))
+    assert messages.read_job(sent(messages.job_message(comparing))) == comparing
 
 
 def test_a_verdict_arrives_as_it_was_given() -> None:

@@ -45,6 +45,7 @@ class Job:
         limits: what to refuse.
         granted: bytes on disk that may be taken without asking.
         block_bytes: the block size by which the file system hands out space.
+        diff_id: the digest that the layer's tar must have; None: it is not computed.
     """
 
     digest: Digest
@@ -52,6 +53,7 @@ class Job:
     limits: Limits
     granted: int
     block_bytes: int
+    diff_id: Digest | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,12 +149,14 @@ def job_message(job: Job) -> dict[str, object]:
 def read_job(message: JsonObject) -> Job:
     """The job in *message*."""
     limits = message.child("limits")
+    diff_id = message.text("diff_id", None)
     return Job(
         digest=Digest(message.required_text("digest")),
         is_package=bool(message.members["is_package"]),
         limits=Limits(**{name: limits.integer(name, 0) for name in limits.members}),
         granted=message.integer("granted", 0),
         block_bytes=message.integer("block_bytes", 0, minimum=1),
+        diff_id=None if diff_id is None else Digest(diff_id),
     )
 
 

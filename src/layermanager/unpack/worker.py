@@ -7,7 +7,7 @@ import gc
 import os
 from typing import TYPE_CHECKING, Final
 
-from layermanager.errors import ArchiveError, LayerError, LimitExceededError
+from layermanager.errors import ArchiveError, IntegrityError, LayerError, LimitExceededError
 from layermanager.unpack import jail
 from layermanager.unpack.compression import decompressed, no_bomb
 from layermanager.unpack.fields import shown
@@ -107,7 +107,10 @@ def _unpack(job: Job, data: int, root: int, index: IndexWriter, allowance: _Allo
     # The digest of a bare blob is the checksum of all that arrived, which the client computes.
     hashed = HashedChunks(package.blob(), job.digest.algorithm) if package else None
     blob = hashed or CountedChunks(chunks)
-    plain = decompressed(iter(blob), zstd_window_bytes=limits.zstd_window_bytes)
+    plain = no_bomb(
+        decompressed(iter(blob), zstd_window_bytes=limits.zstd_window_bytes), blob, limits
+    )
+    diff = HashedChunks(plain, job.diff_id.algorithm) if job.diff_id else None
     writer = TreeWriter(
         root,
         rights=Rights.below(root),
@@ -116,7 +119,7 @@ def _unpack(job: Job, data: int, root: int, index: IndexWriter, allowance: _Allo
         spend=allowance.spend,
         index=index,
     )
-    with PrefetchedChunks(no_bomb(plain, blob, limits)) as prefetched:
+    with PrefetchedChunks(iter(diff or plain)) as prefetched:
         reader = ByteReader(prefetched)
         tar = TarReader(reader, limits)
         entries = 0
@@ -130,6 +133,8 @@ def _unpack(job: Job, data: int, root: int, index: IndexWriter, allowance: _Allo
         # What follows the end of the archive is part of the blob all the same.
         for _ in reader.rest():
             pass
+    if diff is not None and diff.digest != job.diff_id:
+        raise IntegrityError("diff ID", expected=job.diff_id, found=diff.digest)
     writer.finish()
     writer.close()
     index.finish()
