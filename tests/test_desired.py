@@ -8,9 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layermanager.desired import desired_to_json, read_desired
-from layermanager.errors import DesiredStateError, InputError, InvalidDigestError
-from layermanager.model import DesiredLayer, Digest
+from layermanager.desired import desired_to_json, read_desired, read_desired_state
+from layermanager.errors import (
+    DesiredStateError,
+    InputError,
+    InvalidDigestError,
+    InvalidReferenceError,
+)
+from layermanager.model import DesiredImage, DesiredLayer, Digest
 
 DIGEST = "sha256:" + "ab" * 32
 CHECKSUM = bytes(range(32))
@@ -44,10 +49,14 @@ def document(**members: object) -> str:
 
 def refusal(text: str | bytes) -> str | None:
     try:
-        read_desired(text, "desired.json")
+        read_desired_state(text, "desired.json")
     except InputError as error:
         return str(error)
     return None
+
+
+def state(**members: object) -> str:
+    return json.dumps(members)
 
 
 @given(st.lists(_layers))
@@ -171,5 +180,60 @@ def test_a_bad_diff_id_is_named() -> None:
 def test_a_document_of_another_shape_is_refused(text: str, complaint: str) -> None:
     with pytest.raises(DesiredStateError) as caught:
         read_desired(text, "d.json")
+
+    assert str(caught.value).startswith(f"d.json: {complaint}")
+
+
+@given(st.lists(_layers))
+def test_a_list_of_layers_is_a_desired_state(layers: list[DesiredLayer]) -> None:
+    members = [desired_to_json(layer) for layer in layers]
+    assert read_desired_state(json.dumps(members), "d.json") == layers
+    assert read_desired_state(state(layers=members), "d.json") == layers
+
+
+def test_a_desired_state_names_layers_and_images() -> None:
+    text = state(
+        images=[{"ref": "registry:5000/app:1.2", "platform": "linux/arm64"}, {"ref": "debian"}],
+        layers=[{"digest": DIGEST, "url": "file:///srv/layer"}],
+    )
+    assert read_desired_state(text, "d.json") == [
+        DesiredLayer(Digest(DIGEST), "file:///srv/layer"),
+        DesiredImage("registry:5000/app:1.2", "linux/arm64"),
+        DesiredImage("debian"),
+    ]
+    assert read_desired_state(state(images=[]), "d.json") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "complaint"),
+    [
+        ("{}", DesiredStateError, "expected an array, or an object with layers or images"),
+        ("7", DesiredStateError, "the document: expected an object, found a number"),
+        (state(image=[]), DesiredStateError, "image: unknown key; known: images, layers"),
+        (state(images={}), DesiredStateError, "images: expected an array of objects"),
+        (state(images=[{}]), DesiredStateError, "images[0].ref: is missing or empty"),
+        (state(layers=[{}]), DesiredStateError, "layers[0].digest: is missing or empty"),
+        (
+            state(images=[{"ref": "app", "tag": "1"}]),
+            DesiredStateError,
+            "images[0].tag: unknown key; known: platform, ref",
+        ),
+        (
+            state(images=[{"ref": "App"}]),
+            InvalidReferenceError,
+            "images[0].ref: not a reference to an image: 'App'",
+        ),
+        (
+            state(images=[{"ref": "app", "platform": "arm64"}]),
+            InvalidReferenceError,
+            "images[0].platform: not a platform: 'arm64'",
+        ),
+    ],
+)
+def test_a_bad_desired_state_is_refused_by_name(
+    text: str, error: type[InputError], complaint: str
+) -> None:
+    with pytest.raises(error) as caught:
+        read_desired_state(text, "d.json")
 
     assert str(caught.value).startswith(f"d.json: {complaint}")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         TlsVersion,
         load_config,
     )
-    from layermanager.desired import desired_to_json, read_desired
+    from layermanager.desired import desired_to_json, read_desired, read_desired_state
     from layermanager.errors import (
         ArchiveError,
         CancelledError,
@@ -52,9 +52,13 @@ if TYPE_CHECKING:
     from layermanager.manager import LayerManager
     from layermanager.model import (
         ApplyResult,
+        DesiredImage,
         DesiredLayer,
         Digest,
+        FailedImage,
         FailedLayer,
+        ImageChanges,
+        ImageInfo,
         LayerInfo,
         LayerProgress,
         Limits,
@@ -85,7 +89,7 @@ _MODULES = {
     "cancellation": ("Cancellation",),
     "check": ("Depth", "Difference", "LayerReport", "Problem", "Status"),
     "config": ("REMOVE_CACHED_LAYERS_PERIOD", "Config", "Network", "TlsVersion", "load_config"),
-    "desired": ("desired_to_json", "read_desired"),
+    "desired": ("desired_to_json", "read_desired", "read_desired_state"),
     "errors": (
         "ArchiveError",
         "CancelledError",
@@ -118,9 +122,13 @@ _MODULES = {
     "manager": ("LayerManager",),
     "model": (
         "ApplyResult",
+        "DesiredImage",
         "DesiredLayer",
         "Digest",
+        "FailedImage",
         "FailedLayer",
+        "ImageChanges",
+        "ImageInfo",
         "LayerInfo",
         "LayerProgress",
         "Limits",
@@ -161,12 +169,16 @@ __all__ = [
     "Config",
     "ConfigError",
     "Depth",
+    "DesiredImage",
     "DesiredLayer",
     "DesiredStateError",
     "Difference",
     "Digest",
+    "FailedImage",
     "FailedLayer",
+    "ImageChanges",
     "ImageError",
+    "ImageInfo",
     "ImageNotExistError",
     "InputError",
     "IntegrityError",
@@ -216,6 +228,7 @@ __all__ = [
     "load_config",
     "pack_layer",
     "read_desired",
+    "read_desired_state",
 ]
 
 

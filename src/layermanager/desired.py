@@ -1,8 +1,12 @@
-"""The list of desired layers as a JSON document, in the words of Aos.
+"""The desired state as a JSON document, in the words of Aos.
 
-The document is an array of objects with the keys ``layerId``, ``digest``, ``version``, ``url``,
-``sha256`` and ``size``, and ``mirrors`` and ``diffId``, which Aos does not know. Keys beyond these
-belong to other parts of Aos and are ignored.
+The document of Aos is an array of objects with the keys ``layerId``, ``digest``, ``version``,
+``url``, ``sha256`` and ``size``, and ``mirrors`` and ``diffId``, which Aos does not know. Keys
+beyond these belong to other parts of Aos and are ignored.
+
+A document that names images, too, is an object: ``layers`` is such an array, and ``images`` an
+array of objects with the keys ``ref`` and ``platform``. It is ours, so that an unknown key is an
+error.
 """
 
 from __future__ import annotations
@@ -10,14 +14,22 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from typing import Final
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
 
 from layermanager.documents import DocumentError, JsonObject, objects, parse
-from layermanager.errors import DesiredStateError, InvalidDigestError
-from layermanager.model import DesiredLayer, Digest
+from layermanager.errors import DesiredStateError, InvalidDigestError, InvalidReferenceError
+from layermanager.model import DesiredImage, DesiredLayer, Digest
+from layermanager.oci.platform import parse_platform
+from layermanager.oci.reference import parse_reference
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _CHECKSUM_BYTES: Final = 32
 _HEX_CHECKSUM: Final = re.compile(r"[0-9a-fA-F]{64}")
+_STATE_KEYS: Final = frozenset({"layers", "images"})
+_IMAGE_KEYS: Final = frozenset({"ref", "platform"})
 
 
 def read_desired(document: bytes | str, name: str) -> list[DesiredLayer]:
@@ -31,12 +43,27 @@ def read_desired(document: bytes | str, name: str) -> list[DesiredLayer]:
         DesiredStateError: the document is not such a list; the message names the key.
         InvalidDigestError: the digest of a layer is none; the message names the key.
     """
-    try:
+    with _errors_named(name):
         return [_read_layer(entry) for entry in objects(parse(document), "")]
-    except InvalidDigestError as error:
-        raise InvalidDigestError(f"{name}: {error}") from error
-    except DocumentError as error:
-        raise DesiredStateError(f"{name}: {error}") from error
+
+
+def read_desired_state(document: bytes | str, name: str) -> list[DesiredLayer | DesiredImage]:
+    """Read the desired layers and images from a JSON *document*, in its order.
+
+    Args:
+        document: the text, as bytes in UTF-8 or decoded.
+        name: what the errors call the document: its path or address.
+
+    Raises:
+        DesiredStateError: the document is none; the message names the key.
+        InvalidDigestError, InvalidReferenceError: what a layer or an image is called cannot be
+            that; the message names the key.
+    """
+    with _errors_named(name):
+        parsed = parse(document)
+        if isinstance(parsed, list):
+            return [_read_layer(entry) for entry in objects(parsed, "")]
+        return _read_state(JsonObject.of(parsed, ""))
 
 
 def desired_to_json(layer: DesiredLayer) -> dict[str, object]:
@@ -56,6 +83,31 @@ def desired_to_json(layer: DesiredLayer) -> dict[str, object]:
     if layer.diff_id is not None:
         members["diffId"] = str(layer.diff_id)
     return members
+
+
+def _read_state(state: JsonObject) -> list[DesiredLayer | DesiredImage]:
+    state.refuse_others(_STATE_KEYS)
+    if not state.members:
+        raise DocumentError("expected an array, or an object with layers or images")
+    return [
+        *map(_read_layer, state.objects("layers")),
+        *map(_read_image, state.objects("images")),
+    ]
+
+
+def _read_image(entry: JsonObject) -> DesiredImage:
+    entry.refuse_others(_IMAGE_KEYS)
+    image = DesiredImage(entry.required_text("ref"), entry.text("platform", ""))
+    for key, text, read in (
+        ("ref", image.reference, parse_reference),
+        ("platform", image.platform, parse_platform),
+    ):
+        try:
+            if text:
+                read(text)
+        except InvalidReferenceError as error:
+            raise InvalidReferenceError(f"{entry.at(key)}: {error}") from error
+    return image
 
 
 def _read_layer(entry: JsonObject) -> DesiredLayer:
@@ -104,3 +156,14 @@ def _checksum(entry: JsonObject) -> bytes:
             f"found {text!r:.80}"
         )
     return checksum
+
+
+@contextmanager
+def _errors_named(name: str) -> Iterator[None]:
+    """Raise errors with the *name* of the document in front."""
+    try:
+        yield
+    except (InvalidDigestError, InvalidReferenceError) as error:
+        raise type(error)(f"{name}: {error}") from error
+    except DocumentError as error:
+        raise DesiredStateError(f"{name}: {error}") from error

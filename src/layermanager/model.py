@@ -123,6 +123,41 @@ class DesiredLayer:
 
 
 @dataclass(frozen=True, slots=True)
+class DesiredImage:
+    """An image that should be on this node: all the layers that it has.
+
+    Attributes:
+        reference: what it is called, as ``layermanager.oci.reference`` reads it.
+        platform: for which machines, as ``os/architecture`` or ``os/architecture/variant``; empty:
+            for this one.
+    """
+
+    reference: str
+    platform: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedImage:
+    """What a reference to an image leads to.
+
+    Attributes:
+        reference: the reference with all that was left out filled in.
+        digest: the digest of the image's manifest.
+        platform: for which machines it is.
+        layers: its layers, the lowest first.
+        config_digest: the digest of its configuration.
+        config: the configuration, a JSON document.
+    """
+
+    reference: str
+    digest: Digest
+    platform: str
+    layers: tuple[DesiredLayer, ...]
+    config_digest: Digest
+    config: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class LayerInfo:
     """An installed layer (the seed's ``LayerInfo``).
 
@@ -151,6 +186,52 @@ class LayerInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class ImageInfo:
+    """An installed image: all its layers are installed.
+
+    Attributes:
+        reference: what it was desired as, with all that was left out filled in.
+        digest: the digest of its manifest; together with the reference the image's identity.
+        platform: for which machines it is.
+        layers: its layers, the lowest first; one may be there twice.
+        diff_ids: the digest of each layer's tar, in the same order.
+        config_digest: the digest of its configuration.
+        config: the configuration, a JSON document; ``oci.manifest.read_config`` reads it.
+        timestamp: when it was installed or, if later, last cached or restored; UTC.
+        cached: no longer desired. Its layers may be desired all the same, by others.
+    """
+
+    reference: str
+    digest: Digest
+    platform: str
+    layers: tuple[Digest, ...]
+    diff_ids: tuple[Digest, ...]
+    config_digest: Digest
+    config: bytes
+    timestamp: datetime
+    cached: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ImageChanges:
+    """What ``process_desired_layers`` did with images.
+
+    Attributes:
+        kept: desired and already there.
+        restored: were cached, are desired again.
+        cached: were desired, are kept as cached until one of their layers is removed.
+        installed: complete now.
+        failed: the desired images that are not there as desired, each with its error.
+    """
+
+    kept: tuple[ImageInfo, ...] = ()
+    restored: tuple[ImageInfo, ...] = ()
+    cached: tuple[ImageInfo, ...] = ()
+    installed: tuple[ImageInfo, ...] = ()
+    failed: tuple[FailedImage, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class ApplyResult:
     """What ``process_desired_layers`` did, in the order in which it was done.
 
@@ -160,6 +241,7 @@ class ApplyResult:
         cached: were desired, are kept as cached.
         installed: fetched and unpacked now.
         failed: the desired layers that could not be installed, each with its error.
+        images: what was done with images, whose layers are among those above.
     """
 
     kept: tuple[LayerInfo, ...] = ()
@@ -167,6 +249,7 @@ class ApplyResult:
     cached: tuple[LayerInfo, ...] = ()
     installed: tuple[LayerInfo, ...] = ()
     failed: tuple[FailedLayer, ...] = ()
+    images: ImageChanges = field(default_factory=ImageChanges)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +270,14 @@ class FailedLayer:
     """A desired layer and why it is not installed."""
 
     desired: DesiredLayer
+    error: LayerManagerError
+
+
+@dataclass(frozen=True, slots=True)
+class FailedImage:
+    """A desired image and why it is not installed."""
+
+    desired: DesiredImage
     error: LayerManagerError
 
 
