@@ -213,6 +213,19 @@ class ImageInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class Resolution:
+    """What became of the references of desired images.
+
+    Attributes:
+        images: what they lead to, in their order.
+        failed: those that cannot be followed; where the image is installed it is in *images* too.
+    """
+
+    images: tuple[ResolvedImage, ...] = ()
+    failed: tuple[FailedImage, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class ImageChanges:
     """What ``process_desired_layers`` did with images.
 

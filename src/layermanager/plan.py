@@ -7,17 +7,44 @@ disk. Nothing here reads the disk, the database or the time.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from layermanager.errors import DesiredStateError
+from layermanager.model import DesiredLayer, ImageInfo, LayerInfo, Resolution, ResolvedImage
+from layermanager.oci.reference import parse_reference
 from layermanager.urls import without_credentials
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
     from datetime import datetime, timedelta
 
-    from layermanager.model import DesiredLayer, Digest, LayerInfo
+    from layermanager.model import Digest, FailedImage
+    from layermanager.oci.platform import Platform
+    from layermanager.oci.reference import Reference
+
+Cacheable = TypeVar("Cacheable", LayerInfo, ImageInfo)
+
+_NO_IMAGES: Final = Resolution()
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePlan:
+    """The steps that make the installed images the desired ones; each image is in one of them.
+
+    Attributes:
+        keep: installed and desired.
+        restore: cached and desired again.
+        cache: installed and no longer desired.
+        install: desired and not there as a whole.
+        failed: desired, and nobody could tell which layers they have.
+    """
+
+    keep: tuple[ImageInfo, ...] = ()
+    restore: tuple[ImageInfo, ...] = ()
+    cache: tuple[ImageInfo, ...] = ()
+    install: tuple[ResolvedImage, ...] = ()
+    failed: tuple[FailedImage, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,15 +56,19 @@ class Plan:
         restore: cached and desired again: no longer reclaimable.
         cache: installed and no longer desired: kept, reclaimable.
         install: desired and not there: fetch and unpack, in the order of the desired list.
+        desired: all layers that are desired, those of images after the others; each once.
+        images: the same for images.
     """
 
     keep: tuple[LayerInfo, ...]
     restore: tuple[LayerInfo, ...]
     cache: tuple[LayerInfo, ...]
     install: tuple[DesiredLayer, ...]
+    desired: tuple[DesiredLayer, ...] = ()
+    images: ImagePlan = field(default_factory=ImagePlan)
 
     def lines(self) -> Iterator[str]:
-        """The plan as text, a line a layer, steps in the order in which they are done."""
+        """The plan as text, a line a step, in the order in which they are done."""
         for action, layers in (
             ("keep", self.keep),
             ("restore", self.restore),
@@ -47,17 +78,43 @@ class Plan:
                 yield f"{action} {layer.digest}"
         for desired in self.install:
             yield f"install {desired.digest} from {without_credentials(desired.url)}"
+        yield from self._image_lines()
+
+    def _image_lines(self) -> Iterator[str]:
+        for action, images in (
+            ("keep", self.images.keep),
+            ("restore", self.images.restore),
+            ("cache", self.images.cache),
+            ("install", self.images.install),
+        ):
+            for image in images:
+                yield f"{action} image {image.reference}, {image.platform}, {image.digest}"
+        for failed in self.images.failed:
+            yield f"fail image {failed.desired.reference}: {failed.error}"
 
 
-def plan(desired: Iterable[DesiredLayer], installed: Iterable[LayerInfo]) -> Plan:
-    """Decide what to do so that the installed layers become the *desired* ones.
+def plan(
+    desired: Iterable[DesiredLayer],
+    installed: Iterable[LayerInfo],
+    images: Resolution = _NO_IMAGES,
+    installed_images: Iterable[ImageInfo] = (),
+) -> Plan:
+    """Decide what to do so that the installed layers and images become the desired ones.
 
-    A layer that is desired twice in the same words is desired once.
+    A layer is desired as long as the list or any of the *images* wants it. One that is desired
+    twice in the same words is desired once; where the list and an image, or two images, want the
+    same layer it is fetched from the first one's address.
+
+    Args:
+        desired: the layers that are desired for themselves.
+        installed: the layers that are there.
+        images: the images that are desired.
+        installed_images: those that are there.
 
     Raises:
-        DesiredStateError: a layer is desired twice, in contradicting words.
+        DesiredStateError: a layer is desired twice for itself, in contradicting words.
     """
-    wanted = _by_digest(desired)
+    wanted = _with_layers_of_images(_by_digest(desired), images.images)
     here = {layer.digest: layer for layer in installed}
     desired_here = [here[digest] for digest in wanted if digest in here]
     return Plan(
@@ -67,6 +124,32 @@ def plan(desired: Iterable[DesiredLayer], installed: Iterable[LayerInfo]) -> Pla
             layer for layer in here.values() if layer.digest not in wanted and not layer.cached
         ),
         install=tuple(layer for layer in wanted.values() if layer.digest not in here),
+        desired=tuple(wanted.values()),
+        images=_plan_images(images, installed_images),
+    )
+
+
+def _with_layers_of_images(
+    wanted: dict[Digest, DesiredLayer], images: Iterable[ResolvedImage]
+) -> dict[Digest, DesiredLayer]:
+    for image in images:
+        for layer in image.layers:
+            first = wanted.setdefault(layer.digest, layer)
+            if first.diff_id is None and layer.diff_id is not None:
+                wanted[layer.digest] = replace(first, diff_id=layer.diff_id)
+    return wanted
+
+
+def _plan_images(images: Resolution, installed: Iterable[ImageInfo]) -> ImagePlan:
+    wanted = {(image.reference, image.digest): image for image in images.images}
+    here = {(image.reference, image.digest): image for image in installed}
+    desired_here = [here[key] for key in wanted if key in here]
+    return ImagePlan(
+        keep=tuple(image for image in desired_here if not image.cached),
+        restore=tuple(image for image in desired_here if image.cached),
+        cache=tuple(image for key, image in here.items() if key not in wanted and not image.cached),
+        install=tuple(image for key, image in wanted.items() if key not in here),
+        failed=images.failed,
     )
 
 
@@ -112,16 +195,16 @@ def reconcile(rows: Iterable[LayerInfo], directories: Iterable[Digest]) -> Recon
 
 
 def expired(
-    layers: Iterable[LayerInfo], now: datetime, time_to_live: timedelta
-) -> tuple[LayerInfo, ...]:
-    """The cached *layers* whose time to live is over, oldest first.
+    items: Iterable[Cacheable], now: datetime, time_to_live: timedelta
+) -> tuple[Cacheable, ...]:
+    """The cached ones of *items*, layers or images, whose time to live is over, oldest first.
 
     Subtracting from *now* what may be centuries would overflow; comparing ages cannot.
     """
     return tuple(
         sorted(
-            (layer for layer in layers if layer.cached and now - layer.timestamp >= time_to_live),
-            key=lambda layer: layer.timestamp,
+            (item for item in items if item.cached and now - item.timestamp >= time_to_live),
+            key=lambda item: item.timestamp,
         )
     )
 
@@ -136,3 +219,45 @@ def oldest_to_free(layers: Iterable[LayerInfo], size: int) -> tuple[LayerInfo, .
         chosen.append(layer)
         freed += layer.size
     return tuple(chosen)
+
+
+def image_at_hand(
+    reference: Reference, platform: Platform, installed: Iterable[ImageInfo]
+) -> ImageInfo | None:
+    """The image of the *installed* ones that is known by *reference*, if there is one.
+
+    A digest in *reference* says it, whatever the image was called when it was installed. Of several
+    that were called by the same tag it is the desired one, or else the one that was desired last.
+    """
+    known = [
+        image
+        for image in installed
+        if image.platform == str(platform)
+        and (
+            image.reference == str(reference)
+            or (reference.digest is not None and image.digest == reference.digest)
+        )
+    ]
+    return max(known, key=lambda image: (not image.cached, image.timestamp), default=None)
+
+
+def resolved_again(
+    image: ImageInfo, reference: Reference, sources: Mapping[Digest, DesiredLayer]
+) -> ResolvedImage:
+    """An installed *image* as what *reference* leads to.
+
+    Its layers come from where they came from, as far as *sources* know that, and else from where
+    the image did.
+    """
+    place = parse_reference(image.reference)
+    return ResolvedImage(
+        reference=str(reference),
+        digest=image.digest,
+        platform=image.platform,
+        layers=tuple(
+            sources.get(digest) or DesiredLayer(digest, place.at(digest).url, diff_id=diff_id)
+            for digest, diff_id in zip(image.layers, image.diff_ids, strict=True)
+        ),
+        config_digest=image.config_digest,
+        config=image.config,
+    )

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from layermanager.cancellation import Cancellation
     from layermanager.model import DesiredLayer, Digest, LayerInfo
+    from layermanager.oci.manifest import Descriptor, ImageIndex
+    from layermanager.oci.reference import Reference
 
     Remover = Callable[[str], None]
 
@@ -239,6 +241,38 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Release what is kept between transfers, such as connections."""
+
+
+@runtime_checkable
+class ImageSource(Source, Protocol):
+    """A source that knows images besides layers, chosen by the transport of their reference.
+
+    It fetches the layers of its images as well, by the address ``reference.at(digest).url``. What
+    it yields is not proved: digests and sizes are compared by who asks.
+    """
+
+    def find_image(self, reference: Reference, cancellation: Cancellation) -> ImageIndex:
+        """Tell where the manifest, or index, that *reference* names is.
+
+        There may be several: an image for several platforms.
+
+        Raises:
+            SourceError: no image is called so, or the source cannot be reached.
+            ManifestError: what lists the images cannot be read.
+            CancelledError: it was cancelled.
+        """
+
+    def read_document(
+        self, reference: Reference, descriptor: Descriptor, cancellation: Cancellation
+    ) -> bytes:
+        """The document to which *descriptor* points in the place of *reference*.
+
+        It is read up to one byte beyond the descriptor's size, whatever there is.
+
+        Raises:
+            SourceError: it is not there, or the source cannot be reached.
+            CancelledError: it was cancelled.
+        """
 
 
 class Clock(Protocol):

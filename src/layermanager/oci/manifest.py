@@ -225,17 +225,17 @@ def read_index(document: bytes) -> ImageIndex:
     return _reading("index", lambda: _index(_object(document)))
 
 
-def read_config(document: bytes, manifest: ImageManifest) -> ImageConfig:
-    """Read the configuration of the image that *manifest* describes.
+def read_config(document: bytes, layers: int) -> ImageConfig:
+    """Read the configuration of an image that has so many *layers*.
 
     Raises:
-        ManifestError: it is none, or not of as many layers as *manifest* has.
+        ManifestError: it is none, or of another number of layers.
     """
     config = _reading("image configuration", lambda: _config(_object(document)))
-    if len(config.diff_ids) != len(manifest.layers):
+    if len(config.diff_ids) != layers:
         raise ManifestError(
             f"image configuration: rootfs.diff_ids names {len(config.diff_ids)} layers, "
-            f"the manifest {len(manifest.layers)}"
+            f"the image has {layers}"
         )
     return config
 

@@ -182,6 +182,17 @@ def parse_registry_reference(text: str) -> RegistryReference:
     return RegistryReference(registry, repository, tag, _digest(text, digest))
 
 
+def file_reference(reference: Reference) -> FileReference:
+    """Take *reference* as one of a file; for those who know only files.
+
+    Raises:
+        InvalidReferenceError: it is one of a registry.
+    """
+    if isinstance(reference, FileReference):
+        return reference
+    raise InvalidReferenceError(f"not a reference to an image in a file: {reference}")
+
+
 def _split(name: str) -> tuple[str, str]:
     """The registry and the repository that *name* means to Docker."""
     first, slash, rest = name.partition("/")

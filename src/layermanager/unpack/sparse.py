@@ -14,7 +14,7 @@ from layermanager.unpack.fields import decimal, number
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from layermanager.unpack.streams import ByteReader
+    from layermanager.unpack.streams import Reader
 
 _BLOCK_BYTES: Final = 512
 _FIELD_BYTES: Final = 12
@@ -46,7 +46,7 @@ class SparseMap(NamedTuple):
     map_bytes: int = 0
 
 
-def read_old_gnu(header: bytes, reader: ByteReader, *, limit: int) -> SparseMap:
+def read_old_gnu(header: bytes, reader: Reader, *, limit: int) -> SparseMap:
     """Read the map in a header of typeflag ``S`` and in the blocks that extend it."""
     segments = list(_old_gnu_segments(header[_OLD_GNU_MAP]))
     is_extended = header[_OLD_GNU_IS_EXTENDED]
@@ -61,7 +61,7 @@ def read_old_gnu(header: bytes, reader: ByteReader, *, limit: int) -> SparseMap:
 
 
 def read_pax(
-    records: Sequence[tuple[bytes, bytes]], reader: ByteReader, content_size: int, *, limit: int
+    records: Sequence[tuple[bytes, bytes]], reader: Reader, content_size: int, *, limit: int
 ) -> SparseMap | None:
     """Read the map that the PAX *records* of an entry describe; None when they describe none."""
     values = dict(records)
@@ -85,9 +85,7 @@ def read_pax(
     return _checked(_pairs(numbers), decimal(values.get(b"GNU.sparse.size", b"")))
 
 
-def _read_format_1_0(
-    reader: ByteReader, file_size: int, content_size: int, *, limit: int
-) -> SparseMap:
+def _read_format_1_0(reader: Reader, file_size: int, content_size: int, *, limit: int) -> SparseMap:
     """Read lines of decimal numbers, padded to a block: the count of segments, then these."""
     text = b""
     wanted = 1

@@ -6,7 +6,7 @@ import hashlib
 import os
 import queue
 import threading
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,6 +61,22 @@ class HashedChunks:
     def digest(self) -> str:
         """The digest, in OCI's form, of what has passed so far."""
         return f"{self._hash.name}:{self._hash.hexdigest()}"
+
+
+class Reader(Protocol):
+    """What ``TarReader`` needs of a reader of exact numbers of bytes; see ``ByteReader``."""
+
+    def take(self, size: int) -> bytes:
+        """The next *size* bytes."""
+
+    def pieces(self, size: int) -> Iterator[memoryview]:
+        """The next *size* bytes in pieces."""
+
+    def skip(self, size: int) -> None:
+        """Pass over the next *size* bytes."""
+
+    def at_end(self) -> bool:
+        """Whether no byte is left."""
 
 
 class ByteReader:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from layermanager.model import Limits
     from layermanager.unpack.sparse import Segment
-    from layermanager.unpack.streams import ByteReader
+    from layermanager.unpack.streams import Reader
 
 BLOCK_BYTES: Final = 512
 _ZERO_BLOCK: Final = bytes(BLOCK_BYTES)
@@ -122,7 +122,7 @@ class TarReader:
     malformed or truncated, and ``LimitExceededError`` where it exceeds *limits*.
     """
 
-    def __init__(self, reader: ByteReader, limits: Limits) -> None:
+    def __init__(self, reader: Reader, limits: Limits) -> None:
         self._reader = reader
         self._limits = limits
         self._global_records: dict[bytes, bytes] = {}

@@ -1,0 +1,188 @@
+"""From a reference to the layers of one image, every document on the way proved."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Final
+
+from layermanager.errors import (
+    CancelledError,
+    IntegrityError,
+    LayerManagerError,
+    ManifestError,
+    SourceError,
+)
+from layermanager.model import DesiredLayer, FailedImage, Resolution, ResolvedImage
+from layermanager.oci.manifest import (
+    MAX_DOCUMENT_BYTES,
+    ImageManifest,
+    read_config,
+    read_manifest_or_index,
+    require_layers,
+)
+from layermanager.oci.platform import parse_platform
+from layermanager.oci.reference import RegistryReference, parse_reference
+from layermanager.plan import image_at_hand, resolved_again
+from layermanager.protocols import ImageSource
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from layermanager.cancellation import Cancellation
+    from layermanager.model import DesiredImage, Digest, ImageInfo
+    from layermanager.oci.manifest import Descriptor
+    from layermanager.oci.platform import Platform
+    from layermanager.oci.reference import Reference
+    from layermanager.protocols import Source
+
+_DEEPEST_INDEX: Final = 4
+
+
+class ImageResolver:
+    """Finds out which layers images have.
+
+    Args:
+        sources: where to look, by transport; those that know no images know none of theirs.
+        host: the platform of images that are desired for no other one.
+        directory: where relative paths count from.
+    """
+
+    def __init__(self, sources: Mapping[str, Source], host: Platform, directory: str) -> None:
+        self._sources = sources
+        self._host = host
+        self._directory = directory
+
+    def resolve(
+        self,
+        desired: Sequence[DesiredImage],
+        installed: Sequence[ImageInfo],
+        sources: Mapping[Digest, DesiredLayer],
+        cancellation: Cancellation,
+    ) -> Resolution:
+        """Find the layers of all *desired* images.
+
+        What is named by digest cannot change: while it is *installed* nobody is asked for it. A tag
+        is looked up each time. Where that fails, the image that is installed under the tag stays
+        desired, so that it is not lost when a registry cannot be reached; the failure is told all
+        the same.
+
+        Args:
+            desired: what is wanted.
+            installed: what is there.
+            sources: where its layers come from, as far as that is known.
+            cancellation: ends it early.
+
+        Raises:
+            InvalidReferenceError: a reference or a platform is none; nobody was asked.
+            CancelledError: it was cancelled.
+        """
+        wanted = [(image, *self._read(image)) for image in desired]
+        resolved: list[ResolvedImage] = []
+        failed: list[FailedImage] = []
+        for image, reference, platform in wanted:
+            at_hand = image_at_hand(reference, platform, installed)
+            if at_hand is None or reference.digest is None:
+                try:
+                    resolved.append(self._resolve(reference, platform, cancellation))
+                    continue
+                except CancelledError:
+                    raise
+                except LayerManagerError as error:
+                    failed.append(FailedImage(image, error))
+            if at_hand is not None:
+                resolved.append(resolved_again(at_hand, reference, sources))
+        return Resolution(tuple(resolved), tuple(failed))
+
+    def _read(self, image: DesiredImage) -> tuple[Reference, Platform]:
+        reference = parse_reference(image.reference)
+        if not isinstance(reference, RegistryReference):
+            reference = reference.within(self._directory)
+        return reference, parse_platform(image.platform) if image.platform else self._host
+
+    def _resolve(
+        self, reference: Reference, platform: Platform, cancellation: Cancellation
+    ) -> ResolvedImage:
+        source = self._sources.get(reference.transport)
+        if not isinstance(source, ImageSource):
+            raise SourceError("there is no source for images of this kind", url=reference.url)
+        try:
+            return _Resolving(source, reference, platform, cancellation).image()
+        except ManifestError as error:
+            raise ManifestError(f"{reference}: {error}") from error
+
+
+class _Resolving:
+    """One image on the way from its reference to its layers."""
+
+    def __init__(
+        self,
+        source: ImageSource,
+        reference: Reference,
+        platform: Platform,
+        cancellation: Cancellation,
+    ) -> None:
+        self._source = source
+        self._reference = reference
+        self._platform = platform
+        self._cancellation = cancellation
+
+    def image(self) -> ResolvedImage:
+        """Go all the way."""
+        digest, manifest = self._manifest()
+        require_layers(manifest)
+        document = self._document(manifest.config)
+        config = read_config(document, len(manifest.layers))
+        if config.platform is not None and self._platform.rank(config.platform) is None:
+            raise ManifestError(
+                f"it is an image for {config.platform}, not for {self._platform}; if it is the "
+                "right one all the same, desire it for that platform"
+            )
+        return ResolvedImage(
+            reference=str(self._reference),
+            digest=digest,
+            platform=str(self._platform),
+            layers=tuple(
+                DesiredLayer(
+                    layer.digest,
+                    self._reference.at(layer.digest).url,
+                    size=layer.size,
+                    diff_id=diff_id,
+                )
+                for layer, diff_id in zip(manifest.layers, config.diff_ids, strict=True)
+            ),
+            config_digest=manifest.config.digest,
+            config=document,
+        )
+
+    def _manifest(self) -> tuple[Digest, ImageManifest]:
+        """The manifest for the platform, and its digest."""
+        found = self._source.find_image(self._reference, self._cancellation)
+        for _ in range(_DEEPEST_INDEX):
+            only = found.manifests[0] if len(found.manifests) == 1 else None
+            descriptor = only or found.choose(self._platform)
+            document = self._document(descriptor)
+            content = read_manifest_or_index(document, descriptor.media_type)
+            if isinstance(content, ImageManifest):
+                return descriptor.digest, content
+            found = content
+        raise ManifestError(f"indexes within indexes, more than {_DEEPEST_INDEX} deep")
+
+    def _document(self, descriptor: Descriptor) -> bytes:
+        digest = descriptor.digest
+        if descriptor.size > MAX_DOCUMENT_BYTES:
+            raise ManifestError(
+                f"document {digest} has {descriptor.size} bytes; more than {MAX_DOCUMENT_BYTES} "
+                "are not read"
+            )
+        document = self._source.read_document(self._reference, descriptor, self._cancellation)
+        if len(document) != descriptor.size:
+            raise IntegrityError(
+                "document size",
+                expected=f"{descriptor.size} bytes",
+                found=f"{len(document)} or more" if document else "none",
+                digest=digest,
+            )
+        found = f"{digest.algorithm}:{hashlib.new(digest.algorithm, document).hexdigest()}"
+        if found != digest:
+            raise IntegrityError("document digest", expected=digest, found=found, digest=digest)
+        return document
