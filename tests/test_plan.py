@@ -8,9 +8,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layermanager.errors import DesiredStateError
-from layermanager.model import DesiredLayer, Digest, LayerInfo
-from layermanager.plan import Plan, expired, oldest_to_free, plan, reconcile
+from layermanager.errors import DesiredStateError, ManifestError
+from layermanager.model import (
+    DesiredImage,
+    DesiredLayer,
+    Digest,
+    FailedImage,
+    ImageInfo,
+    LayerInfo,
+    Resolution,
+    ResolvedImage,
+)
+from layermanager.oci.platform import parse_platform
+from layermanager.oci.reference import parse_reference
+from layermanager.plan import (
+    Plan,
+    expired,
+    image_at_hand,
+    oldest_to_free,
+    plan,
+    reconcile,
+    resolved_again,
+)
 
 NOW = datetime(2026, 11, 24, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -184,3 +203,184 @@ def test_what_is_freed_is_enough_and_none_of_it_too_much(
     assert freed >= size or not left
     assert not chosen or freed - chosen[-1].size < size
     assert all(one.timestamp <= other.timestamp for one in chosen for other in left)
+
+
+# Images
+
+
+def image_layer(number: int) -> DesiredLayer:
+    return DesiredLayer(
+        digest_of(number), f"docker://registry:5000/app@{digest_of(number)}", diff_id=digest_of(900)
+    )
+
+
+def resolved(name: str, *layers: int) -> ResolvedImage:
+    """An image whose digest says which layers it has."""
+    return ResolvedImage(
+        reference=f"registry:5000/{name}:1",
+        digest=digest_of(1000 + sum(2**number for number in layers)),
+        platform="linux/amd64",
+        layers=tuple(map(image_layer, layers)),
+        config_digest=digest_of(999),
+        config=b"{}",
+    )
+
+
+def there(image: ResolvedImage, *, cached: bool = False, timestamp: datetime = NOW) -> ImageInfo:
+    """*image* as an installed one."""
+    return ImageInfo(
+        reference=image.reference,
+        digest=image.digest,
+        platform=image.platform,
+        layers=tuple(layer.digest for layer in image.layers),
+        diff_ids=tuple(digest_of(900) for _ in image.layers),
+        config_digest=image.config_digest,
+        config=image.config,
+        timestamp=timestamp,
+        cached=cached,
+    )
+
+
+def key(image: ImageInfo | ResolvedImage) -> tuple[str, Digest]:
+    return image.reference, image.digest
+
+
+images = st.builds(
+    lambda name, layers: resolved(name, *layers),
+    st.sampled_from("abc"),
+    st.lists(numbers, min_size=1, max_size=4),
+)
+resolutions = st.lists(images, max_size=4).map(lambda some: Resolution(tuple(some)))
+installed_images = st.lists(
+    st.builds(there, images, cached=st.booleans()),
+    max_size=4,
+    unique_by=key,
+)
+
+
+def test_each_image_is_in_the_step_that_it_needs() -> None:
+    a, b, c, d, e = (resolved(name, number) for number, name in enumerate("abcde"))
+    failed = FailedImage(DesiredImage("registry:5000/f:1"), ManifestError("no image"))
+    steps = plan(
+        [],
+        [installed(0), installed(1, cached=True), installed(2)],
+        Resolution((a, b, e), (failed,)),
+        [there(a), there(b, cached=True), there(c), there(d, cached=True)],
+    )
+    assert list(steps.lines()) == [
+        f"keep {digest_of(0)}",
+        f"restore {digest_of(1)}",
+        f"cache {digest_of(2)}",
+        f"install {digest_of(4)} from docker://registry:5000/app@{digest_of(4)}",
+        f"keep image registry:5000/a:1, linux/amd64, {a.digest}",
+        f"restore image registry:5000/b:1, linux/amd64, {b.digest}",
+        f"cache image registry:5000/c:1, linux/amd64, {c.digest}",
+        f"install image registry:5000/e:1, linux/amd64, {e.digest}",
+        "fail image registry:5000/f:1: no image",
+    ]
+
+
+def test_an_image_whose_tag_has_moved_is_another_one() -> None:
+    old, new = resolved("a", 1), resolved("a", 2)
+    steps = plan([], [installed(1)], Resolution((new,)), [there(old)])
+    assert (steps.images.cache, steps.images.install) == ((there(old),), (new,))
+    assert [layer.digest for layer in steps.cache] == [digest_of(1)]
+
+
+def test_a_layer_that_is_wanted_by_several_is_installed_once_from_the_first() -> None:
+    steps = plan([desired(2)], [], Resolution((resolved("a", 1, 2), resolved("b", 1, 3, 1))))
+    assert steps.install == (
+        replace(desired(2), diff_id=digest_of(900)),
+        image_layer(1),
+        image_layer(3),
+    )
+    assert steps.desired == steps.install
+
+
+@given(desired_lists, installed_lists, resolutions, installed_images)
+def test_a_layer_is_desired_as_long_as_anything_wants_it(
+    wanted: list[DesiredLayer],
+    here: list[LayerInfo],
+    resolution: Resolution,
+    here_images: list[ImageInfo],
+) -> None:
+    steps = plan(wanted, here, resolution, here_images)
+    digests = {layer.digest for layer in wanted}
+    digests |= {layer.digest for image in resolution.images for layer in image.layers}
+    assert {layer.digest for layer in steps.desired} == digests
+    here_after = {layer.digest for layer in (*steps.keep, *steps.restore)}
+    assert here_after | {layer.digest for layer in steps.install} == digests
+    assert not digests & {layer.digest for layer in steps.cache}
+
+
+@given(resolutions, installed_images)
+def test_each_image_is_in_exactly_one_step(resolution: Resolution, here: list[ImageInfo]) -> None:
+    steps = plan([], [], resolution, here).images
+    wanted = {*map(key, resolution.images)}
+    in_steps = [*map(key, (*steps.keep, *steps.restore, *steps.cache))]
+    in_steps += map(key, steps.install)
+    outside = {key(image) for image in here if image.cached} - wanted
+    assert len(in_steps) == len(set(in_steps))
+    assert set(in_steps) == (wanted | {*map(key, here)}) - outside
+    assert all(not image.cached for image in (*steps.keep, *steps.cache))
+    assert all(image.cached for image in steps.restore)
+
+
+@given(resolutions, installed_images)
+def test_when_images_are_as_planned_nothing_is_left_to_do(
+    resolution: Resolution, here: list[ImageInfo]
+) -> None:
+    steps = plan([], [], resolution, here).images
+    after = {key(image): image for image in here}
+    after |= {key(image): replace(image, cached=False) for image in steps.restore}
+    after |= {key(image): replace(image, cached=True) for image in steps.cache}
+    after |= {key(image): there(image) for image in steps.install}
+    again = plan([], [], resolution, after.values()).images
+    assert (again.restore, again.cache, again.install) == ((), (), ())
+
+
+def test_images_expire_as_layers_do() -> None:
+    old = there(resolved("a", 1), cached=True, timestamp=NOW - DAY)
+    assert expired([old, there(resolved("b", 1), timestamp=NOW - DAY)], NOW, DAY) == (old,)
+
+
+HOST = parse_platform("linux/amd64")
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_an_image_is_known_by_its_name_or_its_digest(cached: bool) -> None:
+    image = there(resolved("a", 1), cached=cached)
+    for name in (
+        "registry:5000/a:1",
+        f"registry:5000/b@{image.digest}",
+        f"oci:/srv/x@{image.digest}",
+    ):
+        assert image_at_hand(parse_reference(name), HOST, [image]) == image
+    for name in ("registry:5000/a:2", "registry:5000/b:1", f"registry:5000/a@{digest_of(7)}"):
+        assert image_at_hand(parse_reference(name), HOST, [image]) is None
+    assert (
+        image_at_hand(parse_reference("registry:5000/a:1"), parse_platform("a/b"), [image]) is None
+    )
+
+
+def test_of_several_that_were_called_so_the_desired_one_is_meant() -> None:
+    oldest = there(resolved("a", 1), timestamp=NOW - 2 * DAY)
+    newer = there(resolved("a", 2), cached=True, timestamp=NOW - DAY)
+    newest = there(resolved("a", 3), cached=True, timestamp=NOW)
+    reference = parse_reference("registry:5000/a:1")
+    assert image_at_hand(reference, HOST, [newer, oldest, newest]) == oldest
+    assert image_at_hand(reference, HOST, [newest, newer]) == newest
+
+
+def test_an_installed_image_is_resolved_from_what_is_remembered() -> None:
+    image = there(resolved("a", 1, 2))
+    source = DesiredLayer(digest_of(2), "https://publisher/2", sha256=bytes(32), size=7)
+    again = resolved_again(image, parse_reference("other:5000/a:1"), {digest_of(2): source})
+    assert again == replace(
+        resolved("a", 1, 2),
+        reference="other:5000/a:1",
+        layers=(
+            replace(image_layer(1), url=f"docker://registry:5000/a@{digest_of(1)}"),
+            source,
+        ),
+    )

@@ -21,10 +21,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from layermanager.errors import LayerNotExistError, StorageError
-from layermanager.model import DesiredLayer, Digest, LayerInfo
-from layermanager.protocols import LayerStorage
+from layermanager.model import DesiredLayer, Digest, ImageInfo, LayerInfo
+from layermanager.protocols import LayerStorage, RemembersImages
 from layermanager.steps import Step
-from layermanager.storage import SqliteLayerStorage, read_layers_info, read_sources
+from layermanager.storage import (
+    SqliteLayerStorage,
+    read_images,
+    read_layers_info,
+    read_sources,
+)
 from layermanager.testing.clock import FakeClock
 from layermanager.testing.storage import MemoryLayerStorage
 
@@ -48,7 +53,7 @@ GO_SCHEMA = (
 )
 
 
-class Storage(LayerStorage, Protocol):
+class Storage(LayerStorage, RemembersImages, Protocol):
     """What both implementations offer."""
 
     def transaction(self) -> AbstractContextManager[None]: ...
@@ -87,6 +92,26 @@ def source(number: int) -> DesiredLayer:
         mirrors=(f"file:///media/{number}",),
         diff_id=digest_of(number + 1000),
     )
+
+
+def image(reference: str, *layers: int) -> ImageInfo:
+    """An image whose digest says which layers it has."""
+    return ImageInfo(
+        reference=reference,
+        digest=digest_of(1000 + sum(2**number for number in layers)),
+        platform="linux/amd64",
+        layers=tuple(map(digest_of, layers)),
+        diff_ids=tuple(digest_of(100 + number) for number in layers),
+        config_digest=digest_of(999),
+        config=b'{"os": "linux"}',
+        timestamp=START,
+        cached=False,
+    )
+
+
+def add_layers(storage: Storage, *numbers: int) -> None:
+    for number in numbers:
+        storage.add_layer(layer(number))
 
 
 @pytest.fixture
@@ -335,6 +360,8 @@ class TestSources:
     def test_an_older_database_knows_less(self, database: Path, clock: FakeClock) -> None:
         with SqliteLayerStorage(database, clock) as storage:
             storage.note_sources([source(1)])
+        for table in ("ociImages", "ociImageLayers"):
+            execute(database, f"DROP TABLE {table}")
         execute(database, "ALTER TABLE layerSources DROP COLUMN mirrors")
         execute(database, "ALTER TABLE layerSources DROP COLUMN diffId")
         execute(database, "PRAGMA user_version = 2")
@@ -350,6 +377,111 @@ class TestSources:
         assert read_sources(database) == {}
         with SqliteLayerStorage(database, clock) as storage:
             assert storage.get_sources() == {}
+
+
+class TestImages:
+    """Which layers are images, in both implementations."""
+
+    def test_what_was_added_is_there(self, storage: Storage) -> None:
+        add_layers(storage, 1, 2)
+        images = [image("b:1", 2, 1, 2), replace(image("a:1", 1), cached=True), image("a:1", 2)]
+        for one in images:
+            storage.add_image(one)
+        assert list(storage.get_images_info()) == sorted(
+            images, key=lambda one: (one.reference, one.digest)
+        )
+
+    def test_adding_again_replaces(self, storage: Storage) -> None:
+        add_layers(storage, 1, 2)
+        storage.add_image(image("a:1", 1, 2))
+        other = replace(
+            image("a:1", 1, 2), layers=(digest_of(2),), diff_ids=(digest_of(9),), cached=True
+        )
+        storage.add_image(other)
+        assert list(storage.get_images_info()) == [other]
+
+    def test_an_image_goes_with_any_of_its_layers(self, storage: Storage) -> None:
+        add_layers(storage, 1, 2, 3)
+        storage.add_image(image("a:1", 1, 2, 1))
+        storage.add_image(image("b:1", 2, 3))
+        storage.add_image(image("c:1", 3))
+        storage.delete_layer_by_digest(digest_of(2))
+        assert list(storage.get_images_info()) == [image("c:1", 3)]
+        add_layers(storage, 2)
+        assert list(storage.get_images_info()) == [image("c:1", 3)]
+
+    def test_a_layer_that_is_replaced_takes_no_image_away(self, storage: Storage) -> None:
+        add_layers(storage, 1)
+        storage.add_image(image("a:1", 1))
+        storage.add_layer(layer(1, cached=True))
+        assert list(storage.get_images_info()) == [image("a:1", 1)]
+
+    def test_deleting_forgets_that_image_only(self, storage: Storage) -> None:
+        add_layers(storage, 1)
+        storage.add_image(image("a:1", 1))
+        storage.add_image(image("b:1", 1))
+        for _ in range(2):
+            storage.delete_image("a:1", image("a:1", 1).digest)
+        assert list(storage.get_images_info()) == [image("b:1", 1)]
+        assert len(storage.get_layers_info()) == 1
+
+    def test_a_change_of_its_state_is_dated(self, storage: Storage, clock: FakeClock) -> None:
+        add_layers(storage, 1)
+        storage.add_image(image("a:1", 1))
+        digest = image("a:1", 1).digest
+        storage.set_image_cached("a:1", digest, cached=False)
+        assert list(storage.get_images_info()) == [image("a:1", 1)]
+        storage.set_image_cached("a:1", digest, cached=True)
+        since = replace(image("a:1", 1), cached=True, timestamp=clock.now())
+        assert list(storage.get_images_info()) == [since]
+        clock.advance(HOUR)
+        storage.set_image_cached("a:1", digest, cached=True)
+        assert list(storage.get_images_info()) == [since]
+        storage.set_image_cached("b:1", digest, cached=True)
+
+    def test_a_transaction_takes_them_back(self, storage: Storage) -> None:
+        add_layers(storage, 1)
+
+        def fail() -> None:
+            with storage.transaction():
+                storage.add_image(image("a:1", 1))
+                raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            fail()
+        assert list(storage.get_images_info()) == []
+
+    def test_they_outlive_the_process(self, database: Path, clock: FakeClock) -> None:
+        with SqliteLayerStorage(database, clock) as storage:
+            add_layers(storage, 1)
+            storage.add_image(image("a:1", 1))
+        assert read_images(database) == (image("a:1", 1),)
+        with SqliteLayerStorage(database, clock) as storage:
+            assert storage.get_images_info() == (image("a:1", 1),)
+
+    def test_a_layer_that_aos_removed_takes_its_images_along(
+        self, database: Path, clock: FakeClock
+    ) -> None:
+        with SqliteLayerStorage(database, clock) as storage:
+            add_layers(storage, 1, 2)
+            storage.add_image(image("a:1", 1))
+            storage.add_image(image("b:1", 2))
+        execute(database, "DELETE FROM layers WHERE layerId = 'layer-1'")
+        assert read_images(database) == (image("b:1", 2),)
+        with SqliteLayerStorage(database, clock) as storage:
+            assert storage.get_images_info() == (image("b:1", 2),)
+            storage.add_image(image("b:1", 2))
+            add_layers(storage, 1)
+            assert storage.get_images_info() == (image("b:1", 2),)
+        assert rows_of(database, "SELECT reference, layer FROM ociImageLayers") == [
+            ("b:1", digest_of(2))
+        ]
+
+    def test_a_database_of_others_has_none(self, database: Path, clock: FakeClock) -> None:
+        make_go_database(database)
+        assert read_images(database) == ()
+        with SqliteLayerStorage(database, clock) as storage:
+            assert storage.get_images_info() == ()
 
 
 class TestDurability:
@@ -372,7 +504,7 @@ class TestTheFile:
         assert stat.S_IMODE(database.stat().st_mode) == 0o644
         with closing(sqlite3.connect(database)) as connection:
             assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-            assert connection.execute("PRAGMA user_version").fetchone() == (4,)
+            assert connection.execute("PRAGMA user_version").fetchone() == (6,)
             columns = connection.execute("PRAGMA table_info(layers)").fetchall()
         assert columns == [
             (0, "digest", "TEXT", 1, None, 1),
@@ -417,7 +549,10 @@ class TestTheFile:
     def test_the_tables_of_aos_stay_as_they_are(self, database: Path, clock: FakeClock) -> None:
         make_go_database(database)
         insert(database, timestamp="2026-11-24 00:49:32.586646591+00:00")
-        others = "SELECT type, name, sql FROM sqlite_master WHERE tbl_name <> 'layerSources'"
+        others = (
+            "SELECT type, name, sql FROM sqlite_master "
+            "WHERE tbl_name NOT IN ('layerSources', 'ociImages', 'ociImageLayers')"
+        )
         tables = ("config", "schema_migrations", "services")
         before = [rows_of(database, statement) for statement in (others, *map(select_all, tables))]
         with SqliteLayerStorage(database, clock) as storage:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from layermanager.cancellation import Cancellation
-    from layermanager.model import DesiredLayer, Digest, LayerInfo
+    from layermanager.model import DesiredLayer, Digest, ImageInfo, LayerInfo
     from layermanager.oci.manifest import Descriptor, ImageIndex
     from layermanager.oci.reference import Reference
 
@@ -76,6 +76,30 @@ class RemembersSources(Protocol):
 
     def get_sources(self) -> Mapping[Digest, DesiredLayer]:
         """What was desired last of each layer; it is forgotten together with the layer."""
+
+
+@runtime_checkable
+class RemembersImages(Protocol):
+    """What a storage may offer besides: it knows which layers are an image.
+
+    An image is there as long as all its layers are: it is forgotten together with any of them.
+    """
+
+    def add_image(self, image: ImageInfo) -> None:
+        """Add *image*, whose layers are there; one of the same reference and digest is replaced."""
+
+    def delete_image(self, reference: str, digest: Digest) -> None:
+        """Forget an image, but none of its layers; one that is not there is no error."""
+
+    def get_images_info(self) -> Sequence[ImageInfo]:
+        """The images whose layers are all there, ordered by reference and digest."""
+
+    def set_image_cached(self, reference: str, digest: Digest, cached: bool) -> None:  # noqa: FBT001 - as for layers
+        """Note that an image is cached from now on, or is desired again.
+
+        If that is a change the image's timestamp becomes the current time. An image that is not
+        there is no error: it went with one of its layers.
+        """
 
 
 class SpaceAllocator(Protocol):

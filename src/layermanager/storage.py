@@ -2,8 +2,9 @@
 
 The table is the one that the Aos service manager made, so that a node can be taken over and given
 back. Aos reads it by position and reads no NULL: no column is ever added, and no NULL is written.
-Its other tables are not touched. Where each layer comes from is in a table of our own, which Aos
-passes over.
+Its other tables are not touched. Where each layer comes from, and which layers are images, is in
+tables of our own, which Aos passes over. Should Aos remove a layer, the images that have it are no
+longer there either: only those whose layers are all recorded count.
 
 The database is in WAL mode: a reader never waits for a writer, nor a writer for a reader; writers
 wait for one another, a minute at most. With ``synchronous=FULL`` a change is on the disk when its
@@ -30,7 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias, TypeVar
 
 from layermanager.errors import InvalidDigestError, LayerNotExistError, StorageError
-from layermanager.model import DesiredLayer, Digest, LayerInfo
+from layermanager.model import DesiredLayer, Digest, ImageInfo, LayerInfo
 from layermanager.reserve import Reserve
 from layermanager.steps import Step, unannounced
 from layermanager.timestamps import format_timestamp, parse_timestamp
@@ -90,6 +91,28 @@ _MIGRATIONS: Final = (
     """,
     "ALTER TABLE layerSources ADD COLUMN mirrors TEXT NOT NULL DEFAULT '[]'",
     "ALTER TABLE layerSources ADD COLUMN diffId TEXT",
+    """
+    CREATE TABLE ociImages (
+        reference TEXT NOT NULL,
+        digest TEXT NOT NULL,
+        platform TEXT NOT NULL,
+        configDigest TEXT NOT NULL,
+        config BLOB NOT NULL,
+        timestamp TIMESTAMP NOT NULL,
+        cached INTEGER NOT NULL,
+        PRIMARY KEY (reference, digest)
+    )
+    """,
+    """
+    CREATE TABLE ociImageLayers (
+        reference TEXT NOT NULL,
+        digest TEXT NOT NULL,
+        position INTEGER NOT NULL,
+        layer TEXT NOT NULL,
+        diffId TEXT NOT NULL,
+        PRIMARY KEY (reference, digest, position)
+    ) WITHOUT ROWID
+    """,
 )
 """The statement at index N takes a database from ``user_version`` N to N + 1."""
 
@@ -134,6 +157,50 @@ _SET_CACHED: Final = """
         cached = :cached
     WHERE digest = :digest
 """
+
+
+_SELECT_IMAGES: Final = """
+    SELECT reference, digest, platform, configDigest, config, timestamp, cached FROM ociImages
+    WHERE (reference, digest) NOT IN (
+        SELECT reference, digest FROM ociImageLayers
+        WHERE layer NOT IN (SELECT CAST(digest AS TEXT) FROM layers)
+    )
+    ORDER BY reference, digest
+"""
+_SELECT_INCOMPLETE_IMAGES: Final = """
+    SELECT DISTINCT reference, digest FROM ociImageLayers
+    WHERE layer NOT IN (SELECT CAST(digest AS TEXT) FROM layers)
+"""
+_SELECT_IMAGES_WITH_LAYER: Final = (
+    "SELECT DISTINCT reference, digest FROM ociImageLayers WHERE layer = :digest"
+)
+_SELECT_IMAGE_LAYERS: Final = """
+    SELECT layer, diffId FROM ociImageLayers
+    WHERE reference = :reference AND digest = :digest
+    ORDER BY position
+"""
+_REPLACE_IMAGE: Final = """
+    INSERT OR REPLACE INTO ociImages
+        (reference, digest, platform, configDigest, config, timestamp, cached)
+    VALUES
+        (:reference, :digest, :platform, :config_digest, :config, :timestamp, :cached)
+"""
+_INSERT_IMAGE_LAYER: Final = """
+    INSERT INTO ociImageLayers
+        (reference, digest, position, layer, diffId)
+    VALUES
+        (?, ?, ?, ?, ?)
+"""
+_SET_IMAGE_CACHED: Final = """
+    UPDATE ociImages SET
+        timestamp = CASE WHEN cached = :cached THEN timestamp ELSE :now END,
+        cached = :cached
+    WHERE reference = :reference AND digest = :digest
+"""
+_DELETE_IMAGE: Final = "DELETE FROM ociImages WHERE reference = :reference AND digest = :digest"
+_DELETE_IMAGE_LAYERS: Final = (
+    "DELETE FROM ociImageLayers WHERE reference = :reference AND digest = :digest"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,10 +272,60 @@ class SqliteLayerStorage:
         )
 
     def delete_layer_by_digest(self, digest: Digest) -> None:
-        """Forget a layer; one that is not there is no error."""
+        """Forget a layer, and the images that have it; one that is not there is no error."""
         with self.transaction():
             self._execute(_DELETE, {"digest": digest})
             self._execute(_DELETE_SOURCE, {"digest": digest})
+            self._delete_images(_SELECT_IMAGES_WITH_LAYER, {"digest": digest})
+
+    def add_image(self, image: ImageInfo) -> None:
+        """Add *image*, whose layers are there; one of the same reference and digest is replaced.
+
+        What others left of images when they removed layers goes at this occasion.
+        """
+        key = {"reference": image.reference, "digest": image.digest}
+        with self.transaction():
+            self._delete_images(_SELECT_INCOMPLETE_IMAGES, {})
+            self._execute(
+                _REPLACE_IMAGE,
+                {
+                    **key,
+                    "platform": image.platform,
+                    "config_digest": image.config_digest,
+                    "config": image.config,
+                    "timestamp": format_timestamp(image.timestamp),
+                    "cached": int(image.cached),
+                },
+            )
+            self._execute(_DELETE_IMAGE_LAYERS, key)
+            for position, layer in enumerate(zip(image.layers, image.diff_ids, strict=True)):
+                self._execute(
+                    _INSERT_IMAGE_LAYER, (image.reference, image.digest, position, *layer)
+                )
+
+    def delete_image(self, reference: str, digest: Digest) -> None:
+        """Forget an image, but none of its layers; one that is not there is no error."""
+        key = {"reference": reference, "digest": digest}
+        with self.transaction():
+            self._execute(_DELETE_IMAGE, key)
+            self._execute(_DELETE_IMAGE_LAYERS, key)
+
+    def get_images_info(self) -> tuple[ImageInfo, ...]:
+        """The images whose layers are all there, ordered by reference and digest."""
+        with self._lock, _errors_named(self._path):
+            return _images(self._connection)
+
+    def set_image_cached(self, reference: str, digest: Digest, cached: bool) -> None:  # noqa: FBT001 - as for layers
+        """Note that an image is cached from now on, or is desired again.
+
+        Its timestamp becomes the current time if this is a change. An image that is not there is
+        no error: it went with one of its layers.
+        """
+        now = format_timestamp(self._clock.now())
+        self._execute(
+            _SET_IMAGE_CACHED,
+            {"reference": reference, "digest": digest, "cached": int(cached), "now": now},
+        )
 
     def note_sources(self, layers: Iterable[DesiredLayer]) -> None:
         """Remember from where *layers* can be fetched again, without credentials.
@@ -304,6 +421,13 @@ class SqliteLayerStorage:
     ) -> None:
         self.close()
 
+    def _delete_images(self, selection: str, parameters: Mapping[str, object]) -> None:
+        """Forget the images that the statement *selection* names."""
+        with _errors_named(self._path):
+            images = self._connection.execute(selection, parameters).fetchall()
+        for reference, digest in images:
+            self.delete_image(reference, digest)
+
     def _execute(self, statement: str, parameters: Mapping[str, object] | Sequence[object]) -> int:
         """Change the database; return how many rows were concerned."""
         with self._lock, self._room(), _errors_named(self._path):
@@ -344,6 +468,15 @@ def read_sources(path: Path) -> Mapping[Digest, DesiredLayer]:
         StorageError: the database cannot be read, or was made by a newer version of this package.
     """
     return _read_only(path, _sources)
+
+
+def read_images(path: Path) -> tuple[ImageInfo, ...]:
+    """The images in the database *path* whose layers are all there, as ``read_layers_info``.
+
+    Raises:
+        StorageError: the database cannot be read, or was made by a newer version of this package.
+    """
+    return _read_only(path, _images)
 
 
 def _read_only(path: Path, read: Callable[[sqlite3.Connection], Content]) -> Content:
@@ -448,6 +581,31 @@ def _source_row(layer: DesiredLayer) -> _SourceRow:
         mirrors,
         layer.diff_id,
     )
+
+
+def _images(connection: sqlite3.Connection) -> tuple[ImageInfo, ...]:
+    if not _columns(connection, "ociImageLayers"):
+        return ()  # made by Aos or an earlier version of this package, and only opened to be read
+    images = []
+    for row in connection.execute(_SELECT_IMAGES).fetchall():
+        reference, digest, platform, config_digest, config, timestamp, cached = row
+        layers = connection.execute(
+            _SELECT_IMAGE_LAYERS, {"reference": reference, "digest": digest}
+        ).fetchall()
+        images.append(
+            ImageInfo(
+                reference=reference,
+                digest=Digest(digest),
+                platform=platform,
+                layers=tuple(Digest(layer) for layer, _ in layers),
+                diff_ids=tuple(Digest(diff_id) for _, diff_id in layers),
+                config_digest=Digest(config_digest),
+                config=config,
+                timestamp=parse_timestamp(timestamp),
+                cached=cached != 0,
+            )
+        )
+    return tuple(images)
 
 
 class _RowReader:

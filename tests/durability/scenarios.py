@@ -305,7 +305,9 @@ def _of_the_first_version(site: Site) -> None:
     """A database from before sources were remembered."""
     _with_two(site)
     with contextlib.closing(sqlite3.connect(site.config.database)) as database:
-        database.executescript("DROP TABLE layerSources; PRAGMA user_version = 1;")
+        for table in ("layerSources", "ociImages", "ociImageLayers"):
+            database.execute(f"DROP TABLE {table}")
+        database.execute("PRAGMA user_version = 1")
 
 
 def _scenario(

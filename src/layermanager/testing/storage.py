@@ -13,7 +13,7 @@ from layermanager.urls import without_credentials
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from layermanager.model import DesiredLayer, Digest, LayerInfo
+    from layermanager.model import DesiredLayer, Digest, ImageInfo, LayerInfo
     from layermanager.protocols import Clock
 
 
@@ -24,6 +24,7 @@ class MemoryLayerStorage:
         self._clock = clock
         self._layers: dict[Digest, LayerInfo] = {}
         self._sources: dict[Digest, DesiredLayer] = {}
+        self._images: dict[tuple[str, Digest], ImageInfo] = {}
         self._lock = threading.RLock()
 
     def add_layer(self, layer: LayerInfo) -> None:
@@ -32,10 +33,44 @@ class MemoryLayerStorage:
             self._layers[layer.digest] = replace(layer, path=layer.path.absolute())
 
     def delete_layer_by_digest(self, digest: Digest) -> None:
-        """Forget a layer; one that is not there is no error."""
+        """Forget a layer, and the images that have it; one that is not there is no error."""
         with self._lock:
             self._layers.pop(digest, None)
             self._sources.pop(digest, None)
+            self._images = {
+                key: image for key, image in self._images.items() if digest not in image.layers
+            }
+
+    def add_image(self, image: ImageInfo) -> None:
+        """Add *image*, whose layers are there; one of the same reference and digest is replaced."""
+        with self._lock:
+            self._images[image.reference, image.digest] = image
+
+    def delete_image(self, reference: str, digest: Digest) -> None:
+        """Forget an image, but none of its layers; one that is not there is no error."""
+        with self._lock:
+            self._images.pop((reference, digest), None)
+
+    def get_images_info(self) -> tuple[ImageInfo, ...]:
+        """The images whose layers are all there, ordered by reference and digest."""
+        with self._lock:
+            return tuple(
+                self._images[key]
+                for key in sorted(self._images)
+                if self._layers.keys() >= {*self._images[key].layers}
+            )
+
+    def set_image_cached(self, reference: str, digest: Digest, cached: bool) -> None:  # noqa: FBT001 - as for layers
+        """Note that an image is cached from now on, or is desired again.
+
+        Its timestamp becomes the current time if this is a change; one that is not there is no
+        error.
+        """
+        with self._lock:
+            image = self._images.get((reference, digest))
+            if image is not None and image.cached != cached:
+                now = self._clock.now()
+                self._images[reference, digest] = replace(image, cached=cached, timestamp=now)
 
     def note_sources(self, layers: Iterable[DesiredLayer]) -> None:
         """Remember from where *layers* can be fetched again, without credentials."""
@@ -86,9 +121,9 @@ class MemoryLayerStorage:
     def transaction(self) -> Iterator[None]:
         """Make all changes within the ``with`` block one; an exception takes them back."""
         with self._lock:
-            before = dict(self._layers), dict(self._sources)
+            before = dict(self._layers), dict(self._sources), dict(self._images)
             try:
                 yield
             except BaseException:
-                self._layers, self._sources = before
+                self._layers, self._sources, self._images = before
                 raise
