@@ -19,16 +19,12 @@ from layermanager.model import (
     Resolution,
     ResolvedImage,
 )
-from layermanager.oci.platform import parse_platform
-from layermanager.oci.reference import parse_reference
 from layermanager.plan import (
     Plan,
     expired,
-    image_at_hand,
     oldest_to_free,
     plan,
     reconcile,
-    resolved_again,
 )
 
 NOW = datetime(2026, 11, 24, tzinfo=UTC)
@@ -221,6 +217,7 @@ def resolved(name: str, *layers: int) -> ResolvedImage:
         digest=digest_of(1000 + sum(2**number for number in layers)),
         platform="linux/amd64",
         layers=tuple(map(image_layer, layers)),
+        diff_ids=tuple(digest_of(900) for _ in layers),
         config_digest=digest_of(999),
         config=b"{}",
     )
@@ -233,7 +230,7 @@ def there(image: ResolvedImage, *, cached: bool = False, timestamp: datetime = N
         digest=image.digest,
         platform=image.platform,
         layers=tuple(layer.digest for layer in image.layers),
-        diff_ids=tuple(digest_of(900) for _ in image.layers),
+        diff_ids=image.diff_ids,
         config_digest=image.config_digest,
         config=image.config,
         timestamp=timestamp,
@@ -342,45 +339,3 @@ def test_when_images_are_as_planned_nothing_is_left_to_do(
 def test_images_expire_as_layers_do() -> None:
     old = there(resolved("a", 1), cached=True, timestamp=NOW - DAY)
     assert expired([old, there(resolved("b", 1), timestamp=NOW - DAY)], NOW, DAY) == (old,)
-
-
-HOST = parse_platform("linux/amd64")
-
-
-@pytest.mark.parametrize("cached", [False, True])
-def test_an_image_is_known_by_its_name_or_its_digest(cached: bool) -> None:
-    image = there(resolved("a", 1), cached=cached)
-    for name in (
-        "registry:5000/a:1",
-        f"registry:5000/b@{image.digest}",
-        f"oci:/srv/x@{image.digest}",
-    ):
-        assert image_at_hand(parse_reference(name), HOST, [image]) == image
-    for name in ("registry:5000/a:2", "registry:5000/b:1", f"registry:5000/a@{digest_of(7)}"):
-        assert image_at_hand(parse_reference(name), HOST, [image]) is None
-    assert (
-        image_at_hand(parse_reference("registry:5000/a:1"), parse_platform("a/b"), [image]) is None
-    )
-
-
-def test_of_several_that_were_called_so_the_desired_one_is_meant() -> None:
-    oldest = there(resolved("a", 1), timestamp=NOW - 2 * DAY)
-    newer = there(resolved("a", 2), cached=True, timestamp=NOW - DAY)
-    newest = there(resolved("a", 3), cached=True, timestamp=NOW)
-    reference = parse_reference("registry:5000/a:1")
-    assert image_at_hand(reference, HOST, [newer, oldest, newest]) == oldest
-    assert image_at_hand(reference, HOST, [newest, newer]) == newest
-
-
-def test_an_installed_image_is_resolved_from_what_is_remembered() -> None:
-    image = there(resolved("a", 1, 2))
-    source = DesiredLayer(digest_of(2), "https://publisher/2", sha256=bytes(32), size=7)
-    again = resolved_again(image, parse_reference("other:5000/a:1"), {digest_of(2): source})
-    assert again == replace(
-        resolved("a", 1, 2),
-        reference="other:5000/a:1",
-        layers=(
-            replace(image_layer(1), url=f"docker://registry:5000/a@{digest_of(1)}"),
-            source,
-        ),
-    )

@@ -20,8 +20,6 @@ from typing import TYPE_CHECKING, Final
 from layermanager.documents import DocumentError, JsonObject, objects, parse
 from layermanager.errors import DesiredStateError, InvalidDigestError, InvalidReferenceError
 from layermanager.model import DesiredImage, DesiredLayer, Digest
-from layermanager.oci.platform import parse_platform
-from layermanager.oci.reference import parse_reference
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -96,6 +94,10 @@ def _read_state(state: JsonObject) -> list[DesiredLayer | DesiredImage]:
 
 
 def _read_image(entry: JsonObject) -> DesiredImage:
+    # Here and not above: a list of Aos names no image.
+    from layermanager.oci.platform import parse_platform  # noqa: PLC0415
+    from layermanager.oci.reference import parse_reference  # noqa: PLC0415
+
     entry.refuse_others(_IMAGE_KEYS)
     image = DesiredImage(entry.required_text("ref"), entry.text("platform", ""))
     for key, text, read in (

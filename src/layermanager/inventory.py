@@ -24,10 +24,11 @@ from layermanager.check import (
 )
 from layermanager.clock import SystemClock
 from layermanager.errors import LayerNotExistError, StorageError, StoreError
-from layermanager.model import Digest
+from layermanager.images import default_image_sources
+from layermanager.model import DesiredImage, DesiredLayer, Digest, Resolution
 from layermanager.plan import plan
 from layermanager.space import disk_usage
-from layermanager.storage import read_layers_info, read_sources
+from layermanager.storage import read_images, read_layers_info, read_sources
 from layermanager.store import index_path
 from layermanager.unpack.index import read_index
 
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from layermanager.config import Config
-    from layermanager.model import DesiredLayer, LayerInfo
+    from layermanager.model import ImageInfo, LayerInfo
     from layermanager.plan import Plan
     from layermanager.unpack.index import IndexEntry
 
@@ -114,6 +115,14 @@ class Inventory:
             if layer.digest == wanted:
                 return layer
         raise LayerNotExistError(f"layer {wanted} is not installed", digest=wanted)
+
+    def images(self) -> tuple[ImageInfo, ...]:
+        """All installed images, ordered by reference; none where there is no store yet.
+
+        Raises:
+            StorageError: the database cannot be read.
+        """
+        return read_images(self._config.database) if self._has_database() else ()
 
     def files(self, digest: Digest) -> Iterator[IndexEntry]:
         """What every path of an installed layer is, from the layer's index.
@@ -232,13 +241,39 @@ class Inventory:
         except OSError as error:
             raise StorageError(f"cannot reach the database: {error}") from error
 
-    def plan(self, desired: Iterable[DesiredLayer]) -> Plan:
+    def plan(self, desired: Iterable[DesiredLayer | DesiredImage]) -> Plan:
         """What would be done to make the layers the *desired* ones.
+
+        What images consist of is asked where they come from.
 
         Raises:
             DesiredStateError: they contradict each other.
+            InvalidReferenceError: the reference or the platform of an image is none.
         """
-        return plan(desired, self.layers())
+        desired = tuple(desired)
+        installed_images = self.images()
+        images = [one for one in desired if isinstance(one, DesiredImage)]
+        return plan(
+            [one for one in desired if isinstance(one, DesiredLayer)],
+            self.layers(),
+            self._resolve(images, installed_images),
+            installed_images,
+        )
+
+    def _resolve(
+        self, images: Sequence[DesiredImage], installed: Sequence[ImageInfo]
+    ) -> Resolution:
+        if not images:
+            return Resolution()
+        # Here and not above: most commands ask for no image.
+        from layermanager.images.resolve import ImageResolver  # noqa: PLC0415
+
+        sources = default_image_sources()
+        try:
+            return ImageResolver(sources).resolve(images, installed, self.sources(), Cancellation())
+        finally:
+            for source in sources.values():
+                source.close()
 
     def usage(self) -> StoreUsage:
         """Where the space went.

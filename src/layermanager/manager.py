@@ -25,15 +25,20 @@ from layermanager.errors import (
     LayerNotExistError,
     LayersFailedError,
 )
+from layermanager.images import default_image_sources
+from layermanager.images.record import ImageRecord
 from layermanager.install import Installer
 from layermanager.lock import StoreLock
 from layermanager.model import (
     ApplyResult,
+    DesiredImage,
+    DesiredLayer,
     Digest,
     FailedLayer,
     LayerInfo,
     LayerProgress,
     Phase,
+    Resolution,
 )
 from layermanager.plan import expired, oldest_to_free, plan, reconcile
 from layermanager.protocols import RemembersSources, Transactional
@@ -53,7 +58,7 @@ if TYPE_CHECKING:
 
     from layermanager.config import Config
     from layermanager.install import VerifiedLayer
-    from layermanager.model import DesiredLayer, Repair
+    from layermanager.model import ImageInfo, Repair
     from layermanager.plan import Plan
     from layermanager.protocols import (
         Clock,
@@ -82,7 +87,8 @@ class LayerManager:
         new_space_allocator: makes the allocator of the layers' directory; pass the method of one
             ``Partitions`` object to all that share a partition in this process.
         space_allocator: a neighbour that can free more space when cached layers are not enough.
-        sources: where to fetch from, by URL scheme.
+        sources: where to fetch from, by URL scheme; those that are an ``ImageSource`` know the
+            images of the transport of that name.
         clock: the time.
         patience: how long to wait for another process that is changing the store.
         on_progress: is told how far each installation is, from the thread that installs; it must
@@ -138,9 +144,14 @@ class LayerManager:
             )
             stack.callback(self._allocator.close)
             if sources is None:
-                sources = default_sources(config.network, self._clock)
+                sources = {
+                    **default_sources(config.network, self._clock),
+                    **default_image_sources(),
+                }
             for source in {id(source): source for source in sources.values()}.values():
                 stack.callback(source.close)
+            self._sources = sources
+            self._images = ImageRecord(layer_storage, self._clock)
             unpacker = Unpacker(config.unpack_timeout)
             stack.callback(unpacker.close)
             self._spools = Spools(
@@ -208,40 +219,60 @@ class LayerManager:
         """All installed layers, cached ones included, ordered by digest."""
         return self._storage.get_layers_info()
 
+    def get_images_info(self) -> Sequence[ImageInfo]:
+        """All installed images, cached ones included, ordered by reference."""
+        return self._images.installed()
+
     # Changing
 
-    def process_desired_layers(self, desired_layers: Iterable[DesiredLayer]) -> ApplyResult:
+    def process_desired_layers(
+        self, desired_layers: Iterable[DesiredLayer | DesiredImage]
+    ) -> ApplyResult:
         """Make the layers on disk the desired ones (the seed's ``ProcessDesiredLayers``).
 
         Cached layers that are desired again are restored, installed ones that are not desired any
         longer are cached, missing ones are installed, several at once. A layer that fails stops no
-        other.
+        other. An image is desired in the stead of all its layers, and is installed when they are.
 
         Returns:
             What was done.
 
         Raises:
-            LayersFailedError: some layers failed; it holds their errors and what was done.
+            LayersFailedError: some layers or images failed; it holds their errors and what was
+                done.
             DesiredStateError: the desired layers contradict each other; nothing was done.
+            InvalidReferenceError: the reference or the platform of an image is none; nothing was
+                done.
             StoreBusyError: another process is changing the store; nothing was done.
             CancelledError: the manager was closed; what had been done by then stays.
         """
-        desired_layers = tuple(desired_layers)
+        desired = tuple(desired_layers)
         with self._operation():
-            steps = plan(desired_layers, self._recover())
+            installed_layers = self._recover()
+            installed_images = self._images.installed()
+            images = [one for one in desired if isinstance(one, DesiredImage)]
+            steps = plan(
+                [one for one in desired if isinstance(one, DesiredLayer)],
+                installed_layers,
+                self._resolve(images, installed_images),
+                installed_images,
+            )
             # What is here already does not change, but where it may be had can.
             here = {layer.digest for layer in (*steps.keep, *steps.restore)}
-            self._note_sources([layer for layer in desired_layers if layer.digest in here])
+            self._note_sources([layer for layer in steps.desired if layer.digest in here])
             restored = self._restore(steps)
-            cached = self._cache(steps.cache)
+            cached, cached_images = self._cache(steps)
             # A neighbour may have evicted what was to be restored, between planning and doing.
             gone = {layer.digest for layer in steps.restore} - {layer.digest for layer in restored}
-            evicted = tuple(layer for layer in desired_layers if layer.digest in gone)
+            evicted = tuple(layer for layer in steps.desired if layer.digest in gone)
             self._spools.keep_only((*steps.install, *evicted))
-            installed, failed = self._install((*steps.install, *dict.fromkeys(evicted)))
-        result = ApplyResult(steps.keep, restored, cached, installed, failed)
-        if failed:
-            raise LayersFailedError.of([layer.error for layer in failed], result)
+            installed, failed = self._install((*steps.install, *evicted))
+            changes = self._images.settle(steps, cached_images, failed)
+        result = ApplyResult(steps.keep, restored, cached, installed, failed, changes)
+        errors = [*(layer.error for layer in failed), *(image.error for image in changes.failed)]
+        if errors:
+            # What failed a layer has failed the images that have it, and is told once.
+            raise LayersFailedError.of(list(dict.fromkeys(errors)), result)
         return result
 
     def remove_expired_layers(self, time_to_live: timedelta | None = None) -> tuple[LayerInfo, ...]:
@@ -256,7 +287,9 @@ class LayerManager:
         if time_to_live is None:
             time_to_live = self._config.layer_ttl
         with self._operation():
-            return self._remove_cached(expired(self._recover(), self._clock.now(), time_to_live))
+            layers = self._recover()
+            self._images.remove_expired(time_to_live)
+            return self._remove_cached(expired(layers, self._clock.now(), time_to_live))
 
     def remove_cached_layers(self, size: int) -> tuple[LayerInfo, ...]:
         """Remove cached layers, oldest first, until *size* bytes are freed or none is left.
@@ -346,6 +379,18 @@ class LayerManager:
         self._reclaimable = reclaimable
         self._allocator.note_used_space(sum(layer.size for layer in layers))
 
+    def _resolve(
+        self, images: Sequence[DesiredImage], installed: Sequence[ImageInfo]
+    ) -> Resolution:
+        if not images:
+            return Resolution()
+        # Here and not above: most operations are about no image.
+        from layermanager.images.resolve import ImageResolver  # noqa: PLC0415
+
+        storage = self._storage
+        noted = storage.get_sources() if isinstance(storage, RemembersSources) else {}
+        return ImageResolver(self._sources).resolve(images, installed, noted, self._cancellation)
+
     def _note_sources(self, layers: Sequence[DesiredLayer]) -> None:
         if isinstance(self._storage, RemembersSources):
             self._storage.note_sources(layers)
@@ -361,17 +406,21 @@ class LayerManager:
                 self._allocator.restore_outdated_item(layer.digest)
                 self._reclaimable.discard(layer.digest)
                 restored.append(self._storage.get_layer_info_by_digest(layer.digest))
+            self._images.restore(steps.images.restore)
         return tuple(restored)
 
-    def _cache(self, layers: Sequence[LayerInfo]) -> tuple[LayerInfo, ...]:
+    def _cache(self, steps: Plan) -> tuple[tuple[LayerInfo, ...], tuple[ImageInfo, ...]]:
         with self._transaction():
-            for layer in layers:
+            for layer in steps.cache:
                 self._storage.set_layer_cached(layer.digest, cached=True)
-            cached = tuple(self._storage.get_layer_info_by_digest(layer.digest) for layer in layers)
+            cached = tuple(
+                self._storage.get_layer_info_by_digest(layer.digest) for layer in steps.cache
+            )
+            images = self._images.cache(steps.images.cache)
         for layer in cached:
             self._allocator.add_outdated_item(layer.digest, layer.size, layer.timestamp)
             self._reclaimable.add(layer.digest)
-        return cached
+        return cached, images
 
     def _remove_cached(self, layers: Sequence[LayerInfo]) -> tuple[LayerInfo, ...]:
         removed = []

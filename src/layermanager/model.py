@@ -144,7 +144,8 @@ class ResolvedImage:
         reference: the reference with all that was left out filled in.
         digest: the digest of the image's manifest.
         platform: for which machines it is.
-        layers: its layers, the lowest first.
+        layers: its layers, the lowest first; one may be there twice.
+        diff_ids: the digest of each layer's tar, in the same order.
         config_digest: the digest of its configuration.
         config: the configuration, a JSON document.
     """
@@ -153,6 +154,7 @@ class ResolvedImage:
     digest: Digest
     platform: str
     layers: tuple[DesiredLayer, ...]
+    diff_ids: tuple[Digest, ...]
     config_digest: Digest
     config: bytes
 
@@ -192,7 +194,7 @@ class ImageInfo:
     Attributes:
         reference: what it was desired as, with all that was left out filled in.
         digest: the digest of its manifest; together with the reference the image's identity.
-        platform: for which machines it is.
+        platform: for which machines it was desired.
         layers: its layers, the lowest first; one may be there twice.
         diff_ids: the digest of each layer's tar, in the same order.
         config_digest: the digest of its configuration.

@@ -52,10 +52,8 @@ def open_descriptors() -> list[str]:
     return sorted(entry.name for entry in Path("/proc/self/fd").iterdir())
 
 
-def resolve_all(*images: DesiredImage, directory: str = "/") -> Resolution:
-    return ImageResolver(default_image_sources(), HOST, directory).resolve(
-        images, (), {}, Cancellation()
-    )
+def resolve_all(*images: DesiredImage) -> Resolution:
+    return ImageResolver(default_image_sources(), HOST).resolve(images, (), {}, Cancellation())
 
 
 def resolve(reference: str, platform: str = "") -> ResolvedImage:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,6 @@ from image_places import (
     fetch,
     open_descriptors,
     resolve,
-    resolve_all,
     write_docker_archive,
     write_layout,
 )
@@ -24,7 +24,6 @@ from layermanager.errors import (
     SourceError,
 )
 from layermanager.images import default_image_sources
-from layermanager.model import DesiredImage
 from layermanager.oci.manifest import MAX_DOCUMENT_BYTES
 from layermanager.oci.reference import parse_reference
 from layermanager.testing.images import (
@@ -258,12 +257,10 @@ class TestLayouts:
         )
         assert "not an image but an artifact of type" in str(failure(f"oci:{place}:1"))
 
-    def test_relative_paths_count_from_the_directory(self, tmp_path: Path) -> None:
-        write_layout(tmp_path / "images/app", {"1": PLAIN})
-        resolution = resolve_all(DesiredImage("oci:images/app:1"), directory=str(tmp_path))
-        (image,) = resolution.images
-        assert image.reference == f"oci:{tmp_path}/images/app:1"
-        assert image.layers[0].url == f"oci:{tmp_path}/images/app@{digest_of(LOWER)}"
+    def test_a_path_must_be_absolute(self, tmp_path: Path) -> None:
+        write_layout(tmp_path / "app", {"1": PLAIN})
+        with contextlib.chdir(tmp_path), pytest.raises(InvalidReferenceError, match="absolute"):
+            resolve("oci:app:1")
 
 
 class TestDockerArchives:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from typing import TYPE_CHECKING, Final
 
 from layermanager.errors import (
     CancelledError,
     IntegrityError,
+    InvalidReferenceError,
     LayerManagerError,
     ManifestError,
     SourceError,
 )
 from layermanager.model import DesiredLayer, FailedImage, Resolution, ResolvedImage
+from layermanager.oci.installed import image_at_hand, resolved_again
 from layermanager.oci.manifest import (
     MAX_DOCUMENT_BYTES,
     ImageManifest,
@@ -20,9 +23,8 @@ from layermanager.oci.manifest import (
     read_manifest_or_index,
     require_layers,
 )
-from layermanager.oci.platform import parse_platform
-from layermanager.oci.reference import RegistryReference, parse_reference
-from layermanager.plan import image_at_hand, resolved_again
+from layermanager.oci.platform import host_platform, parse_platform
+from layermanager.oci.reference import FileReference, parse_reference
 from layermanager.protocols import ImageSource
 
 if TYPE_CHECKING:
@@ -43,14 +45,13 @@ class ImageResolver:
 
     Args:
         sources: where to look, by transport; those that know no images know none of theirs.
-        host: the platform of images that are desired for no other one.
-        directory: where relative paths count from.
+        host: the platform of images that are desired for no other one; by default this machine's.
     """
 
-    def __init__(self, sources: Mapping[str, Source], host: Platform, directory: str) -> None:
+    def __init__(self, sources: Mapping[str, Source], host: Platform | None = None) -> None:
         self._sources = sources
-        self._host = host
-        self._directory = directory
+        this = os.uname()
+        self._host = host or host_platform(this.sysname, this.machine)
 
     def resolve(
         self,
@@ -73,7 +74,8 @@ class ImageResolver:
             cancellation: ends it early.
 
         Raises:
-            InvalidReferenceError: a reference or a platform is none; nobody was asked.
+            InvalidReferenceError: a reference or a platform is none, or the path in one is not
+                absolute; nobody was asked.
             CancelledError: it was cancelled.
         """
         wanted = [(image, *self._read(image)) for image in desired]
@@ -95,8 +97,9 @@ class ImageResolver:
 
     def _read(self, image: DesiredImage) -> tuple[Reference, Platform]:
         reference = parse_reference(image.reference)
-        if not isinstance(reference, RegistryReference):
-            reference = reference.within(self._directory)
+        if isinstance(reference, FileReference) and not reference.path.startswith("/"):
+            # Another process would look for it elsewhere, and it is remembered.
+            raise InvalidReferenceError(f"{image.reference}: the path must be absolute")
         return reference, parse_platform(image.platform) if image.platform else self._host
 
     def _resolve(
@@ -150,6 +153,7 @@ class _Resolving:
                 )
                 for layer, diff_id in zip(manifest.layers, config.diff_ids, strict=True)
             ),
+            diff_ids=config.diff_ids,
             config_digest=manifest.config.digest,
             config=document,
         )

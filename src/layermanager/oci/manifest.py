@@ -336,9 +336,9 @@ def _config(members: JsonObject) -> ImageConfig:
 
 
 def _platform(members: JsonObject) -> Platform | None:
-    """The platform that *members* name; Docker leaves out what it does not know."""
+    """The platform that *members* name; None where they leave out a half of it."""
     os, architecture = members.text("os", ""), members.text("architecture", "")
-    if not os and not architecture:
+    if not os or not architecture:
         return None
     return Platform(os, architecture, members.text("variant", ""))
 
