@@ -144,7 +144,7 @@ def test_apply_as_json(
 
     assert finished.status == 0
     document = finished.document
-    assert list(document) == ["kept", "restored", "cached", "installed", "failed"]
+    assert list(document) == ["kept", "restored", "cached", "installed", "failed", "images"]
     (layer,) = document["installed"]
     (row,) = node.rows()
     assert layer["digest"] == base.digest
@@ -237,6 +237,7 @@ def test_a_dry_run_changes_nothing(
             "restore": [],
             "cache": [],
             "install": [base.digest],
+            "images": {"keep": [], "restore": [], "cache": [], "install": [], "failed": []},
         }
     else:
         assert finished.lines == [f"install {base.digest} from {base.url}"]
@@ -488,7 +489,7 @@ def test_show_what(layermanager: CommandLine) -> None:
     finished = layermanager("show")
 
     assert finished.status == 2
-    assert "Missing argument 'DIGEST'" in finished.err
+    assert "Missing argument 'DIGEST|REFERENCE'" in finished.err
 
 
 # df

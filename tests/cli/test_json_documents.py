@@ -61,7 +61,13 @@ def test_a_plan_names_digests() -> None:
 
     assert plan_json(
         Plan((installed(keep),), (installed(restore),), (installed(cache),), (wanted(install),))
-    ) == {"keep": [keep], "restore": [restore], "cache": [cache], "install": [install]}
+    ) == {
+        "keep": [keep],
+        "restore": [restore],
+        "cache": [cache],
+        "install": [install],
+        "images": {"keep": [], "restore": [], "cache": [], "install": [], "failed": []},
+    }
 
 
 def test_a_result_tells_everything_that_was_done() -> None:
@@ -81,6 +87,7 @@ def test_a_result_tells_everything_that_was_done() -> None:
                 "error": {"type": "LayerManagerError", "message": "no"},
             }
         ],
+        "images": {"kept": [], "restored": [], "cached": [], "installed": [], "failed": []},
     }
 
 

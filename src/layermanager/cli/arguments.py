@@ -5,15 +5,21 @@ from __future__ import annotations
 import math
 import re
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
 
 from layermanager.cli.tables import parse_size
 
+# The library is imported by the commands that need it: `--help` answers without SQLite, and `ls`
+# without the HTTP client.
+# ruff: noqa: PLC0415
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+_TRANSPORTS: Final = ("docker://", "oci:", "oci-archive:", "docker-archive:")
 _FOREVER: Final = "forever"
 _UNUSABLE: Final = re.compile(r"[\x00\ud800-\udfff]")
 
@@ -51,6 +57,34 @@ def patience(_context: click.Context, parameter: click.Parameter, value: str) ->
             f"not a number of seconds: {value!r}", param_hint=parameter.opts[0]
         )
     return timedelta(seconds=min(seconds, timedelta.max.days * 86400))
+
+
+def names_image(text: str) -> bool:
+    """Whether *text*, which names no file that is there, is meant as the reference of an image.
+
+    A bare word, or what looks like the path of a document, is more likely a mistyped file name; an
+    image that is called so can be named as ``docker://NAME``.
+    """
+    if text.startswith(_TRANSPORTS):
+        return True
+    if text == "-" or text.startswith(("/", ".")) or text.endswith(".json"):
+        return False
+    registry, slash, _ = text.partition("/")
+    return ":" in text or "@" in text or (bool(slash) and "." in registry)
+
+
+def image_reference(text: str) -> str:
+    """The reference *text* in full; a relative path in it counts from the working directory.
+
+    Raises:
+        InvalidReferenceError: it is none.
+    """
+    from layermanager.oci.reference import FileReference, parse_reference
+
+    reference = parse_reference(text)
+    if isinstance(reference, FileReference):
+        reference = reference.within(str(Path.cwd()))
+    return str(reference)
 
 
 class PatientCommand(click.Command):

@@ -29,8 +29,16 @@ if TYPE_CHECKING:
 
     from layermanager.cli.progress import Display
     from layermanager.config import Config
+    from layermanager.errors import LayerManagerError
     from layermanager.manager import LayerManager
-    from layermanager.model import ApplyResult, DesiredLayer, LayerInfo, LayerProgress
+    from layermanager.model import (
+        ApplyResult,
+        DesiredImage,
+        DesiredLayer,
+        ImageChanges,
+        LayerInfo,
+        LayerProgress,
+    )
 
 Result = TypeVar("Result")
 
@@ -40,24 +48,33 @@ _TAR_ENDING: Final = re.compile(r"(\.tar)?(\.gz|\.zst)?\Z|\.tgz\Z")
 @click.command("apply", cls=kinds.PatientCommand)
 @click.argument("desired", metavar="DESIRED")
 @click.option("--dry-run", is_flag=True, help="Print what would be done, and do nothing.")
+@click.option(
+    "--platform",
+    callback=kinds.text,
+    help="For which machines the image DESIRED is, as linux/arm64.  [default: for this one]",
+)
 @limit_rate_option
 @wait_option
 @json_option
 @click.pass_obj
-def apply(settings: Settings, desired: str, *, dry_run: bool, patience: timedelta) -> int:
+def apply(
+    settings: Settings, desired: str, *, dry_run: bool, platform: str | None, patience: timedelta
+) -> int:
     """Make the layers on this node the DESIRED ones.
 
     Missing layers are installed, cached ones restored, those that are not desired cached. DESIRED
-    is a JSON file with an array of layers, or - for standard input.
+    is a JSON file with an array of layers, or with layers and images; or - for standard input; or
+    the reference of the one image that is desired, as registry:5000/app:1.2, oci:PATH:TAG,
+    oci-archive:FILE:TAG or docker-archive:FILE:NAME:TAG.
     """
-    layers = _read_desired(desired)
+    wanted = _read_desired(desired, platform)
     if dry_run:
-        _print_plan(settings, layers)
+        _print_plan(settings, wanted)
         return 0
     config = settings.config
 
     def apply(manager: LayerManager) -> ApplyResult:
-        result = manager.process_desired_layers(layers)
+        result = manager.process_desired_layers(wanted)
         manager.remove_expired_layers(config.layer_ttl)
         return result
 
@@ -170,14 +187,19 @@ def pack(
     write_json(desired_to_json(layer))
 
 
-def _read_desired(name: str) -> list[DesiredLayer]:
-    from layermanager.desired import read_desired
+def _read_desired(name: str, platform: str | None) -> Sequence[DesiredLayer | DesiredImage]:
+    from layermanager.desired import read_desired_state
+    from layermanager.model import DesiredImage
 
+    if kinds.names_image(name) and not Path(name).exists():
+        return [DesiredImage(kinds.image_reference(name), platform or "")]
+    if platform is not None:
+        raise click.UsageError("--platform is for an image that is named as DESIRED")
     try:
         document = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
     except OSError as error:
         raise DesiredStateError(f"cannot read the desired layers: {error}") from error
-    return read_desired(document, "standard input" if name == "-" else name)
+    return read_desired_state(document, "standard input" if name == "-" else name)
 
 
 def _name_of(source: Path) -> str:
@@ -243,8 +265,8 @@ def _terminal_size() -> tuple[int, int]:
     return columns or 80, lines or 24
 
 
-def _print_plan(settings: Settings, layers: Sequence[DesiredLayer]) -> None:
-    plan = settings.inventory.plan(layers)
+def _print_plan(settings: Settings, desired: Sequence[DesiredLayer | DesiredImage]) -> None:
+    plan = settings.inventory.plan(desired)
     if settings.is_json:
         from layermanager.cli.documents import plan_json
 
@@ -272,14 +294,41 @@ def _print_result(settings: Settings, result: ApplyResult) -> None:
         for layer in layers
     ]
     rows += [_row("failed", failed.desired, "-") for failed in result.failed]
-    if not rows:
+    images = list(_image_rows(result.images))
+    if not rows and not images:
         write("no layers are desired, and none were")
         return
-    write_table(("ACTION", "LAYER", "VERSION", "DIGEST", "SIZE"), rows, right=frozenset({4}))
-    for failed in result.failed:
-        tell(f"error: {tables.short_digest(failed.desired.digest)}: {failed.error}")
-        if failed.error.hint:
-            tell(f"hint: {failed.error.hint}")
+    if rows:
+        write_table(("ACTION", "LAYER", "VERSION", "DIGEST", "SIZE"), rows, right=frozenset({4}))
+    if images:
+        write_table(("ACTION", "IMAGE", "PLATFORM", "DIGEST"), images, right=frozenset())
+    for layer in result.failed:
+        _tell_error(tables.short_digest(layer.desired.digest), layer.error)
+    told = {id(layer.error) for layer in result.failed}
+    for image in result.images.failed:
+        if id(image.error) not in told:  # else it is that of a layer
+            _tell_error(image.desired.reference, image.error)
+
+
+def _image_rows(images: ImageChanges) -> Iterator[tuple[str, ...]]:
+    for action, changed in (
+        ("kept", images.kept),
+        ("restored", images.restored),
+        ("cached", images.cached),
+        ("installed", images.installed),
+    ):
+        for image in changed:
+            digest = tables.short_digest(image.digest)
+            yield action, image.reference, image.platform, digest
+    for failed in images.failed:
+        yield "failed", failed.desired.reference, failed.desired.platform or "-", "-"
+
+
+def _tell_error(what: str, error: LayerManagerError) -> None:
+    message = str(error)
+    tell(f"error: {message}" if message.startswith(what) else f"error: {what}: {message}")
+    if error.hint:
+        tell(f"hint: {error.hint}")
 
 
 def _row(action: str, layer: LayerInfo | DesiredLayer, size: str) -> tuple[str, ...]:

@@ -9,10 +9,18 @@ from typing import TYPE_CHECKING
 from layermanager.errors import IntegrityError, LayerError, NotEnoughSpaceError, SourceError
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from layermanager.check import LayerReport
     from layermanager.errors import LayerManagerError
     from layermanager.inventory import StoreUsage
-    from layermanager.model import ApplyResult, LayerInfo
+    from layermanager.model import (
+        ApplyResult,
+        FailedImage,
+        ImageInfo,
+        LayerInfo,
+        ResolvedImage,
+    )
     from layermanager.plan import Plan
 
 
@@ -24,9 +32,23 @@ def layer_json(layer: LayerInfo) -> dict[str, object]:
         "version": layer.version,
         "path": str(layer.path),
         "osVersion": layer.os_version,
-        "timestamp": layer.timestamp.astimezone(UTC).isoformat().replace("+00:00", "Z"),
+        "timestamp": _time(layer.timestamp),
         "cached": layer.cached,
         "size": layer.size,
+    }
+
+
+def image_json(image: ImageInfo) -> dict[str, object]:
+    """An installed image."""
+    return {
+        "reference": image.reference,
+        "digest": image.digest,
+        "platform": image.platform,
+        "layers": list(image.layers),
+        "diffIds": list(image.diff_ids),
+        "configDigest": image.config_digest,
+        "timestamp": _time(image.timestamp),
+        "cached": image.cached,
     }
 
 
@@ -37,6 +59,13 @@ def plan_json(plan: Plan) -> dict[str, object]:
         "restore": [layer.digest for layer in plan.restore],
         "cache": [layer.digest for layer in plan.cache],
         "install": [layer.digest for layer in plan.install],
+        "images": {
+            "keep": [_name_json(image) for image in plan.images.keep],
+            "restore": [_name_json(image) for image in plan.images.restore],
+            "cache": [_name_json(image) for image in plan.images.cache],
+            "install": [_name_json(image) for image in plan.images.install],
+            "failed": [_failed_image_json(failed) for failed in plan.images.failed],
+        },
     }
 
 
@@ -56,7 +85,31 @@ def result_json(result: ApplyResult) -> dict[str, object]:
             }
             for failed in result.failed
         ],
+        "images": {
+            "kept": [image_json(image) for image in result.images.kept],
+            "restored": [image_json(image) for image in result.images.restored],
+            "cached": [image_json(image) for image in result.images.cached],
+            "installed": [image_json(image) for image in result.images.installed],
+            "failed": [_failed_image_json(failed) for failed in result.images.failed],
+        },
     }
+
+
+def _name_json(image: ImageInfo | ResolvedImage) -> dict[str, object]:
+    """What an image is known by."""
+    return {"reference": image.reference, "digest": image.digest, "platform": image.platform}
+
+
+def _failed_image_json(failed: FailedImage) -> dict[str, object]:
+    return {
+        "reference": failed.desired.reference,
+        "platform": failed.desired.platform,
+        "error": error_json(failed.error),
+    }
+
+
+def _time(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
 def usage_json(usage: StoreUsage) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from datetime import timedelta
 from pathlib import Path
@@ -9,10 +10,11 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from layermanager.cli import arguments as kinds
 from layermanager.cli import tables
 from layermanager.cli.output import write, write_json, write_pairs, write_table
 from layermanager.cli.settings import Settings, json_option
-from layermanager.errors import InvalidDigestError, LayerNotExistError
+from layermanager.errors import ImageNotExistError, InvalidDigestError, LayerNotExistError
 
 # The library is imported by the commands that need it: `--help` answers without SQLite, and `ls`
 # without the HTTP client.
@@ -21,18 +23,23 @@ from layermanager.errors import InvalidDigestError, LayerNotExistError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from layermanager.model import LayerInfo
+    from layermanager.model import ImageInfo, LayerInfo
     from layermanager.unpack.index import IndexEntry
 
 _LONGER_THAN_DEVICES_LIVE: Final = timedelta(days=36500)
 _SHORTEST_PREFIX: Final = 4
+_DIGEST: Final = re.compile(r"(?:sha[0-9]+:?)?[0-9a-f]*", re.ASCII)
 
 
 @click.command("ls")
+@click.option("--images", is_flag=True, help="List the installed images instead.")
 @json_option
 @click.pass_obj
-def ls(settings: Settings) -> None:
+def ls(settings: Settings, *, images: bool) -> None:
     """List the installed layers."""
+    if images:
+        _list_images(settings)
+        return
     layers = settings.inventory.layers()
     if settings.is_json:
         from layermanager.cli.documents import layer_json
@@ -60,23 +67,29 @@ def ls(settings: Settings) -> None:
 
 
 @click.command("show")
-@click.argument("digest", required=False)
+@click.argument("name", metavar="DIGEST|REFERENCE", required=False)
 @click.option("--files", is_flag=True, help="List the layer's files, from its index.")
 @click.option("--jail", is_flag=True, help="Show what confines the unpacker on this node.")
 @json_option
 @click.pass_obj
-def show(settings: Settings, digest: str | None, *, files: bool, jail: bool) -> None:
-    """Show one layer in detail.
+def show(settings: Settings, name: str | None, *, files: bool, jail: bool) -> None:
+    """Show one layer, or one image, in detail.
 
-    DIGEST may be shortened to as much of its beginning as is unambiguous.
+    A layer is named by its digest, which may be shortened to as much of its beginning as is
+    unambiguous; an image by its reference.
     """
     if jail:
         _print_jail(settings)
         return
-    if digest is None:
-        raise click.UsageError("Missing argument 'DIGEST'.")
+    if name is None:
+        raise click.UsageError("Missing argument 'DIGEST|REFERENCE'.")
     inventory = settings.inventory
-    layer = find(inventory.layers(), digest)
+    if not _DIGEST.fullmatch(name):
+        if files:
+            raise click.UsageError("--files is for a layer, which is named by its digest")
+        _print_image(settings, _find_image(inventory.images(), name))
+        return
+    layer = find(inventory.layers(), name)
     if files:
         _print_files(settings, inventory.files(layer.digest))
     elif settings.is_json:
@@ -85,6 +98,33 @@ def show(settings: Settings, digest: str | None, *, files: bool, jail: bool) -> 
         write_json(layer_json(layer))
     else:
         write_pairs(_described(layer, settings.config.layer_ttl))
+
+
+def _list_images(settings: Settings) -> None:
+    images = settings.inventory.images()
+    if settings.is_json:
+        from layermanager.cli.documents import image_json
+
+        write_json([image_json(image) for image in images])
+        return
+    if not images:
+        write("no images are installed")
+        return
+    write_table(
+        ("DIGEST", "IMAGE", "PLATFORM", "LAYERS", "STATE", "SINCE (UTC)"),
+        [
+            (
+                tables.short_digest(image.digest),
+                image.reference,
+                image.platform,
+                str(len(image.layers)),
+                "cached" if image.cached else "desired",
+                f"{image.timestamp:%Y-%m-%d %H:%M}",
+            )
+            for image in images
+        ],
+        right=frozenset({3, 5}),
+    )
 
 
 @click.command("df")
@@ -132,6 +172,49 @@ def find(layers: Iterable[LayerInfo], text: str) -> LayerInfo:
     if not found:
         raise LayerNotExistError(f"layer {text} is not installed")
     return found[0]
+
+
+def _find_image(images: Iterable[ImageInfo], text: str) -> ImageInfo:
+    """The image that is called *text*; of several, the desired one or the one desired last.
+
+    Raises:
+        ImageNotExistError: there is none.
+        InvalidReferenceError: *text* is no reference.
+    """
+    reference = kinds.image_reference(text)
+    found = [image for image in images if image.reference == reference]
+    if not found:
+        raise ImageNotExistError(f"image {reference} is not installed")
+    return max(found, key=lambda image: (not image.cached, image.timestamp))
+
+
+def _print_image(settings: Settings, image: ImageInfo) -> None:
+    if settings.is_json:
+        from layermanager.cli.documents import image_json
+        from layermanager.documents import parse
+
+        write_json({**image_json(image), "config": parse(image.config)})
+        return
+    write_pairs(_described_image(image, settings.inventory.layers()))
+
+
+def _described_image(image: ImageInfo, layers: Iterable[LayerInfo]) -> Iterator[tuple[str, str]]:
+    from datetime import UTC, datetime
+
+    from layermanager.oci.manifest import read_config
+
+    age = tables.age_text(max(timedelta(0), datetime.now(UTC) - image.timestamp))
+    config = read_config(image.config, len(image.layers))
+    here = {layer.digest: layer for layer in layers}
+    yield "image", image.reference
+    yield "digest", image.digest
+    yield "platform", image.platform
+    yield "state", f"cached for {age}" if image.cached else f"desired, here for {age}"
+    yield "command", " ".join((*config.entrypoint, *config.arguments)) or "-"
+    yield "size", tables.size_text(sum(here[digest].size for digest in {*image.layers}))
+    for position, digest in enumerate(image.layers):
+        size = tables.size_text(here[digest].size)
+        yield "" if position else "layers", f"{digest} {size}"
 
 
 def _described(layer: LayerInfo, time_to_live: timedelta) -> Iterator[tuple[str, str]]:

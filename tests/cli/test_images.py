@@ -1,0 +1,230 @@
+"""Images on the command line: applied by reference or document, listed, shown."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+from cli_fixtures import CommandLine
+
+from layermanager.cli.arguments import names_image
+from layermanager.testing.images import build_image, layout_files, write_files
+from layermanager.testing.layers import compress, digest_of
+from manager_fixtures import Node, layer_tar
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from layermanager.testing.images import BuiltImage
+
+BASE = compress(layer_tar("base"), "gzip")
+RUN = {"Entrypoint": ["/bin/app"], "Cmd": ["--serve"]}
+
+
+def image(name: str) -> BuiltImage:
+    layers = [BASE, compress(layer_tar(name), "gzip")]
+    return build_image(layers, config={"os": None, "config": RUN})
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Node:
+    node = Node(tmp_path)
+    images = {"1": image("one"), "2": image("two")}
+    write_files(tmp_path / "images", layout_files(images))
+    return node
+
+
+@pytest.fixture
+def layermanager(
+    node: Node, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> CommandLine:
+    monkeypatch.setenv("COLUMNS", "300")  # temporary directories have long names
+    return CommandLine(node.config.working_dir, capsys)
+
+
+@pytest.fixture
+def layout(tmp_path: Path, node: Node) -> str:  # noqa: ARG001 - it makes the layout
+    return f"oci:{tmp_path / 'images'}"
+
+
+def digest_text(name: str) -> str:
+    return f"sha256:{image(name).digest.encoded[:12]}"
+
+
+def test_an_image_is_applied_by_its_reference(
+    node: Node, layermanager: CommandLine, layout: str
+) -> None:
+    finished = layermanager("apply", f"{layout}:1")
+    assert finished.status == 0
+    assert [line.split()[0] for line in finished.lines] == [
+        *("ACTION", "installed", "installed"),
+        *("ACTION", "installed"),
+    ]
+    assert finished.lines[-1].split()[-1] == digest_text("one")
+    node.assert_has(map(digest_of, image("one").layers))
+
+
+def test_a_relative_path_counts_from_where_the_command_is_called(
+    layermanager: CommandLine, layout: str, tmp_path: Path
+) -> None:
+    with contextlib.chdir(tmp_path):
+        assert layermanager("apply", "oci:images:1").status == 0
+        shown = layermanager("show", "oci:images:1", "--json").document
+    assert shown["reference"] == f"{layout}:1"
+
+
+def test_a_document_names_layers_and_images(
+    node: Node, layermanager: CommandLine, layout: str, tmp_path: Path
+) -> None:
+    plain = node.publish("plain")
+    document = {
+        "layers": [{"digest": plain.digest, "url": plain.url, "sha256": plain.sha256.hex()}],
+        "images": [{"ref": f"{layout}:1"}, {"ref": f"{layout}:2"}],
+    }
+    (tmp_path / "desired.json").write_text(json.dumps(document))
+    finished = layermanager("apply", tmp_path / "desired.json", "--json")
+    assert finished.status == 0
+    assert len(finished.document["installed"]) == 4
+    installed = finished.document["images"]["installed"]
+    assert [one["reference"] for one in installed] == [f"{layout}:1", f"{layout}:2"]
+    assert installed[0]["digest"] == image("one").digest
+    assert installed[0]["layers"] == [*map(digest_of, image("one").layers)]
+    assert installed[0]["configDigest"] == digest_of(image("one").config)
+
+
+def test_a_dry_run_says_what_would_become_of_images(
+    node: Node, layermanager: CommandLine, layout: str
+) -> None:
+    finished = layermanager("apply", f"{layout}:1", "--dry-run")
+    assert finished.status == 0
+    assert finished.lines[-1].startswith(f"install image {layout}:1, linux/")
+    assert finished.lines[-1].endswith(image("one").digest)
+    assert not node.config.working_dir.exists()
+    layermanager("apply", f"{layout}:1")
+    steps = layermanager("apply", f"{layout}:2", "--dry-run", "--json").document
+    assert (len(steps["keep"]), len(steps["cache"]), len(steps["install"])) == (1, 1, 1)
+    assert [one["digest"] for one in steps["images"]["cache"]] == [image("one").digest]
+    assert [one["reference"] for one in steps["images"]["install"]] == [f"{layout}:2"]
+    steps = layermanager("apply", f"{layout}:3", "--dry-run", "--json").document
+    assert [one["error"]["type"] for one in steps["images"]["failed"]] == ["SourceError"]
+
+
+def test_an_image_that_fails_is_told_with_its_reason(
+    layermanager: CommandLine, layout: str, tmp_path: Path
+) -> None:
+    finished = layermanager("apply", f"{layout}:3")
+    assert finished.status == 1
+    assert finished.lines[-1].split()[:2] == ["failed", f"{layout}:3"]
+    assert finished.err.endswith(
+        f"error: {layout}:3: no image is called so, but: 1, 2: {layout}:3\n"
+    )
+    document = layermanager("apply", f"{layout}:3", "--json").document
+    (failed,) = document["images"]["failed"]
+    assert failed["reference"] == f"{layout}:3"
+    assert failed["error"]["url"] == f"{layout}:3"
+    blob = tmp_path / f"images/blobs/sha256/{digest_of(BASE).encoded}"
+    blob.write_bytes(b"x" * len(BASE))
+    finished = layermanager("apply", f"{layout}:1")
+    assert finished.status == 1
+    assert finished.err.count("error: ") == 1  # told of the layer, and not again of the image
+
+
+def test_the_platform_is_that_of_the_one_image(
+    layermanager: CommandLine, layout: str, tmp_path: Path
+) -> None:
+    finished = layermanager("apply", f"{layout}:1", "--platform", "linux/other", "--json")
+    (installed,) = finished.document["images"]["installed"]
+    assert installed["platform"] == "linux/other"
+    (tmp_path / "desired.json").write_text("[]")
+    finished = layermanager("apply", tmp_path / "desired.json", "--platform", "linux/other")
+    assert finished.status == 2
+    assert "--platform is for an image" in finished.err
+    finished = layermanager("apply", f"{layout}:1", "--platform", "other")
+    assert finished.status == 2
+    assert "not a platform: 'other'" in finished.err
+
+
+@pytest.mark.parametrize(
+    ("text", "is_image"),
+    [
+        ("registry:5000/app:1.2", True),
+        ("registry.example.com/app", True),
+        ("debian:12", True),
+        ("app@sha256:00", True),
+        ("docker://debian", True),
+        ("oci:images/app", True),
+        ("docker-archive:app.tar", True),
+        ("desired.json", False),
+        ("desired", False),
+        ("lists/desired", False),
+        ("lists.d/desired.json", False),
+        ("./registry.io/app:1", False),
+        ("/srv/a:b", False),
+        ("-", False),
+    ],
+)
+def test_what_is_meant_as_an_image(text: str, is_image: bool) -> None:
+    assert names_image(text) == is_image
+
+
+def test_a_file_that_is_there_is_meant(layermanager: CommandLine, tmp_path: Path) -> None:
+    (tmp_path / "registry:5000").write_text("[]")
+    with contextlib.chdir(tmp_path):
+        assert layermanager("apply", "registry:5000").status == 0
+
+
+def test_a_file_that_is_not_there_is_no_image(layermanager: CommandLine) -> None:
+    finished = layermanager("apply", "desired")
+    assert finished.status == 2
+    assert "cannot read the desired layers" in finished.err
+
+
+def test_images_are_listed(layermanager: CommandLine, layout: str) -> None:
+    assert layermanager("ls", "--images").lines == ["no images are installed"]
+    layermanager("apply", f"{layout}:1")
+    layermanager("apply", f"{layout}:2")
+    finished = layermanager("ls", "--images", "--json")
+    assert [(one["reference"], one["cached"]) for one in finished.document] == [
+        (f"{layout}:1", True),
+        (f"{layout}:2", False),
+    ]
+    lines = layermanager("ls", "--images").lines
+    assert lines[0].split()[:5] == ["DIGEST", "IMAGE", "PLATFORM", "LAYERS", "STATE"]
+    assert lines[1].split()[:2] == [digest_text("one"), f"{layout}:1"]
+    assert lines[1].split()[3:5] == ["2", "cached"]
+    assert lines[2].split()[3:5] == ["2", "desired"]
+
+
+def test_an_image_is_shown(layermanager: CommandLine, layout: str) -> None:
+    layermanager("apply", f"{layout}:1")
+    finished = layermanager("show", f"{layout}:1")
+    assert finished.status == 0
+    shown = dict(line.split(maxsplit=1) for line in finished.lines[:-1])
+    assert shown["image"] == f"{layout}:1"
+    assert shown["digest"] == image("one").digest
+    assert shown["command"] == "/bin/app --serve"
+    assert shown["state"].startswith("desired, here for")
+    assert shown["layers"].startswith(digest_of(BASE))
+    assert finished.lines[-1].split()[0] == digest_of(image("one").layers[1])
+    document = layermanager("show", f"{layout}:1", "--json").document
+    assert document["config"]["config"] == RUN
+    layermanager("apply", f"{layout}:2")
+    assert "cached for" in layermanager("show", f"{layout}:1").out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["registry:5000/app:1"], 1, "image registry:5000/app:1 is not installed"),
+        (["App"], 2, "not a reference to an image"),
+        (["registry:5000/app:1", "--files"], 2, "--files is for a layer"),
+    ],
+)
+def test_an_image_that_is_not_there(
+    layermanager: CommandLine, arguments: list[str], status: int, message: str
+) -> None:
+    finished = layermanager("show", *arguments)
+    assert finished.status == status
+    assert message in finished.err
