@@ -25,7 +25,8 @@ from hypothesis import strategies as st
 
 from layermanager.errors import PackError
 from layermanager.model import DesiredLayer, Digest, Limits
-from layermanager.pack import Compression, _content, pack_layer
+from layermanager.pack import Compression, pack_layer
+from layermanager.pack.layer_tar import _content
 from layermanager.testing.layers import LayerBuilder, compress
 from layermanager.unpack.compression import decompressed
 from layermanager.unpack.streams import ByteReader

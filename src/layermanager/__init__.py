@@ -65,7 +65,7 @@ if TYPE_CHECKING:
         Phase,
         Repair,
     )
-    from layermanager.pack import Compression, pack_layer
+    from layermanager.pack import Compression, pack_image, pack_layer
     from layermanager.plan import Plan
     from layermanager.protocols import (
         Allocator,
@@ -135,7 +135,7 @@ _MODULES = {
         "Phase",
         "Repair",
     ),
-    "pack": ("Compression", "pack_layer"),
+    "pack": ("Compression", "pack_image", "pack_layer"),
     "plan": ("Plan",),
     "protocols": (
         "Allocator",
@@ -226,6 +226,7 @@ __all__ = [
     "UnpackerError",
     "desired_to_json",
     "load_config",
+    "pack_image",
     "pack_layer",
     "read_desired",
     "read_desired_state",

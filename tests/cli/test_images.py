@@ -228,3 +228,86 @@ def test_an_image_that_is_not_there(
     finished = layermanager("show", *arguments)
     assert finished.status == status
     assert message in finished.err
+
+
+# pack --oci
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return write_files(tmp_path / "source", {"bin/app": b"app"})
+
+
+def test_what_is_packed_can_be_desired_as_printed(
+    node: Node, layermanager: CommandLine, source: Path, tmp_path: Path
+) -> None:
+    options = ["--entrypoint", "/bin/app", "--cmd", "--serve", "--cmd", "-v", "--user", "1000"]
+    with contextlib.chdir(tmp_path):
+        entry = layermanager("pack", source, "--oci", "packed:1.2", *options).document
+    assert entry["ref"].startswith(f"oci:{tmp_path / 'packed'}@sha256:")
+    (tmp_path / "desired.json").write_text(json.dumps({"images": [entry]}))
+    assert layermanager("apply", tmp_path / "desired.json").status == 0
+    assert layermanager("apply", f"oci:{tmp_path / 'packed'}:1.2").status == 0
+    shown = layermanager("show", f"oci:{tmp_path / 'packed'}:1.2", "--json").document
+    assert shown["config"]["config"] == {
+        "User": "1000",
+        "Entrypoint": ["/bin/app"],
+        "Cmd": ["--serve", "-v"],
+    }
+    assert len(node.rows()) == 1
+
+
+def test_a_layout_may_leave_its_tag_out(
+    layermanager: CommandLine, source: Path, tmp_path: Path
+) -> None:
+    assert layermanager("pack", source, "--oci", tmp_path / "packed").status == 0
+    assert layermanager("apply", f"oci:{tmp_path / 'packed'}:latest").status == 0
+
+
+@pytest.mark.parametrize(
+    "given", [["--created", "1764000000"], ["--created", "2025-11-24T17:00:00+01:00"], []]
+)
+def test_the_time_may_be_that_of_the_source(
+    layermanager: CommandLine,
+    source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    given: list[str],
+) -> None:
+    if not given:
+        monkeypatch.setenv("SOURCE_DATE_EPOCH", "1764000000")
+    layermanager("pack", source, "--oci", tmp_path / "packed", *given)
+    layermanager("apply", f"oci:{tmp_path / 'packed'}:latest")
+    shown = layermanager("show", f"oci:{tmp_path / 'packed'}:latest", "--json").document
+    assert shown["config"]["created"] == "2025-11-24T16:00:00Z"
+    files = layermanager("show", shown["layers"][0], "--files", "--json").document
+    assert {entry["mtimeNs"] for entry in files} == {1764000000 * 10**9}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "give either --output for a package, or --oci for an image"),
+        (["-o", "package", "--oci", "layout"], "give either --output"),
+        (["-o", "package", "--env", "A=b"], "--env is for an image"),
+        (["--oci", "layout", "--os-version", "1"], "--os-version is for a package"),
+        (["--oci", "layout", "--platform", "arm"], "not a platform: 'arm'"),
+        (["--oci", "layout", "--created", "today"], "not a time: 'today'"),
+        (["--oci", "layout:a b"], "not the name of an image in a layout: 'a b'"),
+        (["--oci", f"layout@sha256:{'0' * 64}"], "cannot be named by its digest"),
+        (["--oci", "layout", "--label", "\udcff=b"], "not UTF-8"),
+    ],
+)
+def test_what_cannot_be_packed(
+    layermanager: CommandLine, source: Path, options: list[str], message: str
+) -> None:
+    finished = layermanager("pack", source, *options)
+    assert finished.status == 2
+    assert message in finished.err
+
+
+def test_a_variable_of_the_environment_is_for_images_only(
+    layermanager: CommandLine, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1764000000")
+    assert layermanager("pack", source, "-o", tmp_path / "package").status == 0

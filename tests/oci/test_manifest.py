@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -25,10 +26,13 @@ from layermanager.oci.manifest import (
     ImageConfig,
     ImageIndex,
     ImageManifest,
+    descriptor_members,
     read_config,
     read_index,
     read_manifest_or_index,
     require_layers,
+    write_config,
+    write_manifest,
 )
 from layermanager.oci.platform import parse_platform
 
@@ -317,3 +321,52 @@ def test_what_is_no_configuration_is_refused_with_its_reason(
 ) -> None:
     with pytest.raises(ManifestError, match=complaint):
         read_config(json.dumps(config(**changes)).encode(), 2)
+
+
+_texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
+_some_digests = st.integers(0, 99).map(digest_of)
+_platforms = st.sampled_from(["linux/amd64", "linux/arm/v6", "linux/arm64"]).map(parse_platform)
+_descriptors = st.builds(
+    Descriptor,
+    media_type=_texts.filter(bool),
+    digest=_some_digests,
+    size=st.integers(min_value=0),
+)
+_configs = st.builds(
+    ImageConfig,
+    platform=st.none() | _platforms,
+    diff_ids=st.lists(_some_digests).map(tuple),
+    created=_texts,
+    environment=st.lists(_texts).map(tuple),
+    entrypoint=st.lists(_texts).map(tuple),
+    arguments=st.lists(_texts).map(tuple),
+    working_directory=_texts,
+    user=_texts,
+    exposed_ports=st.lists(_texts, unique=True).map(sorted).map(tuple),
+    volumes=st.lists(_texts, unique=True).map(sorted).map(tuple),
+    labels=st.dictionaries(_texts, _texts),
+    stop_signal=_texts,
+)
+
+
+@given(st.builds(ImageManifest, _descriptors, st.lists(_descriptors).map(tuple)))
+def test_a_manifest_is_written_as_it_is_read(found: ImageManifest) -> None:
+    assert read_manifest_or_index(write_manifest(found), OCI_MANIFEST) == found
+
+
+@given(_configs)
+def test_a_configuration_is_written_as_it_is_read(found: ImageConfig) -> None:
+    assert read_config(write_config(found), len(found.diff_ids)) == found
+
+
+@given(
+    st.builds(
+        replace,
+        _descriptors,
+        platform=st.none() | _platforms,
+        annotations=st.dictionaries(_texts, _texts),
+    )
+)
+def test_a_descriptor_is_written_as_it_is_read(found: Descriptor) -> None:
+    document = json.dumps({"manifests": [descriptor_members(found)]}).encode()
+    assert read_index(document) == ImageIndex((found,))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from datetime import timedelta
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -18,6 +19,9 @@ from layermanager.cli.tables import parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from layermanager.oci.platform import Platform
+    from layermanager.oci.reference import FileReference
 
 _TRANSPORTS: Final = ("docker://", "oci:", "oci-archive:", "docker-archive:")
 _FOREVER: Final = "forever"
@@ -85,6 +89,58 @@ def image_reference(text: str) -> str:
     if isinstance(reference, FileReference):
         reference = reference.within(str(Path.cwd()))
     return str(reference)
+
+
+def texts(
+    context: click.Context, parameter: click.Parameter, values: Sequence[str]
+) -> Sequence[str]:
+    """Refuse what is no text in an option that may be given several times."""
+    for value in values:
+        text(context, parameter, value)
+    return values
+
+
+def platform(
+    _context: click.Context, parameter: click.Parameter, value: str | None
+) -> Platform | None:
+    """Read a platform, such as ``linux/arm64``."""
+    from layermanager.errors import InvalidReferenceError
+    from layermanager.oci.platform import parse_platform
+
+    try:
+        return parse_platform(value) if value else None
+    except InvalidReferenceError as error:
+        raise click.BadParameter(str(error), param_hint=parameter.opts[0]) from error
+
+
+def moment(
+    _context: click.Context, parameter: click.Parameter, value: str | None
+) -> datetime | None:
+    """Read a time: seconds since 1970, or RFC 3339; without a zone it is UTC."""
+    if not value:
+        return None
+    try:
+        if value.isdecimal():
+            return datetime.fromtimestamp(int(value), UTC)
+        read = datetime.fromisoformat(value)
+    except (ValueError, OverflowError, OSError) as error:
+        raise click.BadParameter(f"not a time: {value!r}", param_hint=parameter.opts[0]) from error
+    return read.replace(tzinfo=UTC) if read.tzinfo is None else read.astimezone(UTC)
+
+
+def layout(text: str) -> FileReference:
+    """The image that ``LAYOUT[:TAG]`` names; its tag is ``latest`` where it names none.
+
+    Raises:
+        InvalidReferenceError: it names none.
+    """
+    from layermanager.errors import InvalidReferenceError
+    from layermanager.oci.reference import DEFAULT_TAG, file_reference, parse_reference
+
+    reference = file_reference(parse_reference(f"oci:{text}")).within(str(Path.cwd()))
+    if reference.digest is not None:
+        raise InvalidReferenceError(f"{text}: a new image cannot be named by its digest")
+    return reference if reference.name else replace(reference, name=DEFAULT_TAG)
 
 
 class PatientCommand(click.Command):

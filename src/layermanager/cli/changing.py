@@ -1,16 +1,15 @@
-"""The commands that change a store or make something: ``apply``, ``gc`` and ``pack``."""
+"""The commands that change a store: ``apply`` and ``gc``."""
 
 from __future__ import annotations
 
 import os
-import re
 import sys
 import time
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
@@ -41,8 +40,6 @@ if TYPE_CHECKING:
     )
 
 Result = TypeVar("Result")
-
-_TAR_ENDING: Final = re.compile(r"(\.tar)?(\.gz|\.zst)?\Z|\.tgz\Z")
 
 
 @click.command("apply", cls=kinds.PatientCommand)
@@ -128,65 +125,6 @@ def gc(settings: Settings, ttl_days: int | None, free: int, patience: timedelta)
     write(f"{len(removed)} {layers} removed, {tables.size_text(freed)} freed")
 
 
-@click.command("pack")
-@click.argument("source", type=click.Path(exists=True, path_type=Path))
-@click.option(
-    "-o",
-    "--output",
-    required=True,
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="The package to write.",
-)
-@click.option(
-    "--layer-id", callback=kinds.text, help="Name of the layer.  [default: the name of SOURCE]"
-)
-@click.option(
-    "--layer-version", callback=kinds.text, default="1.0.0", show_default=True, help="Its version."
-)
-@click.option(
-    "--os-version", callback=kinds.text, default="", help="OS version that it is made for."
-)
-@click.option(
-    "--url", callback=kinds.text, help="Where it will be fetched from.  [default: the file itself]"
-)
-@click.option(
-    "--compression",
-    type=click.Choice(["gzip", "zstd", "none"]),
-    default="gzip",
-    show_default=True,
-)
-@json_option
-def pack(
-    source: Path,
-    output: Path,
-    *,
-    layer_id: str | None,
-    layer_version: str,
-    os_version: str,
-    url: str | None,
-    compression: str,
-) -> None:
-    """Make an Aos layer package of SOURCE.
-
-    SOURCE is a directory or a layer tar. The package's entry for a list of desired layers is
-    printed as JSON. An overlay's upper directory is packed as the layer that it is, removals
-    included.
-    """
-    from layermanager.desired import desired_to_json
-    from layermanager.pack import Compression, pack_layer
-
-    layer = pack_layer(
-        source,
-        output,
-        layer_id=layer_id or _name_of(source),
-        version=layer_version,
-        os_version=os_version,
-        url=url,
-        compression=Compression(compression),
-    )
-    write_json(desired_to_json(layer))
-
-
 def _read_desired(name: str, platform: str | None) -> Sequence[DesiredLayer | DesiredImage]:
     from layermanager.desired import read_desired_state
     from layermanager.model import DesiredImage
@@ -200,16 +138,6 @@ def _read_desired(name: str, platform: str | None) -> Sequence[DesiredLayer | De
     except OSError as error:
         raise DesiredStateError(f"cannot read the desired layers: {error}") from error
     return read_desired_state(document, "standard input" if name == "-" else name)
-
-
-def _name_of(source: Path) -> str:
-    """What a layer is called that is not told its name: ``app`` for ``app/`` and ``app.tar.gz``."""
-    name = source.resolve().name
-    if not source.is_dir():
-        name = _TAR_ENDING.sub("", name)
-    if not name or not kinds.is_text(name):
-        raise click.UsageError(f"{source} gives the layer no name; give it one with --layer-id")
-    return name
 
 
 def with_manager(

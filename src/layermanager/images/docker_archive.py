@@ -3,7 +3,7 @@
 ``manifest.json`` lists the images with their names, configuration and layers, all by the names of
 members. There are no manifests in the sense of registries, and no digests of layers: the layers are
 plain tars, whose digests are the diff IDs in the configuration. So one is made up here, which says
-just that in the form of a Docker manifest; its digest is the same whenever the image is. Tools that
+just that in the form of an OCI manifest; its digest is the same whenever the image is. Tools that
 write compressed layers into such an archive exist, too: each of these is read once to learn its
 digest. Old versions of Docker put a layer that several images have there once, and symbolic links
 to it.
@@ -12,7 +12,6 @@ to it.
 from __future__ import annotations
 
 import hashlib
-import json
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,13 +22,15 @@ from layermanager.errors import InvalidReferenceError, ManifestError, SourceErro
 from layermanager.images.members import TarFiles
 from layermanager.model import Digest
 from layermanager.oci.manifest import (
-    DOCKER_CONFIG,
-    DOCKER_LAYER,
-    DOCKER_MANIFEST,
     MAX_DOCUMENT_BYTES,
+    OCI_CONFIG,
+    OCI_LAYER,
+    OCI_MANIFEST,
     Descriptor,
     ImageIndex,
+    ImageManifest,
     read_config,
+    write_manifest,
 )
 from layermanager.oci.reference import (
     file_reference,
@@ -196,11 +197,13 @@ def _saved_image(
         for name, diff_id in zip(layer_names, diff_ids, strict=True)
     ]
     config_digest = _digest_of(config)
-    manifest = _manifest(Descriptor(DOCKER_CONFIG, config_digest, len(config)), layers)
+    manifest = write_manifest(
+        ImageManifest(Descriptor(OCI_CONFIG, config_digest, len(config)), tuple(layers))
+    )
     manifest_digest = _digest_of(manifest)
     return _SavedImage(
         names=tuple(_canonical_names(tags)),
-        manifest=Descriptor(DOCKER_MANIFEST, manifest_digest, len(manifest)),
+        manifest=Descriptor(OCI_MANIFEST, manifest_digest, len(manifest)),
         documents={manifest_digest: manifest, config_digest: config},
         layers={layer.digest: name for layer, name in zip(layers, layer_names, strict=True)},
     )
@@ -212,11 +215,11 @@ def _layer(
     with files.open(name, url=url) as member:
         head = member.read(len(_ZSTD_MAGIC))
         if head.startswith(_GZIP_MAGIC):
-            media_type = f"{DOCKER_LAYER}.gzip"
+            media_type = f"{OCI_LAYER}+gzip"
         elif head == _ZSTD_MAGIC:
-            media_type = f"{DOCKER_LAYER}.zstd"
+            media_type = f"{OCI_LAYER}+zstd"
         else:
-            return Descriptor(DOCKER_LAYER, diff_id, member.size)
+            return Descriptor(OCI_LAYER, diff_id, member.size)
         checksum = hashlib.sha256(head)
         while piece := member.read(CHUNK_BYTES):
             cancellation.check()
@@ -229,24 +232,6 @@ def _canonical_names(tags: tuple[str, ...]) -> Iterator[str]:
     for tag in tags:
         with suppress(InvalidReferenceError):
             yield str(parse_registry_reference(tag))
-
-
-def _manifest(config: Descriptor, layers: list[Descriptor]) -> bytes:
-    members = {
-        "schemaVersion": 2,
-        "mediaType": DOCKER_MANIFEST,
-        "config": _members_of(config),
-        "layers": [_members_of(layer) for layer in layers],
-    }
-    return json.dumps(members, separators=(",", ":")).encode()
-
-
-def _members_of(descriptor: Descriptor) -> dict[str, object]:
-    return {
-        "mediaType": descriptor.media_type,
-        "digest": descriptor.digest,
-        "size": descriptor.size,
-    }
 
 
 def _digest_of(document: bytes) -> Digest:

@@ -13,6 +13,7 @@ name: schema 1, foreign and encrypted layers, layers of unknown types, artifacts
 from __future__ import annotations
 
 import enum
+import json
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -240,6 +241,55 @@ def read_config(document: bytes, layers: int) -> ImageConfig:
     return config
 
 
+def write_manifest(manifest: ImageManifest) -> bytes:
+    """The document of *manifest*; the same one gives the same bytes."""
+    return _written(
+        {
+            "schemaVersion": 2,
+            "mediaType": OCI_MANIFEST,
+            "config": descriptor_members(manifest.config),
+            "layers": [descriptor_members(layer) for layer in manifest.layers],
+        }
+    )
+
+
+def write_config(config: ImageConfig) -> bytes:
+    """The document of *config*; the same one gives the same bytes."""
+    run: dict[str, object] = {
+        "User": config.user,
+        "ExposedPorts": {port: {} for port in config.exposed_ports},
+        "Env": config.environment,
+        "Entrypoint": config.entrypoint,
+        "Cmd": config.arguments,
+        "Volumes": {volume: {} for volume in config.volumes},
+        "WorkingDir": config.working_directory,
+        "Labels": dict(sorted(config.labels.items())),
+        "StopSignal": config.stop_signal,
+    }
+    return _written(
+        {
+            **({"created": config.created} if config.created else {}),
+            **({} if config.platform is None else _platform_members(config.platform)),
+            "config": {key: value for key, value in run.items() if value},
+            "rootfs": {"type": "layers", "diff_ids": config.diff_ids},
+        }
+    )
+
+
+def descriptor_members(descriptor: Descriptor) -> dict[str, object]:
+    """The members of *descriptor* as a JSON object."""
+    members: dict[str, object] = {
+        "mediaType": descriptor.media_type,
+        "digest": descriptor.digest,
+        "size": descriptor.size,
+    }
+    if descriptor.platform is not None:
+        members["platform"] = _platform_members(descriptor.platform)
+    if descriptor.annotations:
+        members["annotations"] = dict(descriptor.annotations)
+    return members
+
+
 def require_layers(manifest: ImageManifest) -> None:
     """Refuse what is no image, or has layers that are not for everybody's eyes or disk.
 
@@ -355,3 +405,14 @@ def _reading(what: str, read: Callable[[], Result]) -> Result:
         return read()
     except (DocumentError, ManifestError) as error:
         raise ManifestError(f"{what}: {error}") from error
+
+
+def _platform_members(platform: Platform) -> dict[str, object]:
+    members: dict[str, object] = {"architecture": platform.architecture, "os": platform.os}
+    if platform.variant:
+        members["variant"] = platform.variant
+    return members
+
+
+def _written(members: dict[str, object]) -> bytes:
+    return json.dumps(members, separators=(",", ":"), ensure_ascii=False).encode()

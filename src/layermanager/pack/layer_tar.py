@@ -1,4 +1,4 @@
-"""Making Aos layer packages: from a directory or a layer tar to one file and its desired entry.
+"""Layer tars: made of a directory, or taken as they are, and compressed.
 
 A directory becomes a layer tar that says everything about it that a tar can say: names as the
 bytes that they are, numeric owners, times to the nanosecond, extended attributes, hard links,
@@ -11,34 +11,29 @@ as devices 0:0 and extended attributes, is written in the form of OCI layers, as
 from __future__ import annotations
 
 import errno
-import hashlib
-import json
 import logging
 import os
-import secrets
 import stat
 import sys
 import tarfile
-import tempfile
 import zlib
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
-from typing import IO, TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from layermanager.errors import PackError
-from layermanager.model import DesiredLayer, Digest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
 _log: Final = logging.getLogger(__name__)
 
-_CHUNK_BYTES: Final = 1024 * 1024
+CHUNK_BYTES: Final = 1024 * 1024
 _GZIP_LEVEL: Final = 9
 _ZSTD_LEVEL: Final = 19  # the highest that asks no more than 8 MiB of whoever decompresses
-_END_OF_ARCHIVE: Final = bytes(2 * tarfile.BLOCKSIZE)
+END_OF_ARCHIVE: Final = bytes(2 * tarfile.BLOCKSIZE)
 
 _WHITEOUT_PREFIX: Final = b".wh."
 _OPAQUE_MARKER: Final = b".wh..wh..opq"
@@ -46,150 +41,11 @@ _OVERLAY_NAMESPACES: Final = ("trusted.overlay.", "user.overlay.")
 
 
 class Compression(Enum):
-    """How the layer blob in a package is compressed."""
+    """How a layer tar is compressed."""
 
     GZIP = "gzip"
     ZSTD = "zstd"
     NONE = "none"
-
-    @property
-    def media_type(self) -> str:
-        """The media type of a layer blob that is compressed in this way."""
-        suffix = "" if self is Compression.NONE else f"+{self.value}"
-        return f"application/vnd.aos.image.layer.v1.tar{suffix}"
-
-
-def pack_layer(
-    source: Path,
-    output: Path,
-    *,
-    layer_id: str,
-    version: str,
-    os_version: str = "",
-    url: str | None = None,
-    compression: Compression = Compression.GZIP,
-) -> DesiredLayer:
-    """Make the package *output* of the layer in *source*.
-
-    The package appears under its name when it is complete and on disk, or not at all; a file of
-    that name is replaced. Memory does not grow with the size of the layer. Sockets are left out,
-    with a warning in the log: they are worthless without the process that listens.
-
-    Args:
-        source: a directory, or a layer tar: a plain one, or one that is compressed with gzip or
-            zstd already, which is then taken as it is.
-        output: the file to write.
-        layer_id: the name of the layer, for its desired entry.
-        version: the layer's version, for its desired entry.
-        os_version: the version of the operating system that the layer is made for, if any.
-        url: where the package is going to be published; by default the address of *output*.
-        compression: of the layer tar, if *source* is not compressed already.
-
-    Returns:
-        The entry of this package in a list of desired layers.
-
-    Raises:
-        PackError: *source* cannot be a layer, changed meanwhile, or a file cannot be read or
-            written; then there is no new file.
-    """
-    try:
-        status = source.stat()
-        output.parent.stat()  # before resolve(), which names an endless link no OSError
-        source, output = source.resolve(), output.parent.resolve() / output.name
-        _refuse_output(source, output)
-        layer = _open_layer(source, status, compression)
-        with tempfile.TemporaryFile(dir=output.parent) as blob:
-            written = _write(layer.chunks, blob, "sha256")
-            digest = Digest(f"sha256:{written.checksum.hex()}")
-            descriptor = _descriptor(layer.compression, digest, written.size, os_version)
-            with _replacing(output) as package:
-                checked = _write(
-                    _package(descriptor, digest, written.size, blob), package, "sha3_256"
-                )
-    except OSError as error:
-        raise PackError(f"cannot pack {source} as {output}: {error}") from error
-    return DesiredLayer(
-        digest=digest,
-        url=output.as_uri() if url is None else url,
-        layer_id=layer_id,
-        version=version,
-        sha256=checked.checksum,
-        size=checked.size,
-    )
-
-
-# The package
-
-
-@dataclass(frozen=True, slots=True)
-class _Written:
-    checksum: bytes
-    size: int
-
-
-def _refuse_output(source: Path, output: Path) -> None:
-    if output.is_relative_to(source):
-        raise PackError(f"{output}: the package must not be within its source {source}")
-    if output.is_dir():
-        raise PackError(f"{output}: is a directory; name the package's file")
-
-
-def _write(chunks: Iterable[bytes], file: IO[bytes], algorithm: str) -> _Written:
-    checksum = hashlib.new(algorithm)
-    size = 0
-    for chunk in chunks:
-        checksum.update(chunk)
-        file.write(chunk)
-        size += len(chunk)
-    return _Written(checksum.digest(), size)
-
-
-def _descriptor(compression: Compression, digest: Digest, size: int, os_version: str) -> bytes:
-    members: dict[str, object] = {
-        "mediaType": compression.media_type,
-        "digest": digest,
-        "size": size,
-    }
-    if os_version:
-        members["platform"] = {"os": "linux", "os.version": os_version}
-    return json.dumps(members).encode()
-
-
-def _package(descriptor: bytes, digest: Digest, size: int, blob: IO[bytes]) -> Iterator[bytes]:
-    """The package: the descriptor comes first, so that a reader knows what it is going to get."""
-    yield _header(_regular("layer.json", len(descriptor)))
-    yield descriptor
-    yield _padding(len(descriptor))
-    yield _header(_regular(digest.encoded, size))
-    blob.seek(0)
-    while chunk := blob.read(_CHUNK_BYTES):
-        yield chunk
-    yield _padding(size)
-    yield _END_OF_ARCHIVE
-
-
-@contextmanager
-def _replacing(output: Path) -> Iterator[IO[bytes]]:
-    """A new file that takes the place of *output* once it is complete and on disk."""
-    temporary = output.with_name(f".layermanager-pack-{secrets.token_hex(8)}")
-    file = temporary.open("xb")
-    try:
-        with file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(output)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    directory = os.open(output.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-
-
-# The layer blob
 
 
 class _Compressor(Protocol):
@@ -199,22 +55,42 @@ class _Compressor(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Layer:
+class LayerTar:
+    """A layer tar that is read once, from its beginning to its end.
+
+    Attributes:
+        chunks: its bytes.
+        compression: how they are compressed.
+    """
+
     chunks: Iterator[bytes]
     compression: Compression
 
+    def compressed(self, compression: Compression) -> LayerTar:
+        """The same with this *compression*, unless it has one already."""
+        if self.compression is not Compression.NONE:
+            return self
+        return LayerTar(_compressed(self.chunks, compression), compression)
 
-def _open_layer(source: Path, status: os.stat_result, compression: Compression) -> _Layer:
-    """The bytes of the blob that *source* becomes; none is read yet."""
+
+def open_layer_tar(
+    source: Path, status: os.stat_result, *, latest_ns: int | None = None
+) -> LayerTar:
+    """The tar that *source* is, or becomes; nothing is read yet.
+
+    Args:
+        source: a directory or a layer tar.
+        status: of *source*.
+        latest_ns: files of a directory that are newer get this time, in nanoseconds since 1970.
+
+    Raises:
+        PackError: it is neither; from the chunks, too: it cannot be read, or changes meanwhile.
+    """
     if stat.S_ISDIR(status.st_mode):
-        return _Layer(_compressed(_directory_tar(os.fsencode(source)), compression), compression)
+        return LayerTar(_directory_tar(os.fsencode(source), latest_ns), Compression.NONE)
     if not stat.S_ISREG(status.st_mode):
         raise PackError(f"{source}: neither a directory nor a layer tar")
-    content = _content(os.fsencode(source), status)
-    found = _compression_of(source)
-    if found is not Compression.NONE:
-        return _Layer(content, found)
-    return _Layer(_compressed(content, compression), compression)
+    return LayerTar(_content(os.fsencode(source), status), _compression_of(source))
 
 
 def _compression_of(path: Path) -> Compression:
@@ -335,7 +211,7 @@ class _HardLinks:
         return first
 
 
-def _directory_tar(root: bytes) -> Iterator[bytes]:
+def _directory_tar(root: bytes, latest_ns: int | None) -> Iterator[bytes]:
     """The layer tar of the directory *root*: parents first, names in the order of their bytes."""
     links = _HardLinks()
     pending = [b"."]
@@ -346,30 +222,30 @@ def _directory_tar(root: bytes) -> Iterator[bytes]:
             continue
         if entry.is_whiteout:
             directory, _, name = entry.name.rpartition(b"/")
-            yield _header(_marker(_join(directory, _WHITEOUT_PREFIX + name)))
+            yield header(_marker(_join(directory, _WHITEOUT_PREFIX + name)))
             continue
         _refuse_incomplete(entry)
-        yield from _member(entry, links.first_name(entry))
+        yield from _member(entry, links.first_name(entry), latest_ns)
         if stat.S_ISDIR(entry.mode):
             if entry.is_opaque:
-                yield _header(_marker(_join(entry.name, _OPAQUE_MARKER)))
+                yield header(_marker(_join(entry.name, _OPAQUE_MARKER)))
             pending.extend(reversed(_children(entry)))
-    yield _END_OF_ARCHIVE
+    yield END_OF_ARCHIVE
 
 
-def _member(entry: _Entry, first_name: bytes | None) -> Iterator[bytes]:
-    info = _described(entry)
+def _member(entry: _Entry, first_name: bytes | None, latest_ns: int | None) -> Iterator[bytes]:
+    info = _described(entry, latest_ns)
     if first_name is not None:
         info.type, info.linkname = tarfile.LNKTYPE, _text(first_name)
-        yield _header(info)
+        yield header(info)
     elif stat.S_ISREG(entry.mode):
         info.size = entry.status.st_size
-        yield _header(info)
+        yield header(info)
         yield from _content(entry.path, entry.status)
-        yield _padding(info.size)
+        yield padding(info.size)
     else:
         _set_type(info, entry)
-        yield _header(info)
+        yield header(info)
 
 
 def _set_type(info: tarfile.TarInfo, entry: _Entry) -> None:
@@ -390,19 +266,22 @@ def _set_type(info: tarfile.TarInfo, entry: _Entry) -> None:
             raise PackError(f"{os.fsdecode(entry.path)}: files of type {kind:o} fit in no tar")
 
 
-def _described(entry: _Entry) -> tarfile.TarInfo:
+def _described(entry: _Entry, latest_ns: int | None) -> tarfile.TarInfo:
     """A header with what files of every type have."""
     info = tarfile.TarInfo(_text(entry.name))
     info.mode = stat.S_IMODE(entry.mode)
     info.uid, info.gid = entry.status.st_uid, entry.status.st_gid
-    info.mtime = entry.status.st_mtime_ns // 10**9
+    mtime_ns = (
+        entry.status.st_mtime_ns if latest_ns is None else min(entry.status.st_mtime_ns, latest_ns)
+    )
+    info.mtime = mtime_ns // 10**9
     info.pax_headers = {
         f"SCHILY.xattr.{name}": _text(value)
         for name, value in sorted(entry.xattrs.items())
         if not name.startswith(_OVERLAY_NAMESPACES)
     }
-    if entry.status.st_mtime_ns % 10**9:
-        info.pax_headers["mtime"] = _decimal_seconds(entry.status.st_mtime_ns)
+    if mtime_ns % 10**9:
+        info.pax_headers["mtime"] = _decimal_seconds(mtime_ns)
     return info
 
 
@@ -467,7 +346,7 @@ def _content(path: bytes, status: os.stat_result) -> Iterator[bytes]:
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     with _reading(path), os.fdopen(os.open(path, flags), "rb", buffering=0) as file:
         left = status.st_size
-        while left and (chunk := file.read(min(left, _CHUNK_BYTES))):
+        while left and (chunk := file.read(min(left, CHUNK_BYTES))):
             left -= len(chunk)
             yield chunk
         after = os.fstat(file.fileno())
@@ -491,22 +370,24 @@ def _reading(path: bytes) -> Iterator[None]:
 
 
 def _marker(name: bytes) -> tarfile.TarInfo:
-    return _regular(_text(name), 0)
+    return regular(_text(name), 0)
 
 
-def _regular(name: str, size: int) -> tarfile.TarInfo:
+def regular(name: str, size: int) -> tarfile.TarInfo:
     """A regular file of which nothing is said but its name and size: root's, of 1970, 0644."""
     info = tarfile.TarInfo(name)
     info.size = size
     return info
 
 
-def _header(info: tarfile.TarInfo) -> bytes:
+def header(info: tarfile.TarInfo) -> bytes:
+    """The blocks that begin the member that *info* describes."""
     # TarFile would remember every member that it wrote.
     return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
 
 
-def _padding(size: int) -> bytes:
+def padding(size: int) -> bytes:
+    """What follows a content of *size* bytes, so that the next header begins with a block."""
     return bytes(-size % tarfile.BLOCKSIZE)
 
 

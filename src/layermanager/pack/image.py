@@ -1,0 +1,181 @@
+"""Making OCI images of one layer, in an image layout (image-spec 1.1, image-layout.md)."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from layermanager.documents import DocumentError, JsonObject, parse
+from layermanager.errors import LayerError, ManifestError, PackError
+from layermanager.model import Digest, Limits
+from layermanager.oci.manifest import (
+    OCI_CONFIG,
+    OCI_LAYER,
+    OCI_MANIFEST,
+    REFERENCE_NAME,
+    Descriptor,
+    ImageManifest,
+    descriptor_members,
+    read_index,
+    write_config,
+    write_manifest,
+)
+from layermanager.pack.layer_tar import Compression, LayerTar, open_layer_tar
+from layermanager.pack.output import new_file, replacing, write
+from layermanager.unpack.compression import decompressed
+from layermanager.unpack.streams import HashedChunks, chunks_of_file
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from layermanager.oci.manifest import ImageConfig
+
+_LAYOUT: Final = b'{"imageLayoutVersion":"1.0.0"}'
+_ALGORITHM: Final = "sha256"
+
+
+def pack_image(
+    source: Path,
+    layout: Path,
+    name: str,
+    *,
+    config: ImageConfig,
+    compression: Compression = Compression.GZIP,
+    latest_ns: int | None = None,
+) -> Descriptor:
+    """Make an image of the one layer in *source*, and put it into *layout* under *name*.
+
+    The same input gives the same image, to the bit. An image that was called so before is no longer
+    called so; its blobs stay. The image appears when it is complete and on disk, or not at all.
+
+    Args:
+        source: a directory, or a layer tar: a plain one, or one that is compressed with gzip or
+            zstd already, which is then taken as it is.
+        layout: an image layout, or where to make one.
+        name: what the image is called in there, such as ``1.2``.
+        config: how it is to be run, and for which platform it is; its diff IDs are filled in.
+        compression: of the layer, if *source* is not compressed already.
+        latest_ns: files of a directory that are newer get this time, in nanoseconds since 1970.
+
+    Returns:
+        The descriptor of the image's manifest.
+
+    Raises:
+        PackError: *source* cannot be a layer, or changed meanwhile; *layout* is something else; or
+            a file cannot be read or written.
+    """
+    try:
+        status = source.stat()
+        source = source.resolve()
+        if layout.resolve().is_relative_to(source):
+            raise PackError(f"{layout}: the layout must not be within its source {source}")
+        with _held(layout):
+            layer = open_layer_tar(source, status, latest_ns=latest_ns)
+            layer_descriptor, diff_id = _add_layer(layout, layer, compression)
+            document = write_config(replace(config, diff_ids=(diff_id,)))
+            config_descriptor = _add_document(layout, OCI_CONFIG, document)
+            manifest = write_manifest(ImageManifest(config_descriptor, (layer_descriptor,)))
+            descriptor = replace(
+                _add_document(layout, OCI_MANIFEST, manifest),
+                platform=config.platform,
+                annotations={REFERENCE_NAME: name},
+            )
+            _name(layout, descriptor)
+    except (DocumentError, LayerError, ManifestError, OSError) as error:
+        raise PackError(f"cannot pack {source} into {layout}: {error}") from error
+    return descriptor
+
+
+@contextmanager
+def _held(layout: Path) -> Iterator[None]:
+    """Make *layout* if it is missing, and be the only one who adds to it."""
+    layout.mkdir(parents=True, exist_ok=True)
+    directory = os.open(layout, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        _require_layout(layout)
+        (layout / "blobs" / _ALGORITHM).mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        os.close(directory)
+
+
+def _require_layout(layout: Path) -> None:
+    path = layout / "oci-layout"
+    try:
+        version = JsonObject.of(parse(path.read_bytes()), "").text("imageLayoutVersion", "")
+    except FileNotFoundError:
+        if any(layout.iterdir()):
+            raise PackError(f"{layout}: is a directory of something else than images") from None
+        with replacing(path) as file:
+            file.write(_LAYOUT)
+        return
+    except DocumentError as error:
+        raise PackError(f"{path}: {error}") from error
+    if version != "1.0.0":
+        raise PackError(f"{path}: layouts of version {version!r:.80} are not known")
+
+
+def _add_layer(
+    layout: Path, layer: LayerTar, compression: Compression
+) -> tuple[Descriptor, Digest]:
+    """Add the blob of *layer*; return what it is, and the digest of its tar."""
+    plain = None
+    if layer.compression is Compression.NONE:
+        plain = HashedChunks(layer.chunks, _ALGORITHM)
+        layer = LayerTar(iter(plain), Compression.NONE).compressed(compression)
+    with new_file(layout / "blobs" / _ALGORITHM) as blob:
+        written = write(layer.chunks, blob.file, _ALGORITHM)
+        blob.name = written.checksum.hex()
+    digest = Digest(f"{_ALGORITHM}:{blob.name}")
+    diff_id = Digest(plain.digest) if plain else _diff_id(layout, digest)
+    return Descriptor(_media_type(layer.compression), digest, written.size), diff_id
+
+
+def _diff_id(layout: Path, blob: Digest) -> Digest:
+    """The digest of the tar in a *blob* that was compressed by somebody else."""
+    with (layout / "blobs" / blob.algorithm / blob.encoded).open("rb") as file:
+        chunks = decompressed(
+            chunks_of_file(file.fileno()), zstd_window_bytes=Limits().zstd_window_bytes
+        )
+        hashed = HashedChunks(chunks, _ALGORITHM)
+        for _ in hashed:
+            pass
+    return Digest(hashed.digest)
+
+
+def _add_document(layout: Path, media_type: str, document: bytes) -> Descriptor:
+    digest = Digest(f"{_ALGORITHM}:{hashlib.sha256(document).hexdigest()}")
+    with replacing(layout / "blobs" / _ALGORITHM / digest.encoded) as file:
+        file.write(document)
+    return Descriptor(media_type, digest, len(document))
+
+
+def _name(layout: Path, descriptor: Descriptor) -> None:
+    """List the image in ``index.json``; what others wrote there stays as it is."""
+    path = layout / "index.json"
+    try:
+        document = path.read_bytes()
+    except FileNotFoundError:
+        document = b'{"schemaVersion":2,"manifests":[]}'
+    known = read_index(document)
+    index = JsonObject.of(parse(document), "")
+    name = descriptor.annotations[REFERENCE_NAME]
+    others = [
+        entry.members
+        for entry, manifest in zip(index.objects("manifests"), known.manifests, strict=True)
+        if manifest.annotations.get(REFERENCE_NAME) != name
+    ]
+    members = {**index.members, "manifests": [*others, descriptor_members(descriptor)]}
+    with replacing(path) as file:
+        file.write(json.dumps(members, separators=(",", ":")).encode())
+
+
+def _media_type(compression: Compression) -> str:
+    return OCI_LAYER if compression is Compression.NONE else f"{OCI_LAYER}+{compression.value}"
