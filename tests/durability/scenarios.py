@@ -203,6 +203,24 @@ def _apply_from_elsewhere(site: Site, walk: Walk) -> None:
         walk.do(lambda: manager.process_desired_layers([*site.layers(["earlier", "two"]), moved]))
 
 
+def _with_an_image(site: Site) -> None:
+    site.publish_image("app", ["base", "app"])
+    site.publish_image("other", ["base", "other"])
+    with site.manager() as manager:
+        manager.process_desired_layers([site.image("other")])
+
+
+def _apply_another_image(site: Site, walk: Walk) -> None:
+    with site.manager(on_step=walk, on_progress=walk.on_progress) as manager:
+        walk.do(lambda: manager.process_desired_layers([site.image("app")]))
+
+
+def _with_a_cached_image(site: Site) -> None:
+    _with_an_image(site)
+    with site.manager() as manager:
+        manager.process_desired_layers([site.image("app")])
+
+
 # Removing
 
 
@@ -324,6 +342,10 @@ SCENARIOS: Final = {
     "restore": _scenario(_with_two_cached, _apply("earlier", "one", "two")),
     "note a source": _scenario(_with_a_moved_package, _apply_from_elsewhere),
     "evict": _scenario(_with_too_much_cached, _apply_evicting, layers_part_limit=100),
+    "install an image": _scenario(_with_an_image, _apply_another_image),
+    "remove an image": _scenario(
+        _with_a_cached_image, _remove(lambda manager: manager.remove_cached_layers(1))
+    ),
     "remove what is expired": _scenario(
         _with_two_cached, _remove(lambda manager: manager.remove_expired_layers(_NOTHING_LEFT))
     ),

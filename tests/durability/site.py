@@ -13,6 +13,8 @@ from layermanager.config import Config
 from layermanager.desired import desired_to_json, read_desired
 from layermanager.inventory import Inventory
 from layermanager.manager import LayerManager
+from layermanager.model import DesiredImage
+from layermanager.testing.images import build_image, layout_files, write_files
 from layermanager.testing.layers import build_package, compress, desired
 from layermanager.testing.trees import snapshot
 from manager_fixtures import layer_tar
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
-    from layermanager.model import DesiredLayer, LayerInfo
+    from layermanager.model import DesiredLayer, ImageInfo, LayerInfo
     from layermanager.testing.trees import FileState
 
 _SOME_TIME: Final = datetime(2026, 1, 1, tzinfo=UTC)
@@ -34,12 +36,14 @@ class State:
 
     Attributes:
         rows: the layers that are recorded, by digest.
+        images: the images that are recorded, by reference.
         trees: the layers that are in their places, file by file.
         indexes: the indexes that are in their places.
         leftovers: what else lies about, as paths.
     """
 
     rows: Mapping[str, LayerInfo]
+    images: Mapping[str, ImageInfo]
     trees: Mapping[str, Mapping[bytes, FileState]]
     indexes: Mapping[str, bytes]
     leftovers: Sequence[str]
@@ -48,7 +52,8 @@ class State:
     def layers(self) -> object:
         """What is installed, but for when it was installed or cached; to be compared."""
         rows = {digest: replace(row, timestamp=_SOME_TIME) for digest, row in self.rows.items()}
-        return rows, self.trees, self.indexes
+        images = {name: replace(one, timestamp=_SOME_TIME) for name, one in self.images.items()}
+        return rows, images, self.trees, self.indexes
 
 
 class Site:
@@ -86,6 +91,16 @@ class Site:
         """What was published as *names*."""
         return [self.layer(name) for name in names]
 
+    def publish_image(self, name: str, layers: Sequence[str]) -> None:
+        """Put an image with a layer for each of the names *layers* into the layout."""
+        blobs = [compress(layer_tar(layer), "gzip") for layer in layers]
+        image = build_image(blobs, config={"os": None})  # for any machine
+        write_files(self._published / "images" / name, layout_files({"": image}))
+
+    def image(self, name: str) -> DesiredImage:
+        """The image that was published as *name*."""
+        return DesiredImage(f"oci:{self._published / 'images' / name}")
+
     def manager(self, **arguments: Any) -> LayerManager:
         """A manager of the store."""
         return LayerManager(self.config, **arguments)
@@ -99,10 +114,12 @@ class Site:
         """What is there; nothing is changed by looking."""
         layers_dir, index_dir = self.config.layers_dir, self.config.index_dir
         rows = Inventory(self.config).layers()
+        images = Inventory(self.config).images()
         trees = _children(layers_dir / "sha256")
         indexes = _children(index_dir / "sha256")
         return State(
             rows={str(row.digest): row for row in rows},
+            images={image.reference: image for image in images},
             trees={f"sha256:{path.name}": snapshot(path) for path in trees},
             indexes={
                 f"sha256:{path.name.removesuffix('.mtree.gz')}": path.read_bytes()
@@ -152,6 +169,8 @@ def assert_whole(state: State, *known: State) -> None:
         indexes = [one.indexes.get(digest) for one in known if digest in one.trees]
         assert state.indexes.get(digest) in indexes, f"the index of {row.layer_id} is damaged"
     assert state.indexes.keys() <= state.rows.keys()
+    for image in state.images.values():
+        assert {*image.layers} <= state.rows.keys()
 
 
 def _copy(source: Path, target: Path) -> None:
