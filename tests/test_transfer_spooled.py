@@ -270,16 +270,14 @@ class TestOtherAddresses:
         assert again.fetch(dataclasses.replace(LAYER, url=MIRROR)) == DATA
         assert again.source.asked == [Asked(MIRROR, HERE, "")]
 
-    def test_credentials_are_neither_kept_nor_needed_to_know_an_address(
-        self, directory: Path
-    ) -> None:
-        url = "memory://user:secret@host/layer"
+    def test_secrets_are_neither_kept_nor_needed_to_know_an_address(self, directory: Path) -> None:
+        url = "memory://user:secret@host/layer?signature=secret"
         run = Run(directory, {url: DATA}, BREAK, GONE)
         with pytest.raises(SourceError):
             run.fetch(dataclasses.replace(LAYER, url=url))
         (journal,) = directory.glob("*.journal")
         assert b"secret" not in journal.read_bytes()
-        url = "memory://user:changed@host/layer"
+        url = "memory://user:changed@host/layer?signature=changed"
         again = Run(directory, {url: DATA})
         assert again.fetch(dataclasses.replace(LAYER, url=url)) == DATA
         assert again.source.asked == [Asked(url, HERE, '"1"')]

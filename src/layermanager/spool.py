@@ -65,7 +65,7 @@ class Mark:
     Attributes:
         offset: how many bytes there are.
         digest: the digest of these bytes, in hex, by the algorithm that the transfer uses.
-        url: where the last of them came from, without credentials.
+        url: where the last of them came from, without what may be a secret.
         validator: what named that version of the file there.
     """
 

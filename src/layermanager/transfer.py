@@ -32,7 +32,7 @@ from layermanager.errors import (
 )
 from layermanager.pace import RateLimit, TimedStream
 from layermanager.spool import Mark
-from layermanager.urls import shown, without_credentials
+from layermanager.urls import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -399,7 +399,7 @@ class Transfer:
         if found != mark.digest:
             raise IntegrityError("spooled bytes", expected=mark.digest, found=found)
         for address in self._desired.addresses:
-            if without_credentials(address) == mark.url:
+            if shown(address) == mark.url:
                 self._validators[address] = mark.validator
 
     def _open_spool(self) -> Spool | None:
@@ -425,7 +425,7 @@ class Transfer:
         return Mark(
             offset=self.transferred,
             digest=self._hashes[-1].hexdigest(),
-            url=without_credentials(address),
+            url=shown(address),
             validator=self._validators.get(address, ""),
         )
 
