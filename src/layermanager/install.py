@@ -42,6 +42,7 @@ class VerifiedLayer:
 
     Attributes:
         desired: what was desired.
+        transfer: what brought it; what it keeps is of no use once the layer is committed.
         staged: where it is.
         unpacked: what it turned out to be.
         space: what it takes; to be accepted when it is committed.
@@ -49,6 +50,7 @@ class VerifiedLayer:
     """
 
     desired: DesiredLayer
+    transfer: Transfer
     staged: StagedLayer
     unpacked: Unpacked
     space: Space
@@ -113,8 +115,7 @@ class Installer:
             space = leftovers.enter_context(self._first_space(desired))
             staged = leftovers.enter_context(self._store.stage(desired.digest))
             unpacked = self._unpack(desired, transfer, staged, space, cancellation)
-            leftovers.callback(transfer.discard)
-            return VerifiedLayer(desired, staged, unpacked, space, leftovers.pop_all())
+            return VerifiedLayer(desired, transfer, staged, unpacked, space, leftovers.pop_all())
 
     def _unpack(
         self,

@@ -548,6 +548,7 @@ class LayerManager:
                 return []
             for layer in group:
                 layer.space.accept(layer.unpacked.size)
+                layer.transfer.discard()
                 for note, count in layer.unpacked.notes.items():
                     _LOGGER.warning("layer %s: %s: %d times", layer.staged.digest, note, count)
                 self._on_progress(LayerProgress(layer.desired, Phase.INSTALLED))
