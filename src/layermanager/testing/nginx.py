@@ -31,8 +31,9 @@ pid nginx.pid;
 error_log stderr;
 events {{}}
 http {{
-    log_format served "$status $body_bytes_sent";
+    log_format served "$status $body_bytes_sent $connection";
     access_log served.log served;
+    sendfile on;
     client_body_temp_path temporary;
     proxy_temp_path temporary;
     fastcgi_temp_path temporary;
@@ -81,10 +82,12 @@ class Served:
     Attributes:
         status: its status code.
         sent: the bytes of its body.
+        connection: the number of the connection that it was sent over.
     """
 
     status: int
     sent: int
+    connection: int
 
 
 def served(directory: Path) -> list[Served]:
