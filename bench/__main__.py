@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from bench import corpora, debian, machine, report
 from bench.checking import checking
 from bench.durability import durability
+from bench.fetching import at_a_rate, broken_link, large_file, many_layers
 from bench.installing import in_parallel, one_layer, peak_memory
 from bench.nothing_to_do import nothing_to_do
 from bench.profiling import profile
@@ -36,6 +37,10 @@ BENCHMARKS: Final[dict[str, Benchmark]] = {
     "install-debian": partial(one_layer, debian.debian),
     "install-debian-zstd": partial(one_layer, debian.debian_in_zstd),
     "install-in-parallel": in_parallel,
+    "fetch": large_file,
+    "fetch-many-layers": many_layers,
+    "fetch-at-a-rate": at_a_rate,
+    "fetch-over-a-broken-link": broken_link,
     "memory": partial(peak_memory, corpora.huge_files),
     "memory-zstd": partial(peak_memory, corpora.huge_files_in_zstd),
     "durability": durability,

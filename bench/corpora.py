@@ -40,6 +40,7 @@ _MANY_LARGEST_BYTES: Final = 4 * _MEGABYTE
 _PACKAGE_DEPTH: Final = 5
 _PACKAGE_LARGEST_FILES: Final = 500
 _PARTS: Final = 4
+_TWENTY: Final = 20
 _FEW_FILES: Final = 10
 _FEW_BYTES: Final = 250 * _MEGABYTE
 _HUGE_BYTES: Final = 1024**3
@@ -69,12 +70,13 @@ def many_files_in_zstd(setting: Setting) -> Layer:
 @cache
 def parts(setting: Setting) -> tuple[Layer, ...]:
     """Four layers, each of half as many files, and none in two of them."""
-    size = _MANY_FILES // 2
-    files = _many_files(_PARTS * size)
-    return tuple(
-        _build(setting.scratch / f"part-{number}.tar.gz", itertools.islice(files, size))
-        for number in range(_PARTS)
-    )
+    return _split(setting, "part", _PARTS, _MANY_FILES // 2)
+
+
+@cache
+def twentieths(setting: Setting) -> tuple[Layer, ...]:
+    """Twenty layers, among which the many files are divided."""
+    return _split(setting, "twentieth", _TWENTY, _MANY_FILES // _TWENTY)
 
 
 @cache
@@ -105,6 +107,15 @@ def huge_files_in_zstd(setting: Setting) -> Layer:
 def nothing(setting: Setting) -> Layer:
     """A layer without any file."""
     return _build(setting.scratch / "nothing.tar.gz", ())
+
+
+def _split(setting: Setting, name: str, count: int, size: int) -> tuple[Layer, ...]:
+    """As many layers as *count*, each of *size* files."""
+    files = _many_files(count * size)
+    return tuple(
+        _build(setting.scratch / f"{name}-{number}.tar.gz", itertools.islice(files, size))
+        for number in range(count)
+    )
 
 
 def _many_files(count: int) -> Iterator[_File]:

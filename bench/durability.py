@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
-import sys
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from bench import corpora
+from bench.commands import apply
+from bench.documents import write_configuration, write_desired
 from bench.extracting import cpu, extract, synced, wall
 from bench.figures import Figure, Peer
 from bench.layers import GZIP, read_layer
@@ -25,13 +24,12 @@ from layermanager.testing.layers import LayerBuilder, compress
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
-    from bench.commands import Command
     from bench.extracting import Extraction
     from bench.layers import Layer
     from bench.setting import Setting
 
-_PROGRAM: Final = Path(__file__).with_name("install_desired.py")
 _SMALL_LAYERS: Final = 100
 _FILES_OF_A_SMALL_LAYER: Final = 20
 _DIGESTS_OF_A_FILE: Final = 64
@@ -78,43 +76,20 @@ def _places(setting: Setting) -> Iterator[Setting]:
 
 
 def _with_and_without(setting: Setting, name: str, layers: Sequence[Layer]) -> Iterator[Figure]:
-    durable = _configuration(setting.scratch, is_durable=True)
-    fleeting = _configuration(setting.scratch, is_durable=False)
-    desired = _desired(setting.scratch, layers)
+    scratch = setting.scratch
+    durable = write_configuration(scratch / "durable.json", {"durable": True})
+    fleeting = write_configuration(scratch / "fleeting.json", {"durable": False})
+    desired = write_desired(
+        scratch / "desired.json", [layer.desired(layer.blob.as_uri()) for layer in layers]
+    )
     ours: list[Extraction] = []
     without: list[Extraction] = []
     for _ in range(setting.runs):
-        ours.append(extract(setting, lambda directory: _apply(durable, directory, desired)))
-        without.append(extract(setting, lambda directory: _apply(fleeting, directory, desired)))
+        ours.append(extract(setting, lambda directory: apply(durable, directory, desired)))
+        without.append(extract(setting, lambda directory: apply(fleeting, directory, desired)))
     subject = f"durability, {name} ({len(layers)}), {setting.volumes.description}"
     yield Figure(subject, "wall", wall(ours), Peer(_WITHOUT, wall(without)))
     yield Figure(
         subject, "wall; both on disk", wall(ours), Peer(f"{_WITHOUT}, sync -f", synced(without))
     )
     yield Figure(subject, "CPU, user + system", cpu(ours), Peer(_WITHOUT, cpu(without)))
-
-
-def _apply(configuration: Path, directory: Path, desired: Path) -> Command:
-    return (sys.executable, _PROGRAM, configuration, directory, desired)
-
-
-def _configuration(scratch: Path, *, is_durable: bool) -> Path:
-    path = scratch / f"durable-{is_durable}.json"
-    path.write_text(json.dumps({"layerManager": {"durable": is_durable}}), encoding="utf-8")
-    return path
-
-
-def _desired(scratch: Path, layers: Sequence[Layer]) -> Path:
-    path = scratch / "desired.json"
-    entries = [
-        {
-            "layerId": layer.blob.stem,
-            "version": "1.0.0",
-            "digest": layer.digest,
-            "url": layer.blob.as_uri(),
-            "size": layer.blob.stat().st_size,
-        }
-        for layer in layers
-    ]
-    path.write_text(json.dumps(entries), encoding="utf-8")
-    return path

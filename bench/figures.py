@@ -14,10 +14,15 @@ class Unit(enum.Enum):
     MILLISECONDS = "ms"
     MEGABYTES = "MB"
     MEBIBYTES = "MiB"
+    MEGABYTES_A_SECOND = "MB/s"
+    SECONDS_A_GIGABYTE = "s/GB"
+    CONNECTIONS = "connections"
 
     def text(self, value: float) -> str:
-        """*value* with three significant digits or more, and the unit."""
+        """*value* with three significant digits or more, and the unit; what is counted whole."""
         digits = 0 if value >= 100 else 1 if value >= 10 else 2
+        if self is Unit.CONNECTIONS:
+            digits = 0
         return f"{value:,.{digits}f} {self.value}"
 
 

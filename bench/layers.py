@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from bench.setting import require_program
+from layermanager import DesiredLayer, Digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -76,6 +77,11 @@ class Layer:
     def tar(self) -> str:
         """The peer: how a person would unpack it."""
         return f"tar -x {self.compression.tar_option}"
+
+    def desired(self, url: str) -> DesiredLayer:
+        """The same as it is desired, where it is at *url*."""
+        size = self.blob.stat().st_size
+        return DesiredLayer(Digest(self.digest), url, self.blob.stem, "1.0.0", size=size)
 
 
 @contextmanager

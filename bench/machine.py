@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Final
 
 import layermanager
 from bench.setting import cores
+from layermanager.testing import nginx
 
 if TYPE_CHECKING:
     from bench.volumes import Volumes
 
-_PEERS: Final = ("tar", "gzip", "zstd")
+_PEERS: Final = ("tar", "gzip", "zstd", "curl")
 
 
 def facts(volumes: Volumes, scratch: Path, runs: int) -> dict[str, str]:
@@ -31,6 +32,7 @@ def facts(volumes: Volumes, scratch: Path, runs: int) -> dict[str, str]:
         "files": f"{volumes.description}; the scratch directory is on {_file_system(scratch)}",
         "Python": f"{platform.python_version()}, {ssl.OPENSSL_VERSION}, inflate: {_inflate()}",
         "peers": ", ".join(map(_first_line_of_version, filter(shutil.which, _PEERS))),
+        "web server": _nginx(),
         "runs": f"medians of {runs}; load average at the start {os.getloadavg()[0]:.1f}",
     }
 
@@ -61,6 +63,15 @@ def _inflate() -> str:
         return "zlib"
 
 
+def _nginx() -> str:
+    program = nginx.find()
+    if program is None:
+        return "none"
+    said = subprocess.run([program, "-v"], check=True, stderr=subprocess.PIPE, text=True).stderr
+    return said.rpartition(" ")[2].strip()
+
+
 def _first_line_of_version(program: str) -> str:
     output = subprocess.run([program, "--version"], check=True, stdout=subprocess.PIPE, text=True)
-    return output.stdout.splitlines()[0].strip("* ")  # in which zstd wraps it
+    # Zstd wraps it in stars; curl tells of all its libraries.
+    return output.stdout.splitlines()[0].strip("* ").partition(" libcurl/")[0]
