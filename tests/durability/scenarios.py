@@ -23,10 +23,11 @@ from layermanager.model import LayerProgress, Phase, Repair
 from layermanager.space import DiskUsage, Partitions
 from layermanager.steps import Step
 from layermanager.testing.layers import digest_of
-from manager_fixtures import descendants
+from layermanager.testing.sources import MemorySource, Mishap
+from manager_fixtures import IMPATIENT, descendants
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from layermanager.manager import LayerManager
     from layermanager.model import DesiredLayer
@@ -38,6 +39,12 @@ _NOTHING_LEFT: Final = timedelta(0)
 _STRANGER: Final = digest_of(b"stranger")
 # More than one chunk of a transfer, so that a layer is interrupted in its middle, too.
 _SIZE: Final = 300_000
+
+_BREAKING_OFF: Final = (
+    Mishap(breaks_after=_SIZE // 3),
+    Mishap(refused="no route to host", is_transient=False),
+)
+_SPOOLING: Final = replace(IMPATIENT, spool_bytes=1)
 
 _AOS_SCHEMA: Final = """
     CREATE TABLE config (operationVersion INTEGER);
@@ -259,6 +266,58 @@ def _repair(site: Site, walk: Walk) -> None:
         walk.do(lambda: manager.repair_layers([Repair(layer, source)]))
 
 
+# Going on with a transfer
+
+
+def _far_away(site: Site, names: Sequence[str], *mishaps: Mishap) -> Mapping[str, MemorySource]:
+    """What was published as *names*, as if it were behind a network."""
+    urls = [layer.url for layer in site.layers(names)]
+    files = {url: Path(url.removeprefix("file://")).read_bytes() for url in urls}
+    return {"file": MemorySource(files, list(mishaps), is_local=False)}
+
+
+def _apply_in_two_parts(site: Site, walk: Walk) -> None:
+    layers = site.layers(["earlier", "one"])
+    sources = _far_away(site, ["one"], *_BREAKING_OFF)
+
+    def apply_twice() -> None:
+        with contextlib.suppress(LayersFailedError):
+            manager.process_desired_layers(layers)
+        manager.process_desired_layers(layers)
+
+    with site.manager(on_step=walk, on_progress=walk.on_progress, sources=sources) as manager:
+        walk.do(apply_twice)
+
+
+def _with_a_spool(site: Site) -> None:
+    _with_earlier(site)
+    with contextlib.suppress(LayersFailedError):
+        site.apply(["earlier", "one"], sources=_far_away(site, ["one"], *_BREAKING_OFF))
+    if not site.spools():
+        raise AssertionError("nothing was spooled")
+
+
+def _with_a_spool_in_the_way(site: Site) -> None:
+    _with_a_spool(site)
+    site.publish("large", _SIZE)
+
+
+def _apply_evicting_a_spool(site: Site, walk: Walk) -> None:
+    """There is room for either layer, but not besides a spool."""
+
+    def usage(_: Path) -> DiskUsage:
+        spooled = sum(path.stat().st_size for path in site.spools())
+        return DiskUsage(device=1, total=1 << 40, free=_SIZE + 50_000 - spooled)
+
+    with site.manager(
+        on_step=walk,
+        on_progress=walk.on_progress,
+        sources=_far_away(site, ["large", "one"]),
+        new_space_allocator=Partitions(usage).new_allocator,
+    ) as manager:
+        walk.do(lambda: manager.process_desired_layers(site.layers(["earlier", "large", "one"])))
+
+
 # Starting and ending
 
 
@@ -329,7 +388,7 @@ def _of_the_first_version(site: Site) -> None:
 
 
 def _scenario(
-    prepare: Callable[[Site], None], act: Callable[[Site, Walk], None], **settings: int
+    prepare: Callable[[Site], None], act: Callable[[Site, Walk], None], **settings: object
 ) -> Scenario:
     return Scenario(prepare, act, settings)
 
@@ -353,6 +412,11 @@ SCENARIOS: Final = {
         _with_two_cached, _remove(lambda manager: manager.remove_cached_layers(1 << 40))
     ),
     "repair": _scenario(_with_a_damaged_layer, _repair),
+    "install in two parts": _scenario(_with_earlier, _apply_in_two_parts, network=_SPOOLING),
+    "forget a spool": _scenario(_with_a_spool, _apply("earlier"), network=_SPOOLING),
+    "evict a spool": _scenario(
+        _with_a_spool_in_the_way, _apply_evicting_a_spool, network=_SPOOLING
+    ),
     "start": _scenario(_with_two, _start),
     "start over leftovers": _scenario(_with_leftovers, _start),
     "start over nothing": _scenario(_with_nothing, _start),

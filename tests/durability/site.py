@@ -134,13 +134,17 @@ class Site:
         reports = inventory.check(inventory.layers())
         return {report.layer.layer_id for report in reports if report.status is Status.DAMAGED}
 
+    def spools(self) -> list[Path]:
+        """What was kept of transfers."""
+        return _children(self.config.download_dir)
+
     def leftovers(self) -> list[str]:
-        """What lies about and is no layer, no index and not the database, as paths."""
+        """What lies about and is no layer, no index, no spool and not the database, as paths."""
         layers_dir, index_dir = self.config.layers_dir, self.config.index_dir
         database = self.config.database.name
         ours = {
             *(database + suffix for suffix in _OF_THE_DATABASE),
-            *(layers_dir.name, index_dir.name, "layermanager.lock"),
+            *(layers_dir.name, index_dir.name, self.config.download_dir.name, "layermanager.lock"),
         }
         places = (layers_dir / ".staging", layers_dir / ".trash", index_dir / ".staging")
         return [

@@ -20,9 +20,13 @@ if TYPE_CHECKING:
     from durability.site import State
 
 
+_LONG: Final = {"install a group", "evict a spool"}
+"""Those that have more steps than all others."""
+
+
 def _is_slow(name: str, kind: Kind) -> bool:
-    """Whether a walk is left to the longer tests; the group has more steps than all others."""
-    return kind is not Kind.SIGKILL and (kind is not Kind.EIO_AND_AGAIN or "group" in name)
+    """Whether a walk is left to the longer tests."""
+    return kind is not Kind.SIGKILL and (kind is not Kind.EIO_AND_AGAIN or name in _LONG)
 
 
 WALKS: Final = [
@@ -78,6 +82,7 @@ class Walked:
         self._scenario.act(self._site, Walk())
         assert self._site.state().layers == self._after.layers
         assert self._site.leftovers() == []
+        assert self._site.spools() == []
         assert self._site.damaged() == set()
 
     def _assert_ended_well(self, ended: Ended, fault: Fault) -> None:

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,8 +20,10 @@ from durability.users import USAGES, apply, empty
 from durability.volumes import disk, free_bytes, full, settle, tmpfs
 from durability.walk import Kind
 from layermanager.errors import LayerManagerError, LayersFailedError, NotEnoughSpaceError
+from layermanager.spool import MARK_BYTES
 from layermanager.steps import Step
-from manager_fixtures import MIB, descendants
+from layermanager.testing.sources import MemorySource
+from manager_fixtures import IMPATIENT, MIB, descendants
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -214,6 +217,46 @@ def test_what_was_evicted_is_really_back_before_it_is_spent(tmp_path: Path, kind
             site.apply(["new"])
             assert {row.layer_id for row in site.state().rows.values()} == {"old", "new"}
             assert free_bytes(mount_point) < 4 * MIB
+
+
+def test_a_spool_takes_no_room_from_its_layer(tmp_path: Path, subtests: pytest.Subtests) -> None:
+    """A layer fits with a spool beside it wherever it fits without one."""
+    with mounted(lambda path: disk(path, "ext4", 64 * MIB), tmp_path / "volume") as mount_point:
+        place = {"layers_dir": mount_point / "layers", "download_dir": mount_point / "download"}
+        site = Site(tmp_path, **place, network=replace(IMPATIENT, spool_bytes=1))
+        layer = site.publish("large", MARK_BYTES + 2 * MIB)
+        files = {layer.url: Path(layer.url.removeprefix("file://")).read_bytes()}
+        done, spooled = [], []
+        for free in range(8 * MIB, 40 * MIB, 2 * MIB):
+            with subtests.test(f"{free} bytes free"), full(mount_point, free=free):
+                steps: list[Step] = []
+                sources = {"file": MemorySource(files, is_local=False)}
+                with site.manager(sources=sources, on_step=steps.append) as manager:
+                    is_there = _tries(lambda: manager.process_desired_layers([layer]))
+                    assert site.spools() == []
+                    manager.process_desired_layers([])
+                    manager.remove_cached_layers(1 << 40)
+                with site.manager() as manager:  # from a file: nothing is spooled
+                    assert _tries(lambda: manager.process_desired_layers([layer])) == is_there
+                    manager.process_desired_layers([])
+                    manager.remove_cached_layers(1 << 40)
+                done.append(is_there)
+                spooled.append(steps.count(Step.SYNC_SPOOL) > 0)
+        assert [done[0], done[-1]] == [False, True]
+        assert [spooled[0], spooled[-1]] == [False, True]
+        # Here and there it was begun, and had to go.
+        assert sum(spooled) < sum(done)
+
+
+def _tries(operation: Callable[[], object]) -> bool:
+    """Do *operation*; whether there was room for it."""
+    try:
+        operation()
+    except LayersFailedError as error:
+        if error.subgroup(NotEnoughSpaceError) is None:
+            raise
+        return False
+    return True
 
 
 @pytest.mark.parametrize("kind", SIZES)

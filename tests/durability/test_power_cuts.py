@@ -7,6 +7,7 @@ short; when a file system writes is up to the kernel, so that a failure may need
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import subprocess
@@ -28,12 +29,16 @@ from durability.power import (
     Machine,
     Recording,
     any_cut,
+    shut_down,
     with_own_mounts,
 )
 from durability.work import ABSENT, DESIRED, PART_LIMIT, Fact, Work, publish, states
 from layermanager.check import Status
 from layermanager.errors import LayerManagerError
 from layermanager.inventory import Inventory
+from layermanager.space import Partitions
+from layermanager.spool import Mark, Spools
+from layermanager.testing.layers import desired
 from manager_fixtures import Node
 
 if TYPE_CHECKING:
@@ -42,6 +47,7 @@ if TYPE_CHECKING:
 
     from durability.power import FileSystem
     from layermanager.model import DesiredLayer, LayerInfo
+    from layermanager.spool import Spool
     from layermanager.testing.trees import FileState
 
     Content = tuple[Mapping[bytes, FileState], bytes]
@@ -56,6 +62,9 @@ _MOST_STEPS: Final = 400
 _ALL: Final = (EXT4, XFS, BTRFS)
 _SEEDS: Final = range(_SEED, _SEED - (-_CUTS // (_CUTS_OF_A_TEST * len(_ALL))))
 """So many for each file system that there are at least as many cuts as are wanted."""
+
+_SPOOLED: Final = hashlib.shake_256(b"spooled").digest(4_000_000)
+_SPOOLED_LAYER: Final = desired(_SPOOLED, "https://host/layer")
 
 _NOTHING: Final = Fact(0, {}, (), is_under_way=False)
 
@@ -243,6 +252,10 @@ def _moments(recording: Recording, facts: Sequence[Fact]) -> list[int]:
     return [*between, *told * (len(between) // len(told) // 2)]
 
 
+def _mark_at(offset: int) -> Mark:
+    return Mark(offset, hashlib.sha256(_SPOOLED[:offset]).hexdigest(), "https://host/layer", "")
+
+
 @on(*_ALL)
 def test_some_power_cuts(rig: Rig) -> None:
     with_own_mounts(lambda: cut_again_and_again(rig, _SEED, cuts=2))
@@ -278,6 +291,135 @@ def test_some_shutdowns(rig: Rig) -> None:
 @on(EXT4, XFS)
 def test_many_shutdowns(rig: Rig, seed: int) -> None:
     with_own_mounts(lambda: shut_down_at_random(rig, seed, times=10))
+
+
+@dataclass(frozen=True, slots=True)
+class Marked:
+    """What was known of a spool at a moment.
+
+    Attributes:
+        position: the moment, as a position in the record of the disk.
+        least: so many bytes must be in it.
+    """
+
+    position: int
+    least: int
+
+
+class Spooling:
+    """A program that spools a layer, in its own way every time, beside another program.
+
+    Attributes:
+        told: what it was told to be marked.
+    """
+
+    def __init__(self, rig: Rig, seed: int) -> None:
+        self.told: list[Marked] = []
+        self._directory = rig.machine.mount_point / "download"
+        self._record = rig.directory / "record"
+        self._random = random.Random(seed)  # noqa: S311 - no secret
+
+    def run(self, operations: int) -> None:
+        spool = self._open()
+        for _ in range(operations):
+            match self._random.choices(("append", "note", "open", "discard"), (8, 3, 2, 1))[0]:
+                case "append":
+                    spool.append(_SPOOLED[spool.size :][: self._random.randrange(50_000)])
+                case "note":
+                    spool.note(_mark_at(spool.size))
+                    self._tell(spool.size)
+                case "open":
+                    spool.close()
+                    spool = self._open()
+                case "discard":
+                    self._tell(0)
+                    spool.discard()
+                    spool = self._open()
+            self._be_another_program()
+        spool.close()
+
+    def _open(self) -> Spool:
+        return Spools(self._directory, Partitions().new_allocator).open(_SPOOLED_LAYER)
+
+    def _tell(self, least: int) -> None:
+        position = self._record.stat().st_size if self._record.exists() else 0
+        self.told.append(Marked(position, least))
+
+    def _be_another_program(self) -> None:
+        if self._random.random() < 0.3:
+            with (self._directory.parent / "of-another-program").open("a") as file:
+                file.write("another line\n")
+                file.flush()
+                os.fsync(file.fileno())
+
+
+def spooled_after_a_cut(rig: Rig, image: Path, least: int) -> None:
+    """Turn the machine on: a spool is right, and has at least what must be in it."""
+    with rig.machine.mounted(image):
+        allocators = Partitions().new_allocator
+        spool = Spools(rig.machine.mount_point / "download", allocators).open(_SPOOLED_LAYER)
+        found = b"".join(spool.chunks())
+        spool.close()
+    assert rig.machine.faults(image) == ""
+    assert spool.mark in (None, _mark_at(len(found)))
+    assert found == _SPOOLED[: len(found)]
+    assert len(found) >= least
+
+
+def cut_while_spooling(rig: Rig, seed: int, cuts: int) -> None:
+    """Spool once, and look at *cuts* power cuts of that."""
+    generator = random.Random(seed)  # noqa: S311 - no secret
+    image, record = rig.machine.new_image("image"), rig.directory / "record"
+    record.write_bytes(b"")
+    spooling = Spooling(rig, generator.getrandbits(32))
+    with rig.machine.recorded(image, record):
+        spooling.run(operations=60)
+    recording = Recording(image, read_record(record))
+    told = [Marked(0, 0), *spooling.told]
+    moments = [entry.end for entry in recording.entries]
+    moments += [marked.position for marked in told] * (len(moments) // len(told) // 2)
+    for number in range(cuts):
+        cut = any_cut(generator, moments)
+        known = bisect_right([marked.position for marked in told], cut.position)
+        examined = rig.directory / "examined"
+        recording.write_image(examined, cut)
+        with _noting(f"after {cut}, number {number} of the seed {seed}"):
+            spooled_after_a_cut(rig, examined, told[known - 1].least)
+
+
+@on(*_ALL)
+def test_spools_after_some_power_cuts(rig: Rig) -> None:
+    with_own_mounts(lambda: cut_while_spooling(rig, _SEED, cuts=6))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("seed", _SEEDS)
+@on(*_ALL)
+def test_spools_after_many_power_cuts(rig: Rig, seed: int) -> None:
+    with_own_mounts(lambda: cut_while_spooling(rig, seed, cuts=50))
+
+
+@on(EXT4, XFS)
+def test_a_spool_whose_file_system_shuts_down(rig: Rig) -> None:
+    """With what was marked last, all its bytes are there; and the program gets over it."""
+
+    def shut_down_after_a_mark() -> None:
+        image = rig.machine.new_image("image")
+        with rig.machine.mounted(image):
+            allocators = Partitions().new_allocator
+            spool = Spools(rig.machine.mount_point / "download", allocators).open(_SPOOLED_LAYER)
+            for _ in range(3):
+                spool.append(_SPOOLED[spool.size :][:100_000])
+                spool.note(_mark_at(spool.size))
+            spool.append(_SPOOLED[spool.size :][:100_000])
+            shut_down(rig.machine.mount_point)
+            spool.append(_SPOOLED[spool.size :][:100_000])
+            spool.note(_mark_at(spool.size))
+            spool.close()
+        spooled_after_a_cut(rig, image, 300_000)
+
+    with_own_mounts(shut_down_after_a_mark)
 
 
 @on(EXT4)

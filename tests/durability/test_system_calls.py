@@ -35,6 +35,9 @@ CALLS = {
     Step.REMOVE_INDEX: {"unlink", "unlinkat"},
     Step.MOVE_TO_TRASH: {"rename", "renameat", "renameat2"},
     Step.REMOVE_TREE: {"unlink", "unlinkat", "rmdir", "fchmod", "fchmodat", "chmod"},
+    Step.WRITE_SPOOL: {"openat", "ftruncate", "pwrite64"},
+    Step.SYNC_SPOOL: {"fdatasync"},
+    Step.REMOVE_SPOOL: {"unlink", "unlinkat"},
 }
 """What each step may do; what SQLite does is its own affair, within its steps."""
 
