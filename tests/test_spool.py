@@ -11,6 +11,7 @@ import os
 import random
 import tempfile
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -192,6 +193,23 @@ class TestKeeping:
         open_spool.note(mark_of(DATA))
         open_spool.close()
         assert steps == [Step.SYNC_SPOOL, Step.WRITE_SPOOL, Step.SYNC_SPOOL]
+
+    def test_the_disk_begins_with_the_bytes_before_they_are_synced(
+        self, small_file_system: Path
+    ) -> None:
+        device = small_file_system.stat().st_dev
+        statistics = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/stat")
+
+        def written() -> int:
+            return int(statistics.read_text().split()[6]) * 512
+
+        spools = in_plenty(small_file_system / "download")
+        with contextlib.closing(spools.open(LAYER)) as open_spool:
+            before, deadline = written(), time.monotonic() + LONG
+            open_spool.append(bytes(2 * MIB))
+            while written() < before + 2 * MIB:  # of itself it begins after half a minute
+                assert time.monotonic() < deadline
+                time.sleep(0.01)  # the kernel does not tell
 
     def test_without_durability_nothing_is_synced(self, directory: Path) -> None:
         steps: list[Step] = []
