@@ -227,7 +227,7 @@ def test_a_spool_takes_no_room_from_its_layer(tmp_path: Path, subtests: pytest.S
         layer = site.publish("large", MARK_BYTES + 2 * MIB)
         files = {layer.url: Path(layer.url.removeprefix("file://")).read_bytes()}
         done, spooled = [], []
-        for free in range(8 * MIB, 40 * MIB, 2 * MIB):
+        for free in range(8 * MIB, 40 * MIB, 4 * MIB):
             with subtests.test(f"{free} bytes free"), full(mount_point, free=free):
                 steps: list[Step] = []
                 sources = {"file": MemorySource(files, is_local=False)}
