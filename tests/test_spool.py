@@ -22,7 +22,7 @@ import pytest
 from hypothesis import given
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from layermanager.errors import IntegrityError, NotEnoughSpaceError, StoreError
+from layermanager.errors import ConfigError, IntegrityError, NotEnoughSpaceError, StoreError
 from layermanager.space import DiskUsage, Partitions
 from layermanager.spool import MARK_BYTES, Mark, Spool, Spools
 from layermanager.steps import Step, unannounced
@@ -602,6 +602,14 @@ class TestErrors:
         assert not open_spool.append(DATA)
         open_spool.close()
         assert "is given up: cannot tell the free space" in caplog.text
+
+    def test_an_allocator_that_cannot_be_made(self, directory: Path) -> None:
+        def new_allocator(path: Path, part_limit: int, remover: Remover) -> Allocator:
+            raise ConfigError(f"{path}, {part_limit}, {remover}")
+
+        with pytest.raises(StoreError, match=f"cannot spool: {directory}, 0"):
+            Spools(directory, new_allocator).open(LAYER)
+        assert list(directory.iterdir()) == []
 
     def test_an_allocator_that_was_closed(self, directory: Path) -> None:
         made: list[Allocator] = []

@@ -141,7 +141,7 @@ class Spools:
                 self._make_directory()
                 self._space()
                 spool = Spool(self, name, desired, durable=self._durable, on_step=self._on_step)
-            except OSError as error:
+            except (OSError, LayerManagerError) as error:
                 raise StoreError(f"cannot spool: {error}") from error
             self._open[name] = spool
             self._count(name, spool.size)
@@ -171,10 +171,11 @@ class Spools:
         """
         with self._lock:
             allocator = self._space()
-        room = allocator.allocate_space(0)
-        if not room.grow_if_free(extra):
-            room.release()
-            return None
+        with contextlib.ExitStack() as undo:
+            room = undo.enter_context(allocator.allocate_space(0))
+            if not room.grow_if_free(extra):
+                return None
+            undo.pop_all()
         with self._lock:
             if name in self._open:
                 self._count(name, size, extra)
@@ -253,7 +254,7 @@ class Spools:
                     size = path.lstat().st_size if path.suffix == _PART else 0
                     sizes[name] = sizes.get(name, 0) + size
         except FileNotFoundError:
-            return {}
+            return sizes
         except OSError as error:
             _LOGGER.warning("cannot look for spools: %s", error)
         return sizes
