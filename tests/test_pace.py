@@ -21,27 +21,47 @@ SOON = 20.0
 MINUTE = timedelta(minutes=1)
 
 
+CREDIT = 1 / 16
+"""How many seconds may be made good."""
+
+
 class TestRateLimit:
     def test_bytes_are_paid_for_in_time(self) -> None:
         clock = PassingClock()
         limit = RateLimit(1000, clock)
         for _ in range(10):
             limit.spend(500, Cancellation())
-        assert clock.monotonic() == pytest.approx(5.0)
+        assert clock.monotonic() == pytest.approx(5.0 - CREDIT)
 
-    def test_time_in_which_nothing_came_is_not_saved_up(self) -> None:
+    def test_time_in_which_nothing_came_is_hardly_saved_up(self) -> None:
         clock = PassingClock()
         limit = RateLimit(1000, clock)
         clock.wait(threading.Event(), 3600)
         limit.spend(1000, Cancellation())
-        assert clock.waits == [3600, pytest.approx(1.0)]
+        assert clock.waits == [3600, pytest.approx(1.0 - CREDIT)]
+
+    def test_the_rate_is_reached_by_who_is_busy_with_each_piece(self) -> None:
+        clock = PassingClock()
+        limit = RateLimit(1000, clock)
+        for _ in range(100):
+            clock.wait(threading.Event(), 0.04)
+            limit.spend(50, Cancellation())
+        assert clock.monotonic() == pytest.approx(5.0, abs=0.1)
+
+    def test_one_who_is_too_busy_for_it_does_not_wait(self) -> None:
+        clock = PassingClock()
+        limit = RateLimit(1000, clock)
+        for _ in range(10):
+            clock.wait(threading.Event(), 0.06)
+            limit.spend(50, Cancellation())
+        assert clock.monotonic() == pytest.approx(0.6)
 
     def test_all_share_one_bound_in_turn(self) -> None:
         clock = StandingClock()
         limit = RateLimit(1000, clock)
         for _ in range(4):
             limit.spend(100, Cancellation())
-        assert clock.asked == pytest.approx([0.1, 0.2, 0.3, 0.4])
+        assert clock.asked == pytest.approx([seconds - CREDIT for seconds in (0.1, 0.2, 0.3, 0.4)])
 
     def test_no_bound_is_no_wait(self) -> None:
         clock = PassingClock()

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from layermanager.protocols import ByteStream, Clock
 
 _PIECES_A_SECOND: Final = 16
+_CREDIT_SECONDS: Final = 1 / _PIECES_A_SECOND
 _SMALLEST_PIECE: Final = 1024
 _LOOKS_A_PERIOD: Final = 4
 
@@ -23,7 +24,8 @@ class RateLimit:
     """Bounds what all transfers together take from the network.
 
     Each waits for its bytes after it has read them; the kernel then holds the sender back. Turns
-    come in the order in which bytes were read, so that all transfers get the same.
+    come in the order in which bytes were read, so that all transfers get the same. What a transfer
+    is late by, as it was busy with the bytes before, is made good, but not more than a moment.
 
     Args:
         bytes_a_second: the bound; 0 for none.
@@ -52,8 +54,9 @@ class RateLimit:
             return
         with self._lock:
             now = self._clock.monotonic()
-            self._paid_until = max(now, self._paid_until) + size / self._rate
-            wait = self._paid_until - now
+            begin = max(now - _CREDIT_SECONDS, self._paid_until)
+            self._paid_until = begin + size / self._rate
+            wait = max(0.0, self._paid_until - now)
         self._clock.wait(cancellation.requested, wait)
         cancellation.check()
 
