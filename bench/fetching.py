@@ -55,7 +55,7 @@ _NEVER_SPOOLED: Final = {"spoolBytes": 1024 * _LARGE_BYTES}
 _CONNECTIONS: Final = 4
 _RATE: Final = 20 * _MB
 _RATED_FILES: Final = 4
-_RATED_BYTES: Final = 25 * _MB
+_RATED_BYTES: Final = 100 * _MB
 _RATE_GOAL: Final = 1.05
 _BROKEN_BYTES: Final = 256 * _MIB
 _BREAKS_AFTER: Final = 16 * _MIB
@@ -143,35 +143,36 @@ def many_layers(setting: Setting) -> tuple[Figure, ...]:
 
 
 def at_a_rate(setting: Setting) -> tuple[Figure, ...]:
-    """Fetch four files at once with a rate limit: how fast they all come, and how evenly."""
+    """Fetch a file, and four at once, with a rate limit: how fast they come, and how evenly."""
     _require_programs()
-    file = _file(setting, _RATED_BYTES)
-    configuration = write_configuration(
-        setting.scratch / "at-a-rate.json", {"network": {**_NEVER_SPOOLED, "rateLimit": _RATE}}
-    )
-    rates: list[float] = []
+    whole, quarter = (_file(setting, size) for size in (_RATED_BYTES, _RATED_BYTES // _RATED_FILES))
+    alone: list[float] = []
+    together: list[float] = []
     slowest: list[float] = []
     fastest: list[float] = []
     with _serving(nginx.Site(setting.scratch)) as server:
-        layers = [file.layer(f"{server}/{file.path.name}")] * _RATED_FILES
-        desired = write_desired(setting.scratch / "at-a-rate.desired.json", layers)
+        one = [whole.layer(f"{server}/{whole.path.name}")]
+        several = [quarter.layer(f"{server}/{quarter.path.name}")] * _RATED_FILES
         for _ in range(setting.runs):
-            output = subprocess.run(
-                fetch(configuration, setting.scratch, desired), check=True, stdout=subprocess.PIPE
-            ).stdout
-            found = json.loads(output)
-            rates.append(len(layers) * file.size / found["seconds"] / _MB)
-            slowest.append(min(found["bytes"]) / _MB)
-            fastest.append(max(found["bytes"]) / _MB)
-    subject = f"fetch {len(layers)} files of {file.description} at once, with rateLimit"
-    limit = Series((_RATE / _MB,), Unit.MEGABYTES_A_SECOND)
+            rate, _ = _rate_and_shares(setting, one)
+            alone.append(rate)
+            rate, shares = _rate_and_shares(setting, several)
+            together.append(rate)
+            slowest.append(min(shares))
+            fastest.append(max(shares))
+    subject = f"fetch {whole.description} with rateLimit"
+    limit = Peer("rateLimit", Series((_RATE / _MB,), Unit.MEGABYTES_A_SECOND))
+    rates = {"one file": alone, f"{len(several)} files at once": together}
     return (
-        Figure(
-            subject,
-            "rate of all together",
-            Series(tuple(rates), Unit.MEGABYTES_A_SECOND),
-            Peer("rateLimit", limit),
-            _RATE_GOAL,
+        *(
+            Figure(
+                subject,
+                f"rate, {what}",
+                Series(tuple(values), Unit.MEGABYTES_A_SECOND),
+                limit,
+                _RATE_GOAL,
+            )
+            for what, values in rates.items()
         ),
         Figure(
             subject,
@@ -272,6 +273,22 @@ def _curl_and_untar(setting: Setting, layers: Sequence[Layer]) -> Extraction:
     with _serving(nginx.Site(setting.scratch)) as server:
         urls = [f"{server}/{layer.blob.name}" for layer in layers]
         return extract(setting, lambda directory: curl_and_untar(directory, urls, _CONNECTIONS))
+
+
+def _rate_and_shares(setting: Setting, layers: Sequence[DesiredLayer]) -> tuple[float, list[float]]:
+    """Fetch *layers* with the rate limit.
+
+    Returns:
+        The megabytes a second of all, and what each had when the first was complete, in megabytes.
+    """
+    configuration = write_configuration(
+        setting.scratch / "at-a-rate.json", {"network": {**_NEVER_SPOOLED, "rateLimit": _RATE}}
+    )
+    desired = write_desired(setting.scratch / "fetched.json", layers)
+    command = fetch(configuration, setting.scratch, desired)
+    found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    size = sum(layer.size or 0 for layer in layers)
+    return size / found["seconds"] / _MB, [share / _MB for share in found["bytes"]]
 
 
 def _over_a_link(setting: Setting, file: _File, breaks: int, delay: float) -> tuple[Usage, int]:
