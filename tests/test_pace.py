@@ -70,7 +70,7 @@ class TestRateLimit:
         assert clock.waits == []
         assert limit.piece(262144) == 262144
 
-    @pytest.mark.parametrize(("rate", "piece"), [(1, 1024), (160_000, 10_000), (10**9, 262144)])
+    @pytest.mark.parametrize(("rate", "piece"), [(1, 1024), (160_000, 10_000), (10**9, 65536)])
     def test_pieces_are_small_where_the_rate_is(self, rate: int, piece: int) -> None:
         assert RateLimit(rate, PassingClock()).piece(262144) == piece
 

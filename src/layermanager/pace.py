@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _PIECES_A_SECOND: Final = 16
 _CREDIT_SECONDS: Final = 1 / _PIECES_A_SECOND
 _SMALLEST_PIECE: Final = 1024
+_LARGEST_PIECE: Final = 64 * 1024
 _LOOKS_A_PERIOD: Final = 4
 
 
@@ -39,10 +40,15 @@ class RateLimit:
         self._paid_until = float("-inf")
 
     def piece(self, size: int) -> int:
-        """How many bytes to read at once, where up to *size* are wanted."""
+        """How many bytes to read at once, where up to *size* are wanted.
+
+        As turns are the same for all, so must be what is taken at each: no more than the kernel
+        has ready of any connection, of which it may keep ten times as much for one as for another.
+        """
         if not self._rate:
             return size
-        return min(size, max(_SMALLEST_PIECE, self._rate // _PIECES_A_SECOND))
+        piece = min(_LARGEST_PIECE, self._rate // _PIECES_A_SECOND)
+        return min(size, max(_SMALLEST_PIECE, piece))
 
     def spend(self, size: int, cancellation: Cancellation) -> None:
         """Wait until *size* bytes more are within the bound.
