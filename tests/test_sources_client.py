@@ -76,8 +76,8 @@ def known(tmp_path: Path, *servers: LayerServer) -> Credentials:
 
 
 def get(client: HttpClient, url: str) -> bytes:
-    with closing(client.get(url, {}, Cancellation())) as answer:
-        return answer.read_document(1000)
+    with closing(client.get(Place.of(url), {}, Cancellation())) as answer:
+        return answer.read(1000, "nothing")
 
 
 class TestCredentials:
@@ -163,15 +163,6 @@ class TestCredentials:
             error = error.__cause__ or error.__context__
 
 
-class TestDocuments:
-    def test_are_read_whole(self, client: HttpClient, server: LayerServer) -> None:
-        assert get(client, server.add("/a", bytes(1000))) == bytes(1000)
-
-    def test_are_not_longer_than_they_may_be(self, client: HttpClient, server: LayerServer) -> None:
-        with pytest.raises(SourceError, match="the answer has more than 1000 bytes"):
-            get(client, server.add("/a", bytes(1001)))
-
-
 class TestTlsSettings:
     def test_an_old_version_is_refused(self, authority: Authority) -> None:
         context = authority.server_context()
@@ -248,7 +239,7 @@ REDIRECTED_INWARD = """
     from layermanager.cancellation import Cancellation
     from layermanager.config import Network
     from layermanager.errors import SourceError
-    from layermanager.sources.client import HttpClient
+    from layermanager.sources.client import HttpClient, Place
     from layermanager.sources.credentials import Credentials
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -267,7 +258,7 @@ REDIRECTED_INWARD = """
     threading.Thread(target=server.serve_forever, daemon=True).start()
     client = HttpClient(Network(), Credentials())
     try:
-        client.get(f"http://10.20.30.40:{server.server_port}/a", {}, Cancellation())
+        client.get(Place.of(f"http://10.20.30.40:{server.server_port}/a"), {}, Cancellation())
     except SourceError as error:
         print(error)
     client.close()

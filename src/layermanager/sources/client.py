@@ -18,11 +18,11 @@ import socket
 import ssl
 import threading
 import traceback
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import Future, InvalidStateError, wait
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.client import HTTPException, IncompleteRead, RemoteDisconnected
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import unquote, urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -40,7 +40,7 @@ from layermanager.sources.tls import EagerSocket
 from layermanager.urls import shown, without_credentials
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from datetime import timedelta
 
     from urllib3 import BaseHTTPResponse
@@ -53,6 +53,7 @@ MAX_REDIRECTS: Final = 10
 """How many redirects are followed, one after the other, before a loop is suspected."""
 
 _IDLE_CONNECTIONS: Final = 8
+_PIECE_BYTES: Final = 64 * 1024
 _HEADERS: Final = {"User-Agent": f"layermanager/{__version__}", "Accept-Encoding": "identity"}
 _TLS_VERSIONS: Final = {
     TlsVersion.TLS_1_2: ssl.TLSVersion.TLSv1_2,
@@ -78,15 +79,14 @@ class HttpClient:
         self._managers: dict[object, PoolManager] = {}
         self._lock = threading.Lock()
 
-    def get(self, url: str, headers: Mapping[str, str], cancellation: Cancellation) -> Answer:
-        """Ask for *url*, follow its redirects, and return when the headers of the answer are there.
+    def get(self, place: Place, headers: Mapping[str, str], cancellation: Cancellation) -> Answer:
+        """Ask at *place*, follow redirects, and return when the headers of the answer are there.
 
         Raises:
             SourceError: there is no answer, or a redirect leads where it may not.
             SourceTimeoutError: there is none in time.
             CancelledError: the request was cancelled.
         """
-        place = Place.of(url)
         for _ in range(MAX_REDIRECTS + 1):
             answer = self.send("GET", place, headers, cancellation)
             location = answer.redirect_location
@@ -102,9 +102,11 @@ class HttpClient:
         place: Place,
         headers: Mapping[str, str],
         cancellation: Cancellation,
-        body: bytes | None = None,
+        body: bytes | Upload = b"",
     ) -> Answer:
         """Send one request, and return when the headers of its answer are there.
+
+        A body may take as long as it likes as long as it is taken.
 
         Raises:
             SourceError: there is no answer.
@@ -113,20 +115,26 @@ class HttpClient:
         """
         try:
             proxy = _proxy_for(place.current)
-            authorization = place.userinfo or self._credentials.authorization(place.current)
+            authorization = place.authorization or self._credentials.authorization(place.current)
             if authorization is not None:
                 headers = {"Authorization": authorization, **headers}
             manager = self._manager(proxy)
         except (ConfigError, OSError, ValueError) as error:
             raise place.failure("not asked", error) from error
-        exchange = _Exchange(place, is_direct=proxy is None)
+        if isinstance(body, bytes):
+            outgoing = None
+            content: bytes | _Outgoing = body
+        else:
+            content = outgoing = _Outgoing(body)
+            headers = {"Content-Length": str(body.size), **headers}
+        exchange = _Exchange(place, outgoing, is_direct=proxy is None)
 
         def ask() -> BaseHTTPResponse:
             return manager.request(
                 method,
                 place.current,
                 headers={**_HEADERS, **headers},
-                body=body,
+                body=content,
                 redirect=False,
                 retries=False,
                 preload_content=False,
@@ -151,6 +159,38 @@ class HttpClient:
             if key not in self._managers:
                 self._managers[key] = _new_manager(self._network, proxy)
             return self._managers[key]
+
+
+class Upload(Protocol):
+    """What is sent as the body of a request, piece by piece."""
+
+    @property
+    def size(self) -> int:
+        """How many bytes there are."""
+
+    def read(self, size: int) -> bytes:
+        """Up to *size* bytes; empty at the end.
+
+        Raises:
+            LayerManagerError: they cannot be had; the request is given up, and raises the same.
+        """
+
+
+class _Outgoing:
+    """An upload on its way.
+
+    Attributes:
+        position: how much was taken; read by another thread.
+    """
+
+    def __init__(self, upload: Upload) -> None:
+        self._upload = upload
+        self.position = 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        while data := self._upload.read(_PIECE_BYTES):
+            self.position += len(data)
+            yield data
 
 
 class Answer:
@@ -209,19 +249,6 @@ class Answer:
             raise self.place.error("the transfer was aborted")
         return data
 
-    def read_document(self, limit: int) -> bytes:
-        """All of the body, which must not have more than *limit* bytes.
-
-        Raises:
-            SourceError: it has more, or did not arrive.
-        """
-        whole = bytearray()
-        while data := self.read(limit + 1 - len(whole), f"{len(whole)} bytes"):
-            whole += data
-            if len(whole) > limit:
-                raise self.place.error(f"the answer has more than {limit} bytes")
-        return bytes(whole)
-
     def abort(self) -> None:
         """Make a ``read`` in another thread, and every later one, fail at once."""
         self._aborted = True
@@ -243,14 +270,17 @@ class Place:
     Attributes:
         asked: what the caller asked for, without credentials.
         current: where the redirects led from there, without credentials.
-        userinfo: the header for the credentials in the address, which go to its server only.
+        authorization: a header that goes to the server of *current* only, such as that for the
+            credentials in the address.
         narrowest: how far in the next server may be; None where anything goes.
+        way: how it came from *asked* to *current*, in a word.
     """
 
     asked: str
     current: str
-    userinfo: str | None = None
+    authorization: str | None = None
     narrowest: Scope | None = None
+    way: str = "redirected"
 
     @classmethod
     def of(cls, url: str) -> Place:
@@ -261,7 +291,7 @@ class Place:
         """
         bare = without_credentials(url)
         try:
-            return cls(asked=bare, current=bare, userinfo=from_userinfo(url))
+            return cls(asked=bare, current=bare, authorization=from_userinfo(url))
         except ValueError as error:
             raise SourceError(f"not asked: {error}", url=shown(bare)) from error
 
@@ -271,24 +301,33 @@ class Place:
         Raises:
             SourceError: it leads to where a layer must not come from.
         """
+        return self.sent_on(location, "redirected")
+
+    def sent_on(self, location: str, way: str) -> Place:
+        """Go where an answer says, by a redirect or in another *way*.
+
+        Raises:
+            SourceError: *location*, which may be relative, leads where no server may send anybody.
+        """
         told = f"{shown(location):.1000}"
         try:
             target = urljoin(self.current, location)
             parts, before = urlsplit(target), urlsplit(self.current)
         except ValueError as error:
-            raise self.error(f"redirected to what is no URL: {told}") from error
+            raise self.error(f"{way} to what is no URL: {told}") from error
         if parts.scheme not in {"http", "https"}:
-            raise self.error(f"redirected to another scheme than http and https: {told}")
+            raise self.error(f"{way} to another scheme than http and https: {told}")
         if parts.scheme == "http" and before.scheme == "https":
-            raise self.error(f"redirected from https to http, which is not safe: {told}")
+            raise self.error(f"{way} from https to http, which is not safe: {told}")
         is_same = (parts.scheme, parts.hostname) == (before.scheme, before.hostname) and (
             parts.netloc.rpartition("@")[2] == before.netloc
         )
         return Place(
             asked=self.asked,
             current=without_credentials(target),
-            userinfo=self.userinfo if is_same else None,
+            authorization=self.authorization if is_same else None,
             narrowest=self.narrowest,
+            way=way,
         )
 
     def seen_at(self, scope: Scope) -> Place:
@@ -299,10 +338,10 @@ class Place:
         """
         if self.narrowest is not None and scope < self.narrowest:
             raise self.error(
-                f"redirected from a {self.narrowest.words} address to a {scope.words} one, "
+                f"{self.way} from a {self.narrowest.words} address to a {scope.words} one, "
                 "which is not safe"
             )
-        return Place(self.asked, self.current, self.userinfo, scope)
+        return replace(self, narrowest=scope)
 
     def error(
         self, message: str, *, is_transient: bool = False, retry_after: timedelta | None = None
@@ -327,7 +366,7 @@ class Place:
 
     @property
     def _detour(self) -> str:
-        return "" if self.current == self.asked else f" (redirected to {shown(self.current)})"
+        return "" if self.current == self.asked else f" ({self.way} to {shown(self.current)})"
 
 
 class _Exchange:
@@ -337,20 +376,28 @@ class _Exchange:
         place: where it goes; since it was connected, with the scope of that server.
     """
 
-    def __init__(self, place: Place, *, is_direct: bool) -> None:
+    def __init__(self, place: Place, outgoing: _Outgoing | None, *, is_direct: bool) -> None:
         self.place = place
+        self._outgoing = outgoing
         self._is_direct = is_direct
         self._answer: Future[BaseHTTPResponse] = Future()
         self._connection: socket.socket | None = None
         self._lock = threading.Lock()
 
     def run(self, ask: Callable[[], BaseHTTPResponse], longest: timedelta) -> BaseHTTPResponse:
-        """Call *ask* in a thread, and return what it returns unless that takes too long."""
+        """Call *ask* in a thread, and return what it returns unless that takes too long.
+
+        What counts is the time since anything of the body was taken.
+        """
         if not self._is_direct:
             scope = scope_of_name(urlsplit(self.place.current).hostname or "")
             self.place = self.place if scope is None else self.place.seen_at(scope)
         threading.Thread(target=self._ask, args=(ask,), name="http-request", daemon=True).start()
         try:
+            taken = -1
+            while self._outgoing is not None and taken != self._outgoing.position:
+                taken = self._outgoing.position
+                wait([self._answer], longest.total_seconds())
             return self._answer.result(longest.total_seconds())
         except _FAILURES as error:
             self.abort()

@@ -18,8 +18,10 @@ from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
+from layermanager.sources.client import Place
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from layermanager.cancellation import Cancellation
     from layermanager.errors import SourceError
@@ -67,57 +69,101 @@ class HttpSource:
             SourceTimeoutError: there is none in time.
             CancelledError: the request was cancelled.
         """
-        if offset:
-            answer = self._client.get(url, _range_headers(offset, validator), cancellation)
-            stream = self._rest(answer, offset, validator)
-            if stream is not None:
-                return stream
-            answer.close()
-        return self._whole(self._client.get(url, {}, cancellation))
+        place = Place.of(url)
+
+        def ask(headers: Mapping[str, str]) -> Answer:
+            return self._client.get(place, headers, cancellation)
+
+        return open_stream(ask, self._clock, offset=offset, validator=validator)
 
     def close(self) -> None:
         """Close the idle connections; those of transfers under way close with their streams."""
         self._client.close()
 
-    def _rest(self, answer: Answer, offset: int, validator: str) -> HttpStream | None:
-        """Take the answer to a request for the bytes from *offset* on; None if it is none."""
-        if answer.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-            return None  # the file is another, and shorter
-        if answer.status != HTTPStatus.PARTIAL_CONTENT:
-            return self._whole(answer)
-        part = _part(answer.headers)
-        if part is None or part.first != offset:
-            return None
-        if _body_length(answer) not in {None, part.last + 1 - part.first}:
-            return None
-        told = _validator(answer.headers)
-        if validator and told and told != validator:
-            return None
-        return _stream(answer, part.first, part.size)
 
-    def _whole(self, answer: Answer) -> HttpStream:
-        """Take the answer as the file from its first byte on, or raise what speaks against that."""
-        if answer.status != HTTPStatus.OK:
-            answer.close()
-            raise answer.place.error(
-                answer.reason,
-                is_transient=answer.status in _MAY_HEAL,
-                retry_after=self._retry_after(answer.headers),
-            )
-        return _stream(answer, 0, None)
+def open_stream(
+    ask: Callable[[Mapping[str, str]], Answer],
+    clock: Clock,
+    *,
+    offset: int = 0,
+    validator: str = "",
+) -> HttpStream:
+    """The file that is had by asking, from the byte *offset* on or from its first one.
 
-    def _retry_after(self, headers: Mapping[str, str]) -> timedelta | None:
-        """How long the server wants to be left alone (RFC 9110, 10.2.3)."""
-        text = headers.get("Retry-After", "").strip()
-        if _DELAY_SECONDS.fullmatch(text):
-            return timedelta(seconds=int(text))
-        try:
-            moment = parsedate_to_datetime(text)
-        except ValueError:
-            return None
-        if moment.tzinfo is None:
-            moment = moment.replace(tzinfo=UTC)
-        return max(moment - self._clock.now(), timedelta(0))
+    Args:
+        ask: sends a GET with such headers besides its own.
+        clock: the time, to which a server's ``Retry-After`` may refer.
+        offset: as for ``Source.open``.
+        validator: likewise.
+
+    Raises:
+        SourceError: the answer is not the file as it is.
+    """
+    if offset:
+        answer = ask(_range_headers(offset, validator))
+        stream = _rest(answer, clock, offset, validator)
+        if stream is not None:
+            return stream
+        answer.close()
+    return stream_of(ask({}), clock)
+
+
+def stream_of(answer: Answer, clock: Clock) -> HttpStream:
+    """Take the answer as the file from its first byte on.
+
+    Raises:
+        SourceError: it says something else, or does not send the file as it is.
+    """
+    if answer.status != HTTPStatus.OK:
+        raise refusal(answer, clock)
+    return _stream(answer, 0, None)
+
+
+def refusal(answer: Answer, clock: Clock, reason: str = "") -> SourceError:
+    """The error for an answer that is not the one that was hoped for; it is closed.
+
+    Args:
+        answer: what the server says.
+        clock: the time.
+        reason: what it means, where its status does not say enough.
+    """
+    answer.close()
+    return answer.place.error(
+        f"{reason}: {answer.reason}" if reason else answer.reason,
+        is_transient=answer.status in _MAY_HEAL,
+        retry_after=_retry_after(answer.headers, clock),
+    )
+
+
+def _rest(answer: Answer, clock: Clock, offset: int, validator: str) -> HttpStream | None:
+    """Take the answer to a request for the bytes from *offset* on; None if it is none."""
+    if answer.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+        return None  # the file is another, and shorter
+    if answer.status != HTTPStatus.PARTIAL_CONTENT:
+        return stream_of(answer, clock)
+    part = _part(answer.headers)
+    if part is None or part.first != offset:
+        return None
+    if _body_length(answer) not in {None, part.last + 1 - part.first}:
+        return None
+    told = _validator(answer.headers)
+    if validator and told and told != validator:
+        return None
+    return _stream(answer, part.first, part.size)
+
+
+def _retry_after(headers: Mapping[str, str], clock: Clock) -> timedelta | None:
+    """How long the server wants to be left alone (RFC 9110, 10.2.3)."""
+    text = headers.get("Retry-After", "").strip()
+    if _DELAY_SECONDS.fullmatch(text):
+        return timedelta(seconds=int(text))
+    try:
+        moment = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return max(moment - clock.now(), timedelta(0))
 
 
 class HttpStream:
