@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 import pytest
 from hypothesis import settings
 
-from layermanager.testing import nginx
+from layermanager.testing import docker_registry, nginx
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -92,6 +92,15 @@ def needs_nginx(needs_openssl: None) -> None:  # noqa: ARG001 - fixtures are ask
     """The web server, and what hides its passwords."""
     if nginx.find() is None:
         _miss("the program nginx")
+
+
+@pytest.fixture(scope="session")
+def needs_docker_registry(needs_openssl: None) -> None:  # noqa: ARG001 - as above
+    """A registry, what fills it, and what makes its certificate."""
+    if docker_registry.find() is None:
+        _miss("the program docker-registry")
+    if shutil.which("skopeo") is None:
+        _miss("the program skopeo")
 
 
 @contextmanager

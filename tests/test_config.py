@@ -14,6 +14,7 @@ from layermanager.config import (
     REMOVE_CACHED_LAYERS_PERIOD,
     Config,
     Network,
+    Registry,
     TlsVersion,
     load_config,
 )
@@ -325,3 +326,60 @@ def test_any_document_is_a_configuration_or_an_error(
     except ConfigError:
         return
     assert config.layers_dir.is_absolute()
+
+
+def registries(members: dict[str, object]) -> object:
+    return network({"registries": members})
+
+
+def test_registries_may_have_mirrors_or_speak_http(tmp_path: Path) -> None:
+    mirrors = ["https://mirror.example", "http://192.0.2.1:5000/cache/hub"]
+    config = load(
+        tmp_path,
+        registries({"docker.io": {"mirrors": mirrors}, "localhost:5000": {"http": True}}),
+    )
+    assert config.network.registries == {
+        "docker.io": Registry(mirrors=tuple(mirrors)),
+        "localhost:5000": Registry(is_plain=True),
+    }
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({"r.example": {"mirror": []}}, "registries.r.example.mirror: unknown key"),
+        ({"r.example": {"http": "yes"}}, "registries.r.example.http: expected true or false"),
+        ({"r.example": []}, "registries.r.example: expected an object"),
+        ({"r.example": {"mirrors": "m"}}, "mirrors: expected an array"),
+        ({"r example": {}}, "registries: not a registry: 'r example'"),
+        ({"": {}}, "registries: not a registry: ''"),
+        ({"https://r.example": {}}, "registries: not a registry: 'https://r.example'"),
+        ({"r.example/app": {}}, "which means r.example by it"),
+        ({"registry": {}}, "which means docker.io by it"),
+        ({"index.docker.io": {}}, "which means docker.io by it"),
+        *(
+            ({"r.example": {"mirrors": [mirror]}}, "mirrors: expected http:// or https://")
+            for mirror in (
+                "",
+                "m.example",
+                "m.example:5000",
+                "ftp://m.example",
+                "https://",
+                "https:///cache",
+                "https://m.example?a",
+                "https://m.example#a",
+                "https://m.example/Cache",
+                "https://m.example/a//b",
+                "https://user:hunter2@m.example",
+                "https://m",
+                "https://[::1",
+            )
+        ),
+    ],
+)
+def test_registries_that_cannot_be_are_refused(
+    tmp_path: Path, members: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        load(tmp_path, registries(members))
+    assert "hunter2" not in str(caught.value)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from layermanager.cancellation import Cancellation
+from layermanager.clock import SystemClock
+from layermanager.config import Network
 from layermanager.errors import PackError
 from layermanager.images import default_image_sources
 from layermanager.images.resolve import ImageResolver
@@ -51,7 +53,7 @@ def layout(tmp_path: Path) -> Path:
 
 
 def resolve(layout: Path, name: str, platform: str = "linux/amd64") -> ResolvedImage:
-    resolution = ImageResolver(default_image_sources()).resolve(
+    resolution = ImageResolver(default_image_sources(Network(), SystemClock())).resolve(
         [DesiredImage(f"oci:{layout}:{name}", platform)], (), {}, Cancellation()
     )
     for failed in resolution.failed:

@@ -69,12 +69,27 @@ def test_goes_on_after_a_stall(server: LayerServer) -> None:
         assert asking.result(SOON) == (200, b"0123456789")
 
 
+def test_answers_each_method_by_itself_and_records_what_it_brings(server: LayerServer) -> None:
+    server.answer("/a", Answer(b"got"))
+    server.answer("/a", Answer(b"put", status=201), method="PUT")
+    server.answer("/a", Answer(b"head"), method="HEAD")
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=SOON)
+    answers = []
+    for method, body in (("PUT", b"sent"), ("HEAD", None), ("GET", None), ("POST", b"more")):
+        connection.request(method, "/a", body=body)
+        answer = connection.getresponse()
+        answers.append((answer.status, answer.read()))
+    connection.close()
+    assert answers == [(201, b"put"), (200, b""), (200, b"got"), (404, b"")]
+    assert [request.body for request in server.requests] == [b"sent", b"", b"", b"more"]
+
+
 def test_records_every_request(server: LayerServer) -> None:
     ask(server, "/a?b")
-    assert ask(server, "/a", "PUT")[0] == 501
+    assert ask(server, "/a", "DELETE")[0] == 501
     assert [(one.method, one.target) for one in server.requests] == [
         ("GET", "/a?b"),
-        ("PUT", "/a"),
+        ("DELETE", "/a"),
     ]
     assert server.requests[0].headers["x-name"] == "value"
     assert server.connections == 2

@@ -13,11 +13,17 @@ import os
 from dataclasses import dataclass, field, fields, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Final, TypeVar
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final, TypeVar
+from urllib.parse import urlsplit
 
 from layermanager.documents import DocumentError, JsonObject, parse
-from layermanager.errors import ConfigError
+from layermanager.errors import ConfigError, InvalidReferenceError
 from layermanager.model import Limits
+from layermanager.urls import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 Default = TypeVar("Default")
 
@@ -40,6 +46,27 @@ class TlsVersion(enum.StrEnum):
 
     TLS_1_2 = "1.2"
     TLS_1_3 = "1.3"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registry:
+    """How a registry is reached.
+
+    Attributes:
+        mirrors: URLs of the registries that are asked first, in this order; a path in one is put
+            in front of the repository.
+        is_plain: whether it speaks http and no TLS. For a mirror its URL says that.
+
+    Raises:
+        ConfigError: a mirror is no such URL.
+    """
+
+    mirrors: tuple[str, ...] = ()
+    is_plain: bool = False
+
+    def __post_init__(self) -> None:
+        for mirror in self.mirrors:
+            _check_mirror(mirror)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +94,7 @@ class Network:
         minimum_tls_version: older versions are refused.
         credentials_file: a JSON file of names, passwords and tokens by host.
         netrc_file: likewise, in the format of ftp and curl.
+        registries: what is to be known of registries, by their names in references.
 
     Raises:
         ConfigError: a value cannot be used.
@@ -87,6 +115,7 @@ class Network:
     minimum_tls_version: TlsVersion = TlsVersion.TLS_1_2
     credentials_file: Path | None = None
     netrc_file: Path | None = None
+    registries: Mapping[str, Registry] = field(default_factory=lambda: MappingProxyType({}))
 
     def __post_init__(self) -> None:
         for name, duration, longest in (
@@ -108,6 +137,8 @@ class Network:
                 raise ConfigError(f"{name} must not be negative: {size}")
         if self.client_key is not None and self.client_certificate is None:
             raise ConfigError("clientKey is given without clientCertificate")
+        for name in self.registries:
+            _check_registry(name)
 
     def below(self, directory: Path) -> Network:
         """The same with all paths absolute: relative ones are below *directory*."""
@@ -274,7 +305,52 @@ def _network(document: JsonObject, base: Network) -> Network:
         minimum_tls_version=_tls_version(document, base.minimum_tls_version),
         credentials_file=_path(document, "credentialsFile", base.credentials_file),
         netrc_file=_path(document, "netrcFile", base.netrc_file),
+        registries=_registries(document.child("registries")),
     )
+
+
+def _registries(document: JsonObject) -> Mapping[str, Registry]:
+    return MappingProxyType({name: _registry(document.child(name)) for name in document.members})
+
+
+def _registry(document: JsonObject) -> Registry:
+    document.refuse_others(_REGISTRY_KEYS)
+    base = Registry()
+    return Registry(
+        mirrors=document.texts("mirrors"), is_plain=document.boolean("http", base.is_plain)
+    )
+
+
+def _check_registry(name: str) -> None:
+    """Refuse what no reference calls a registry."""
+    # Here and not above: few configurations name registries.
+    from layermanager.oci.reference import parse_registry_reference  # noqa: PLC0415
+
+    try:
+        meant = parse_registry_reference(f"{name}/x").registry
+    except InvalidReferenceError as error:
+        raise ConfigError(f"registries: not a registry: {name!r:.200}") from error
+    if meant != name:
+        raise ConfigError(
+            f"registries: {name!r:.200} is no registry to a reference, which means {meant} by it"
+        )
+
+
+def _check_mirror(url: str) -> None:
+    from layermanager.oci.reference import parse_registry_reference  # noqa: PLC0415 - as above
+
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in {"http", "https"} and not (parts.query or parts.fragment)
+        place = f"{parts.netloc}/{parts.path.strip('/') or 'x'}"
+        usable = usable and str(parse_registry_reference(f"{place}:x")) == f"{place}:x"
+    except (ValueError, InvalidReferenceError):
+        usable = False
+    if not usable:
+        raise ConfigError(
+            f"mirrors: expected http:// or https://, a host and perhaps a path, "
+            f"found {shown(url)!r:.200}"
+        )
 
 
 def _tls_version(document: JsonObject, default: TlsVersion) -> TlsVersion:
@@ -318,6 +394,7 @@ _OWN_KEYS: Final = frozenset(
         "limits",
     }
 )
+_REGISTRY_KEYS: Final = frozenset({"mirrors", "http"})
 _NETWORK_KEYS: Final = frozenset(
     {
         "connectTimeoutSeconds",
@@ -335,5 +412,6 @@ _NETWORK_KEYS: Final = frozenset(
         "minimumTlsVersion",
         "credentialsFile",
         "netrcFile",
+        "registries",
     }
 )

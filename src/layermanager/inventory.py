@@ -268,9 +268,10 @@ class Inventory:
         # Here and not above: most commands ask for no image.
         from layermanager.images.resolve import ImageResolver  # noqa: PLC0415
 
-        sources = default_image_sources()
+        sources = default_image_sources(self._config.network, self._clock)
         try:
-            return ImageResolver(sources).resolve(images, installed, self.sources(), Cancellation())
+            resolver = ImageResolver(sources, parallel=self._config.parallel_installs)
+            return resolver.resolve(images, installed, self.sources(), Cancellation())
         finally:
             for source in sources.values():
                 source.close()

@@ -146,7 +146,7 @@ class LayerManager:
             if sources is None:
                 sources = {
                     **default_sources(config.network, self._clock),
-                    **default_image_sources(),
+                    **default_image_sources(config.network, self._clock),
                 }
             for source in {id(source): source for source in sources.values()}.values():
                 stack.callback(source.close)
@@ -389,7 +389,8 @@ class LayerManager:
 
         storage = self._storage
         noted = storage.get_sources() if isinstance(storage, RemembersSources) else {}
-        return ImageResolver(self._sources).resolve(images, installed, noted, self._cancellation)
+        resolver = ImageResolver(self._sources, parallel=self._config.parallel_installs)
+        return resolver.resolve(images, installed, noted, self._cancellation)
 
     def _note_sources(self, layers: Sequence[DesiredLayer]) -> None:
         if isinstance(self._storage, RemembersSources):

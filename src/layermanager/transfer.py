@@ -19,7 +19,7 @@ import random
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Final
 
-from layermanager.addresses import Addresses, Retrying
+from layermanager.attempts import Attempts
 from layermanager.errors import (
     ArchiveError,
     IntegrityError,
@@ -27,9 +27,9 @@ from layermanager.errors import (
     PackageError,
     SourceChangedError,
     SourceError,
-    SourceTimeoutError,
     StoreError,
 )
+from layermanager.mirrors import addresses
 from layermanager.pace import RateLimit, TimedStream
 from layermanager.spool import Mark
 from layermanager.urls import shown
@@ -94,14 +94,16 @@ class Fetcher:
 
     def begin(self, desired: DesiredLayer, cancellation: Cancellation) -> Transfer:
         """The transfer of one layer's file; nothing is asked for before its bytes are."""
-        network = self.network
-        addresses = Addresses(
-            desired.addresses,
-            Retrying(network.attempts, network.retry_delay, network.longest_retry_delay),
-            began=self.clock.monotonic(),
+        registries = self.network.registries
+        attempts = Attempts(
+            f"layer {desired.digest}",
+            [place for url in desired.addresses for place in addresses(url, registries)],
+            network=self.network,
+            clock=self.clock,
+            cancellation=cancellation,
             chance=self._chance,
         )
-        return Transfer(self, desired, addresses, cancellation)
+        return Transfer(self, desired, attempts, cancellation)
 
 
 class Transfer:
@@ -119,16 +121,15 @@ class Transfer:
         self,
         fetcher: Fetcher,
         desired: DesiredLayer,
-        addresses: Addresses,
+        attempts: Attempts,
         cancellation: Cancellation,
     ) -> None:
         self._fetcher = fetcher
         self._desired = desired
-        self._addresses = addresses
+        self._attempts = attempts
         self._cancellation = cancellation
         self._clock = fetcher.clock
         self._network = fetcher.network
-        self._deadline = self._clock.monotonic() + self._network.transfer_timeout.total_seconds()
         # Aos calls it sha256 and fills it with the SHA3-256, so either may be meant.
         self._algorithms = (
             ("sha3_256", "sha256") if desired.is_package else (desired.digest.algorithm,)
@@ -227,7 +228,7 @@ class Transfer:
     def _open(self) -> tuple[str, ByteStream]:
         """Ask addresses until one gives a stream of the file."""
         while True:
-            address = self._next_address()
+            address = self._attempts.next()
             try:
                 stream = self._fetcher.open_stream(
                     address,
@@ -236,7 +237,7 @@ class Transfer:
                     validator=self._validators.get(address, ""),
                 )
             except SourceError as error:
-                self._failed(address, error)
+                self._attempts.failed(address, error)
                 continue
             wrong = self._size_that_is_wrong(stream)
             if wrong is None:
@@ -244,22 +245,6 @@ class Transfer:
                 return address, stream
             stream.close()
             self._give_up(address, wrong)
-
-    def _next_address(self) -> str:
-        """The address to ask now, after the wait that it needs."""
-        now = self._clock.monotonic()
-        choice = self._addresses.next(now)
-        if now + choice.wait >= self._deadline:
-            late = SourceTimeoutError(
-                "not there within transferTimeoutSeconds",
-                url=shown(choice.url),
-                is_transient=True,
-            )
-            raise self._addresses.failure(now, late)
-        if choice.wait:
-            self._clock.wait(self._cancellation.requested, choice.wait)
-        self._cancellation.check()
-        return choice.url
 
     def _size_that_is_wrong(self, stream: ByteStream) -> IntegrityError | None:
         """What speaks against the size that the source tells; the first one counts if none does."""
@@ -276,23 +261,13 @@ class Transfer:
         """
         if self._desired.size is None:
             raise SourceChangedError(str(wrong), url=shown(address), is_transient=True)
-        if not self._addresses.give_up(address):
+        if not self._attempts.give_up(address):
             raise wrong
         _LOGGER.warning("layer %s: %s: %s", self._desired.digest, wrong, shown(address))
 
-    def _failed(self, address: str, error: SourceError) -> None:
-        """Note that *address* failed; return if something may be asked again."""
-        self._cancellation.check()
-        now = self._clock.monotonic()
-        self._addresses.failed(address, error, now)
-        if now >= self._deadline:
-            raise self._addresses.failure(now)
-        wait = self._addresses.next(now).wait
-        _LOGGER.warning("layer %s: %s; next try in %.1f s", self._desired.digest, error, wait)
-
     def _broke_off(self, address: str, error: SourceError) -> None:
         """Note that a stream of *address* failed; return if another one may go on there."""
-        self._failed(address, error)
+        self._attempts.failed(address, error)
         if isinstance(error, SourceChangedError):
             raise error
         if self.transferred and not self._may_mix:
@@ -313,7 +288,7 @@ class Transfer:
             for chunk in self._read(timed, is_local=stream.is_local):
                 if self.transferred == before:
                     self._pieces.append(address)
-                    self._addresses.gave_bytes(address)
+                    self._attempts.gave_bytes(address)
                 self._take(chunk)
                 if not stream.is_local:
                     self._keep(address, chunk)
@@ -334,7 +309,7 @@ class Transfer:
             self._clock,
             least_rate=self._network.minimum_rate,
             period=self._network.read_timeout,
-            deadline=self._deadline,
+            deadline=self._attempts.deadline,
             url=shown(address),
         )
 
@@ -398,7 +373,7 @@ class Transfer:
         found = self._hashes[-1].hexdigest()
         if found != mark.digest:
             raise IntegrityError("spooled bytes", expected=mark.digest, found=found)
-        for address in self._desired.addresses:
+        for address in self._attempts.urls:
             if shown(address) == mark.url:
                 self._validators[address] = mark.validator
 
@@ -439,7 +414,7 @@ class Transfer:
         if isinstance(error, SourceChangedError) or self._pieces == [_SPOOL]:
             return True
         if len(self._pieces) == 1:
-            return self._addresses.give_up(self._pieces[0])
+            return self._attempts.give_up(self._pieces[0])
         self._may_mix = False
         return bool(self._pieces)
 

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from layermanager.cancellation import Cancellation
+from layermanager.clock import SystemClock
+from layermanager.config import Network
 from layermanager.images import default_image_sources
 from layermanager.images.resolve import ImageResolver
 from layermanager.model import DesiredImage
@@ -53,7 +55,9 @@ def open_descriptors() -> list[str]:
 
 
 def resolve_all(*images: DesiredImage) -> Resolution:
-    return ImageResolver(default_image_sources(), HOST).resolve(images, (), {}, Cancellation())
+    return ImageResolver(default_image_sources(Network(), SystemClock()), HOST).resolve(
+        images, (), {}, Cancellation()
+    )
 
 
 def resolve(reference: str, platform: str = "") -> ResolvedImage:
@@ -67,7 +71,7 @@ def resolve(reference: str, platform: str = "") -> ResolvedImage:
 
 def fetch(image: ResolvedImage) -> list[bytes]:
     """The layers of *image*, from the addresses that they have."""
-    sources = default_image_sources()
+    sources = default_image_sources(Network(), SystemClock())
     layers = []
     for layer in image.layers:
         stream = sources[layer.url.partition(":")[0]].open(layer.url, Cancellation())

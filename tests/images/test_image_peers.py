@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from layermanager.cli.run import run
+from layermanager.config import Network, Registry
 from layermanager.model import DesiredImage
+from layermanager.testing import docker_registry
 from layermanager.testing.trees import snapshot
 from manager_fixtures import Node
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from conftest import Overlay
@@ -108,6 +110,16 @@ def by_buildah(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return base / "copy"
 
 
+@pytest.fixture(scope="module")
+def registry(
+    tmp_path_factory: pytest.TempPathFactory,
+    needs_docker_registry: None,  # noqa: ARG001 - it is there
+) -> Iterator[str]:
+    """A registry that speaks http."""
+    with docker_registry.serve(tmp_path_factory.mktemp("registry")) as name:
+        yield name
+
+
 def _path(text: str, below: Path) -> Path:
     return below / os.path.relpath(text, below)
 
@@ -141,13 +153,17 @@ def without_times(tree: Mapping[bytes, FileState]) -> dict[bytes, FileState]:
 
 
 @pytest.mark.parametrize("builder", ["umoci", "buildah"])
-@pytest.mark.parametrize("kind", ["oci", "zstd", "oci-archive", "docker-archive", "dir to oci"])
+@pytest.mark.parametrize(
+    "kind",
+    ["oci", "zstd", "oci-archive", "docker-archive", "dir to oci", "registry", "zstd in registry"],
+)
 def test_an_image_is_the_same_to_umoci_and_to_us(
     builder: str, kind: str, request: pytest.FixtureRequest, overlay: Overlay, tmp_path: Path
 ) -> None:
     layout: Path = request.getfixturevalue(f"by_{builder}")
     source = f"oci:{layout}:1"
     copy = ("skopeo", "copy", "--quiet")
+    registries = {}
     match kind:
         case "oci":
             reference = source
@@ -161,12 +177,20 @@ def test_an_image_is_the_same_to_umoci_and_to_us(
         case "docker-archive":
             reference = f"docker-archive:{tmp_path / 'image.tar'}:app:1"
             call(*copy, source, reference)
+        case "registry" | "zstd in registry":
+            registry = request.getfixturevalue("registry")
+            registries = {registry: Registry(is_plain=True)}
+            reference = f"{registry}/{builder}:{kind[:4]}"
+            compression = "zstd" if kind.startswith("zstd") else "gzip"
+            into = ("--dest-tls-verify=false", "--dest-compress-format", compression)
+            call(*copy, *into, source, f"docker://{reference}")
         case _:  # by Docker's media types and back
             call(*copy, "--format", "v2s2", source, f"dir:{tmp_path / 'dir'}")
             reference = f"oci:{tmp_path / 'other'}:1"
             call(*copy, f"dir:{tmp_path / 'dir'}", reference)
     theirs = by_umoci_tree(layout, tmp_path / "umoci")
-    shown = ours(Node(tmp_path), reference, overlay)
+    node = Node(tmp_path, network=Network(registries=registries))
+    shown = ours(node, reference, overlay)
     if builder == "umoci":  # it lists no directory in which something changed
         shown, theirs = without_times(shown), without_times(theirs)
     assert shown == theirs

@@ -15,6 +15,8 @@ from image_places import (
 )
 
 from layermanager.cancellation import Cancellation
+from layermanager.clock import SystemClock
+from layermanager.config import Network
 from layermanager.errors import (
     CancelledError,
     IntegrityError,
@@ -103,7 +105,7 @@ class TestEveryPlace:
         assert "No such file or directory" in str(error)
 
     def test_a_place_that_was_made_anew(self, transport: str, tmp_path: Path) -> None:
-        sources = default_image_sources()
+        sources = default_image_sources(Network(), SystemClock())
         reference = parse_reference(f"{transport}:{tmp_path / 'place'}:app:1")
         digests = []
         for number, image in enumerate((PLAIN, COMPRESSED)):
@@ -118,7 +120,7 @@ class TestEveryPlace:
 
     def test_a_layer_that_is_not_there(self, transport: str, tmp_path: Path) -> None:
         place = PLACES[transport](tmp_path / "place", {"app:1": PLAIN})
-        source = default_image_sources()[transport]
+        source = default_image_sources(Network(), SystemClock())[transport]
         for url in (f"{transport}:{place}@{digest_of(b'')}", f"{transport}:{place}"):
             with pytest.raises(SourceError):
                 source.open(url, Cancellation())
@@ -128,13 +130,15 @@ class TestEveryPlace:
         cancellation = Cancellation()
         cancellation.cancel()
         with pytest.raises(CancelledError):
-            default_image_sources()[transport].find_image(
+            default_image_sources(Network(), SystemClock())[transport].find_image(
                 parse_reference(f"{transport}:{place}:app:1"), cancellation
             )
 
     def test_a_reference_of_a_registry_is_not_its(self, transport: str) -> None:
         with pytest.raises(InvalidReferenceError, match="not a reference to an image in a file"):
-            default_image_sources()[transport].find_image(parse_reference("app"), Cancellation())
+            default_image_sources(Network(), SystemClock())[transport].find_image(
+                parse_reference("app"), Cancellation()
+            )
 
 
 class TestLayouts:
@@ -289,7 +293,7 @@ class TestDockerArchives:
     def test_the_layers_are_found_without_their_images(self, tmp_path: Path) -> None:
         """As for a repair, long after the image was installed."""
         place = write_docker_archive(tmp_path / "a.tar", {"app:1": COMPRESSED})
-        source = default_image_sources()["docker-archive"]
+        source = default_image_sources(Network(), SystemClock())["docker-archive"]
         url = f"docker-archive:{place}@{digest_of(COMPRESSED.layers[1])}"
         stream = source.open(url, Cancellation())
         assert stream.read(10**6) == COMPRESSED.layers[1]

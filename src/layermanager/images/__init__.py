@@ -1,6 +1,7 @@
 """Where images come from: what they are called there, their documents, and the way to their layers.
 
-Each module knows one kind of place, behind ``ImageSource``; ``resolve`` goes with them from a
+Each module knows one kind of place, behind ``ImageSource``, as ``registry`` beside this package
+does; ``resolve`` goes with them from a
 reference to the layers of one image, and proves every document on the way. Nothing is extracted or
 copied: layers are read from where they are, members of an archive at their offsets. ``record``
 keeps track of which images are installed.
@@ -8,23 +9,32 @@ keeps track of which images are installed.
 
 from __future__ import annotations
 
+import os
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from layermanager.cancellation import Cancellation
+    from layermanager.config import Network
     from layermanager.oci.manifest import Descriptor, ImageIndex
     from layermanager.oci.reference import Reference
-    from layermanager.protocols import ByteStream, ImageSource
+    from layermanager.protocols import ByteStream, Clock, ImageSource
+    from layermanager.registry.client import RegistryClient
 
 # The modules are imported when the first image is asked for: most commands ask for none.
 # ruff: noqa: PLC0415
 
 
-def default_image_sources() -> Mapping[str, ImageSource]:
+def default_image_sources(network: Network, clock: Clock) -> Mapping[str, ImageSource]:
     """The sources of this package that know images, by the schemes that they know."""
+
+    def registries() -> ImageSource:
+        from layermanager.registry.source import RegistrySource
+
+        return RegistrySource(registry_client(network, clock), network, clock)
 
     def layouts() -> ImageSource:
         from layermanager.images.layout import LayoutSource
@@ -44,10 +54,23 @@ def default_image_sources() -> Mapping[str, ImageSource]:
         return DockerArchiveSource()
 
     return {
+        "docker": _DeferredImageSource(registries),
         "oci": _DeferredImageSource(layouts),
         "oci-archive": _DeferredImageSource(layout_archives),
         "docker-archive": _DeferredImageSource(docker_archives),
     }
+
+
+def registry_client(network: Network, clock: Clock) -> RegistryClient:
+    """What asks registries as the user of this process."""
+    from layermanager.registry.client import RegistryClient
+    from layermanager.registry.logins import Logins, auth_files
+    from layermanager.sources.client import HttpClient
+    from layermanager.sources.credentials import Credentials
+
+    credentials = Credentials(network.credentials_file, network.netrc_file)
+    logins = Logins(credentials, auth_files(os.environ, Path.home(), os.geteuid()))
+    return RegistryClient(HttpClient(network, credentials), logins, network, clock)
 
 
 class _DeferredImageSource:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from layermanager.cancellation import Cancellation
 from layermanager.errors import (
     CancelledError,
-    IntegrityError,
     InvalidReferenceError,
     LayerManagerError,
     ManifestError,
@@ -19,6 +20,7 @@ from layermanager.oci.installed import image_at_hand, resolved_again
 from layermanager.oci.manifest import (
     MAX_DOCUMENT_BYTES,
     ImageManifest,
+    check_document,
     read_config,
     read_manifest_or_index,
     require_layers,
@@ -30,7 +32,6 @@ from layermanager.protocols import ImageSource
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from layermanager.cancellation import Cancellation
     from layermanager.model import DesiredImage, Digest, ImageInfo
     from layermanager.oci.manifest import Descriptor
     from layermanager.oci.platform import Platform
@@ -46,10 +47,14 @@ class ImageResolver:
     Args:
         sources: where to look, by transport; those that know no images know none of theirs.
         host: the platform of images that are desired for no other one; by default this machine's.
+        parallel: how many images to look for at once.
     """
 
-    def __init__(self, sources: Mapping[str, Source], host: Platform | None = None) -> None:
+    def __init__(
+        self, sources: Mapping[str, Source], host: Platform | None = None, *, parallel: int = 1
+    ) -> None:
         self._sources = sources
+        self._parallel = parallel
         this = os.uname()
         self._host = host or host_platform(this.sysname, this.machine)
 
@@ -78,29 +83,53 @@ class ImageResolver:
                 absolute; nobody was asked.
             CancelledError: it was cancelled.
         """
-        wanted = [(image, *self._read(image)) for image in desired]
-        resolved: list[ResolvedImage] = []
-        failed: list[FailedImage] = []
-        for image, reference, platform in wanted:
-            at_hand = image_at_hand(reference, platform, installed)
-            if at_hand is None or reference.digest is None:
-                try:
-                    resolved.append(self._resolve(reference, platform, cancellation))
-                    continue
-                except CancelledError:
-                    raise
-                except LayerManagerError as error:
-                    failed.append(FailedImage(image, error))
-            if at_hand is not None:
-                resolved.append(resolved_again(at_hand, reference, sources))
-        return Resolution(tuple(resolved), tuple(failed))
+        wanted = [self._read(image) for image in desired]
+        operation = Cancellation()
 
-    def _read(self, image: DesiredImage) -> tuple[Reference, Platform]:
+        def look(one: _Wanted) -> Resolution:
+            return self._look(one, installed, sources, operation)
+
+        with (
+            cancellation.interrupting(operation.cancel),
+            ThreadPoolExecutor(self._parallel, "resolve") as threads,
+        ):
+            try:
+                found = list(threads.map(look, wanted))
+            finally:
+                operation.cancel()  # where one ended all, the others need not go on
+        return Resolution(
+            tuple(image for one in found for image in one.images),
+            tuple(image for one in found for image in one.failed),
+        )
+
+    def _look(
+        self,
+        wanted: _Wanted,
+        installed: Sequence[ImageInfo],
+        sources: Mapping[Digest, DesiredLayer],
+        cancellation: Cancellation,
+    ) -> Resolution:
+        """Find the layers of one image."""
+        reference = wanted.reference
+        at_hand = image_at_hand(reference, wanted.platform, installed)
+        failed: tuple[FailedImage, ...] = ()
+        if at_hand is None or reference.digest is None:
+            try:
+                return Resolution((self._resolve(reference, wanted.platform, cancellation),))
+            except CancelledError:
+                raise
+            except LayerManagerError as error:
+                failed = (FailedImage(wanted.image, error),)
+        kept = () if at_hand is None else (resolved_again(at_hand, reference, sources),)
+        return Resolution(kept, failed)
+
+    def _read(self, image: DesiredImage) -> _Wanted:
         reference = parse_reference(image.reference)
         if isinstance(reference, FileReference) and not reference.path.startswith("/"):
             # Another process would look for it elsewhere, and it is remembered.
             raise InvalidReferenceError(f"{image.reference}: the path must be absolute")
-        return reference, parse_platform(image.platform) if image.platform else self._host
+        platform = parse_platform(image.platform) if image.platform else self._host
+        return _Wanted(image, reference, platform)
 
     def _resolve(
         self, reference: Reference, platform: Platform, cancellation: Cancellation
@@ -112,6 +141,15 @@ class ImageResolver:
             return _Resolving(source, reference, platform, cancellation).image()
         except ManifestError as error:
             raise ManifestError(f"{reference}: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """A desired image, in words and as what they mean."""
+
+    image: DesiredImage
+    reference: Reference
+    platform: Platform
 
 
 class _Resolving:
@@ -178,15 +216,8 @@ class _Resolving:
                 f"document {digest} has {descriptor.size} bytes; more than {MAX_DOCUMENT_BYTES} "
                 "are not read"
             )
-        document = self._source.read_document(self._reference, descriptor, self._cancellation)
-        if len(document) != descriptor.size:
-            raise IntegrityError(
-                "document size",
-                expected=f"{descriptor.size} bytes",
-                found=f"{len(document)} or more" if document else "none",
-                digest=digest,
-            )
-        found = f"{digest.algorithm}:{hashlib.new(digest.algorithm, document).hexdigest()}"
-        if found != digest:
-            raise IntegrityError("document digest", expected=digest, found=found, digest=digest)
+        document = descriptor.data
+        if document is None:
+            document = self._source.read_document(self._reference, descriptor, self._cancellation)
+        check_document(document, descriptor)
         return document

@@ -13,13 +13,14 @@ name: schema 1, foreign and encrypted layers, layers of unknown types, artifacts
 from __future__ import annotations
 
 import enum
+import hashlib
 import json
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from layermanager.documents import DocumentError, JsonObject, parse
-from layermanager.errors import InvalidDigestError, ManifestError
+from layermanager.errors import IntegrityError, InvalidDigestError, ManifestError
 from layermanager.model import Digest
 from layermanager.oci.platform import Platform
 
@@ -47,6 +48,7 @@ DOCKER_CONFIG: Final = "application/vnd.docker.container.image.v1+json"
 
 INDEX_TYPES: Final = (OCI_INDEX, DOCKER_LIST)
 MANIFEST_TYPES: Final = (OCI_MANIFEST, DOCKER_MANIFEST)
+CONFIG_TYPES: Final = (OCI_CONFIG, DOCKER_CONFIG)
 
 OCI_LAYER: Final = "application/vnd.oci.image.layer.v1.tar"
 DOCKER_LAYER: Final = "application/vnd.docker.image.rootfs.diff.tar"
@@ -54,7 +56,6 @@ DOCKER_LAYER: Final = "application/vnd.docker.image.rootfs.diff.tar"
 REFERENCE_NAME: Final = "org.opencontainers.image.ref.name"
 """The annotation by which an image layout calls its images."""
 
-_CONFIG_TYPES: Final = (OCI_CONFIG, DOCKER_CONFIG)
 _LAYER_TYPES: Final = (
     OCI_LAYER,
     f"{OCI_LAYER}+gzip",
@@ -82,6 +83,7 @@ class Descriptor:
         size: its size in bytes.
         platform: in an index: for which machines the manifest is; None where it does not say.
         annotations: texts about it, by key.
+        data: the document itself, where whoever points to it had to read it; not proved either.
     """
 
     media_type: str
@@ -89,6 +91,7 @@ class Descriptor:
     size: int
     platform: Platform | None = None
     annotations: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    data: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,13 +293,32 @@ def descriptor_members(descriptor: Descriptor) -> dict[str, object]:
     return members
 
 
+def check_document(document: bytes, descriptor: Descriptor) -> None:
+    """Prove that *document* is the one to which *descriptor* points.
+
+    Raises:
+        IntegrityError: it has another size or digest.
+    """
+    digest = descriptor.digest
+    if len(document) != descriptor.size:
+        raise IntegrityError(
+            "document size",
+            expected=f"{descriptor.size} bytes",
+            found=f"{len(document)} or more" if document else "none",
+            digest=digest,
+        )
+    found = f"{digest.algorithm}:{hashlib.new(digest.algorithm, document).hexdigest()}"
+    if found != digest:
+        raise IntegrityError("document digest", expected=digest, found=found, digest=digest)
+
+
 def require_layers(manifest: ImageManifest) -> None:
     """Refuse what is no image, or has layers that are not for everybody's eyes or disk.
 
     Raises:
         ManifestError: it is such.
     """
-    if manifest.config.media_type not in _CONFIG_TYPES:
+    if manifest.config.media_type not in CONFIG_TYPES:
         raise ManifestError(
             f"not an image but an artifact of type {manifest.config.media_type!r:.200}"
         )

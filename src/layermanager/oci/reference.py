@@ -193,6 +193,17 @@ def file_reference(reference: Reference) -> FileReference:
     raise InvalidReferenceError(f"not a reference to an image in a file: {reference}")
 
 
+def registry_reference(reference: Reference) -> RegistryReference:
+    """Take *reference* as one of a registry; for those who know only registries.
+
+    Raises:
+        InvalidReferenceError: it is one of a file.
+    """
+    if isinstance(reference, RegistryReference):
+        return reference
+    raise InvalidReferenceError(f"not a reference to an image in a registry: {reference}")
+
+
 def _split(name: str) -> tuple[str, str]:
     """The registry and the repository that *name* means to Docker."""
     first, slash, rest = name.partition("/")

@@ -25,11 +25,13 @@ class Request:
         method: such as ``GET``.
         target: the path, with the query, as it was sent.
         headers: by their names in lower case.
+        body: what came with it, where the server reads that.
     """
 
     method: str
     target: str
     headers: Mapping[str, str]
+    body: bytes = b""
 
 
 class Connections(socketserver.ThreadingTCPServer):

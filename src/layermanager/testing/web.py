@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import enum
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Final, Self
 
@@ -89,9 +89,9 @@ class Answer:
 class LayerServer:
     """Serves bytes by path on 127.0.0.1 while its context lasts; each connection has a thread.
 
-    A path without an answer is 404; a method other than GET is 501. Nothing is written to
-    stderr. At the end all connections are closed and all threads have ended; what went wrong in
-    them, other than a client that went away, is raised.
+    A path without an answer is 404; a method other than GET, HEAD, POST and PUT is 501. Nothing is
+    written to stderr. At the end all connections are closed and all threads have ended; what went
+    wrong in them, other than a client that went away, is raised.
 
     Args:
         tls: a server-side context with its certificate, to speak https instead of http.
@@ -125,13 +125,13 @@ class LayerServer:
         """Serve *data* at the path *target*, and return its URL."""
         return self.answer(target, Answer(data))
 
-    def answer(self, target: str, *answers: Answer) -> str:
+    def answer(self, target: str, *answers: Answer, method: str = "GET") -> str:
         """Give these *answers* at the path *target*, the last one again and again.
 
         Returns:
             The URL of *target*.
         """
-        self._script.set(target, answers)
+        self._script.set(method, target, answers)
         return f"{self.url}{target}"
 
     def __enter__(self) -> Self:
@@ -153,7 +153,7 @@ class _Script:
     """The answers to give and the requests that came; shared by the threads of the connections."""
 
     def __init__(self) -> None:
-        self._answers: dict[str, list[Answer]] = {}
+        self._answers: dict[tuple[str, str], list[Answer]] = {}
         self._stalls: list[Stall] = []
         self._requests: list[Request] = []
         self._lock = threading.Lock()
@@ -163,18 +163,18 @@ class _Script:
         with self._lock:
             return tuple(self._requests)
 
-    def set(self, target: str, answers: tuple[Answer, ...]) -> None:
+    def set(self, method: str, target: str, answers: tuple[Answer, ...]) -> None:
         with self._lock:
-            self._answers[target] = list(answers)
+            self._answers[method, target] = list(answers)
             self._stalls.extend(answer.stall for answer in answers if answer.stall)
 
     def record(self, request: Request) -> None:
         with self._lock:
             self._requests.append(request)
 
-    def next_answer(self, target: str) -> Answer:
+    def next_answer(self, method: str, target: str) -> Answer:
         with self._lock:
-            answers = self._answers.get(target)
+            answers = self._answers.get((method, target))
             if not answers:
                 return Answer(status=404)
             return answers.pop(0) if len(answers) > 1 else answers[0]
@@ -195,15 +195,18 @@ class _Connection(Connection):
     def parse_request(self) -> bool:
         if not super().parse_request():
             return False
-        self._script.record(self.request_read)
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self._script.record(replace(self.request_read, body=body))
         return True
 
+    do_HEAD = do_POST = do_PUT = Connection.do_GET  # noqa: N815 - the names are http.server's
+
     def answer(self) -> None:
-        answer = self._script.next_answer(self.path)
+        answer = self._script.next_answer(self.command, self.path)
         if answer.stall is not None and answer.stall.after is None:
             answer.stall.wait()
         self.send_head(answer.status, {**_framing_headers(answer), **answer.headers})
-        for piece in _pieces(answer):
+        for piece in () if self.command == "HEAD" else _pieces(answer):
             if answer.framing is Framing.CHUNKED:
                 self.wfile.write(b"%x\r\n" % len(piece) + piece + b"\r\n")
             else:

@@ -1,0 +1,285 @@
+"""Requests to registries, who is logged in to where he is asked to.
+
+A registry that wants to know who is there answers 401, and says how (distribution-spec; "Docker
+Registry v2 authentication via central service"): by a name and a password, or by a token, which is
+to be had from another server, for a while and for one repository. Tokens are kept until they
+expire; one that is refused is replaced once.
+"""
+
+from __future__ import annotations
+
+import threading
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final, TypeAlias
+from urllib.parse import urlencode, urlsplit
+
+from layermanager.documents import DocumentError, JsonObject, parse
+from layermanager.errors import ConfigError
+from layermanager.mirrors import base_url
+from layermanager.pace import TimedStream
+from layermanager.registry.challenge import ChallengeError, parse_challenges
+from layermanager.sources.client import Place
+from layermanager.sources.credentials import bearer
+from layermanager.sources.http import refusal, stream_of
+from layermanager.urls import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from layermanager.cancellation import Cancellation
+    from layermanager.config import Network
+    from layermanager.errors import SourceError
+    from layermanager.oci.reference import RegistryReference
+    from layermanager.protocols import Clock
+    from layermanager.registry.challenge import Challenge
+    from layermanager.registry.logins import Login, Logins
+    from layermanager.sources.client import Answer, HttpClient, Upload
+    from layermanager.sources.http import HttpStream
+
+    _Access: TypeAlias = tuple[str, str, str]
+
+PULL: Final = "pull"
+PUSH: Final = "pull,push"
+
+_LARGEST_TOKEN_BYTES: Final = 1024 * 1024
+_DEFAULT_SECONDS: Final = 60
+_LONGEST_SECONDS: Final = 365 * 24 * 60 * 60
+
+
+class RegistryClient:
+    """Sends requests to registries; may be used by several threads at once.
+
+    Args:
+        client: sends them; it is closed with this.
+        logins: who this node is to whom.
+        network: which registries speak http, and how patient to be with documents.
+        clock: the time.
+    """
+
+    def __init__(self, client: HttpClient, logins: Logins, network: Network, clock: Clock) -> None:
+        self._client = client
+        self._logins = logins
+        self._network = network
+        self._clock = clock
+        self._grants: dict[_Access, _Grant] = {}
+        self._lock = threading.Lock()
+
+    def place(self, reference: RegistryReference, path: str) -> Place:
+        """Where *path* of the repository of *reference* is."""
+        base = base_url(reference.registry, self._network.registries)
+        return Place.of(f"{base}/v2/{reference.repository}/{path}")
+
+    def get(
+        self,
+        reference: RegistryReference,
+        path: str,
+        headers: Mapping[str, str],
+        cancellation: Cancellation,
+    ) -> Answer:
+        """Ask for *path* of the repository of *reference*, and follow redirects.
+
+        Raises:
+            SourceError: there is no answer, or a redirect or a login leads where it may not.
+            CancelledError: it was cancelled.
+        """
+
+        def ask(place: Place) -> Answer:
+            return self._client.get(place, headers, cancellation)
+
+        return self._logged_in(ask, self.place(reference, path), reference, PULL, cancellation)
+
+    def send(
+        self,
+        method: str,
+        reference: RegistryReference,
+        place: Place,
+        headers: Mapping[str, str],
+        cancellation: Cancellation,
+        *,
+        body: bytes | Upload = b"",
+    ) -> Answer:
+        """Send what changes the repository of *reference*; no redirect is followed.
+
+        Raises:
+            SourceError: there is no answer, or a login leads where it may not.
+            CancelledError: it was cancelled.
+        """
+
+        def ask(place: Place) -> Answer:
+            return self._client.send(method, place, headers, cancellation, body)
+
+        return self._logged_in(ask, place, reference, PUSH, cancellation)
+
+    def read(self, stream: HttpStream, size: int, url: str, cancellation: Cancellation) -> bytes:
+        """The first *size* bytes of *stream*, or all if there are fewer; it is closed.
+
+        Raises:
+            SourceError: they cannot be had, or not in time.
+            CancelledError: it was cancelled.
+        """
+        network = self._network
+        timed = TimedStream(
+            stream,
+            self._clock,
+            least_rate=network.minimum_rate,
+            period=network.read_timeout,
+            deadline=self._clock.monotonic() + network.transfer_timeout.total_seconds(),
+            url=shown(url),
+        )
+        whole = bytearray()
+        with closing(stream), cancellation.interrupting(stream.abort), timed:
+            while len(whole) < size and (data := timed.read(size - len(whole))):
+                whole += data
+        return bytes(whole)
+
+    def close(self) -> None:
+        """Close the idle connections, and forget the tokens."""
+        self._client.close()
+        with self._lock:
+            self._grants.clear()
+
+    def _logged_in(
+        self,
+        ask: Callable[[Place], Answer],
+        place: Place,
+        reference: RegistryReference,
+        actions: str,
+        cancellation: Cancellation,
+    ) -> Answer:
+        """Ask at *place* as whoever it is that may; log in, once, where the answer is 401."""
+        registry = base_url(reference.registry, self._network.registries)
+        access = (registry, reference.repository, actions)
+        answer = ask(replace(place, authorization=self._granted(access)))
+        if answer.status != HTTPStatus.UNAUTHORIZED:
+            return answer
+        answer.close()
+        if not _is_at(answer.place, registry):
+            raise answer.place.error(answer.reason)  # not the registry asks, but who it led to
+        grant = self._log_in(answer, reference, actions, cancellation)
+        with self._lock:
+            self._grants[access] = grant
+        answer = ask(replace(place, authorization=grant.authorization))
+        if answer.status != HTTPStatus.UNAUTHORIZED:
+            return answer
+        with self._lock:
+            self._grants.pop(access, None)
+        raise refusal(answer, self._clock, "the registry refuses the login that it asked for")
+
+    def _granted(self, access: _Access) -> str | None:
+        with self._lock:
+            grant = self._grants.get(access)
+            if grant is None or self._clock.monotonic() >= grant.until:
+                return None
+            return grant.authorization
+
+    def _log_in(
+        self,
+        asking: Answer,
+        reference: RegistryReference,
+        actions: str,
+        cancellation: Cancellation,
+    ) -> _Grant:
+        """Do what the answer *asking* asks for."""
+        place = asking.place
+        try:
+            challenges = parse_challenges(asking.headers.get("WWW-Authenticate", ""))
+        except ChallengeError as error:
+            raise place.error(f"the registry asks for a login in no known way: {error}") from error
+        ways = {challenge.scheme: challenge for challenge in reversed(challenges)}
+        registry = base_url(reference.registry, self._network.registries)
+        try:
+            login = self._logins.find(reference, registry, cancellation)
+        except ConfigError as error:
+            raise place.error(f"not asked: {error}") from error
+        if "bearer" in ways:
+            scope = f"repository:{reference.repository}:{actions}"
+            return self._token(place, ways["bearer"], login, scope, cancellation)
+        if "basic" not in ways:
+            known = ", ".join(ways) or "none"
+            raise place.error(f"the registry asks for a login of an unknown kind: {known:.200}")
+        if login is None or not login.authorization:
+            raise place.error("the registry asks for a name and a password, and none are known")
+        return _Grant(login.authorization)
+
+    def _token(
+        self,
+        place: Place,
+        challenge: Challenge,
+        login: Login | None,
+        scope: str,
+        cancellation: Cancellation,
+    ) -> _Grant:
+        """Get a token from where *challenge* says that there are some."""
+        realm = challenge.parameters.get("realm", "")
+        if not urlsplit(realm).netloc:
+            raise place.error(
+                f"the registry does not say where to get a token: {shown(realm)!r:.200}"
+            )
+        target = place.sent_on(realm, "sent for a token")
+        wanted = {"service": challenge.parameters.get("service", ""), "scope": scope}
+        began = self._clock.monotonic()
+        if login is not None and login.identity_token:
+            form = {
+                **wanted,
+                "grant_type": "refresh_token",
+                "client_id": "layermanager",
+                "refresh_token": login.identity_token,
+            }
+            answer = self._client.send(
+                "POST",
+                replace(target, authorization=None),
+                {"Content-Type": "application/x-www-form-urlencoded"},
+                cancellation,
+                urlencode(form).encode(),
+            )
+        else:
+            url = f"{target.current}{'&' if urlsplit(target.current).query else '?'}"
+            target = replace(
+                target,
+                current=url + urlencode(wanted),
+                authorization=login.authorization if login else None,
+            )
+            answer = self._client.get(target, {}, cancellation)
+        if answer.status != HTTPStatus.OK:
+            who = "nobody in particular" if login is None else "the login that is known"
+            raise refusal(answer, self._clock, f"no token for {who}")
+        place = answer.place
+        document = self.read(
+            stream_of(answer, self._clock), _LARGEST_TOKEN_BYTES, place.current, cancellation
+        )
+        return _read_token(document, place, began)
+
+
+@dataclass(frozen=True, slots=True)
+class _Grant:
+    """What a registry lets in.
+
+    Attributes:
+        authorization: the header.
+        until: when it expires, by the monotonic clock.
+    """
+
+    authorization: str = field(repr=False)
+    until: float = float("inf")
+
+
+def _read_token(document: bytes, place: Place, began: float) -> _Grant:
+    """Read the answer of a token server to a request that began at that time."""
+    try:
+        members = JsonObject.of(parse(document), "")
+        token = members.text("token", "") or members.required_text("access_token")
+        seconds = members.integer("expires_in", _DEFAULT_SECONDS)
+        return _Grant(bearer(token), began + min(seconds, _LONGEST_SECONDS))
+    except (DocumentError, ConfigError) as error:
+        raise _no_token(place, error) from error
+
+
+def _no_token(place: Place, error: Exception) -> SourceError:
+    return place.error(f"the answer holds no token: {error}")
+
+
+def _is_at(place: Place, base: str) -> bool:
+    """Whether *place* is at the server of the URL *base*."""
+    return urlsplit(place.current)[:2] == urlsplit(base)[:2]
