@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         REMOVE_CACHED_LAYERS_PERIOD,
         Config,
         Network,
+        Registry,
         TlsVersion,
         load_config,
     )
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
         StoreError,
         UnpackerError,
     )
+    from layermanager.images.push import PushProgress, push_image
     from layermanager.inventory import CheckProgress, Inventory, StoreUsage
     from layermanager.manager import LayerManager
     from layermanager.model import (
@@ -88,7 +90,14 @@ __version__ = "0.1.0"
 _MODULES = {
     "cancellation": ("Cancellation",),
     "check": ("Depth", "Difference", "LayerReport", "Problem", "Status"),
-    "config": ("REMOVE_CACHED_LAYERS_PERIOD", "Config", "Network", "TlsVersion", "load_config"),
+    "config": (
+        "REMOVE_CACHED_LAYERS_PERIOD",
+        "Config",
+        "Network",
+        "Registry",
+        "TlsVersion",
+        "load_config",
+    ),
     "desired": ("desired_to_json", "read_desired", "read_desired_state"),
     "errors": (
         "ArchiveError",
@@ -118,6 +127,7 @@ _MODULES = {
         "StoreError",
         "UnpackerError",
     ),
+    "images.push": ("PushProgress", "push_image"),
     "inventory": ("CheckProgress", "Inventory", "StoreUsage"),
     "manager": ("LayerManager",),
     "model": (
@@ -206,6 +216,8 @@ __all__ = [
     "Phase",
     "Plan",
     "Problem",
+    "PushProgress",
+    "Registry",
     "RemembersSources",
     "Repair",
     "Source",
@@ -228,6 +240,7 @@ __all__ = [
     "load_config",
     "pack_image",
     "pack_layer",
+    "push_image",
     "read_desired",
     "read_desired_state",
 ]

@@ -225,3 +225,26 @@ def test_what_we_pack_is_unpacked_by_umoci(tmp_path: Path) -> None:
     fill(source)
     packed(layout, source)
     assert by_umoci_tree(layout, tmp_path / "umoci") == without_root(snapshot(source))
+
+
+@pytest.mark.parametrize("compression", ["gzip", "zstd"])
+def test_what_we_push_is_unpacked_by_umoci(
+    tmp_path: Path, registry: str, compression: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, layout, config = tmp_path / "source", tmp_path / "layout", tmp_path / "config.json"
+    source.mkdir()
+    fill(source)
+    packed(layout, source, "--compression", compression)
+    capsys.readouterr()
+    registries = {registry: {"http": True}}
+    config.write_text(json.dumps({"layerManager": {"network": {"registries": registries}}}))
+    reference = f"{registry}/pushed:{compression}"
+    assert run(["--config", str(config), "push", f"{layout}:1", reference]) == 0
+    inspected = json.loads(call("skopeo", "inspect", "--tls-verify=false", f"docker://{reference}"))
+    assert capsys.readouterr().out == f"{registry}/pushed@{inspected['Digest']}\n"
+    copy = f"oci:{tmp_path / 'copy'}:1"
+    call("skopeo", "copy", "--quiet", "--src-tls-verify=false", f"docker://{reference}", copy)
+    if compression == "gzip":  # umoci 0.4 knows no other one
+        assert by_umoci_tree(tmp_path / "copy", tmp_path / "umoci") == without_root(
+            snapshot(source)
+        )

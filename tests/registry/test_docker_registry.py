@@ -12,6 +12,7 @@ from registry_places import image_of
 
 from layermanager.config import Network, Registry
 from layermanager.errors import LayersFailedError, SourceError
+from layermanager.images.push import PushProgress, push_image
 from layermanager.model import DesiredImage, DesiredLayer
 from layermanager.testing import docker_registry
 from layermanager.testing.images import (
@@ -19,6 +20,7 @@ from layermanager.testing.images import (
     build_index,
     layout_files,
     write_files,
+    write_tar,
 )
 from layermanager.testing.layers import digest_of
 from layermanager.testing.tls import Authority
@@ -170,6 +172,63 @@ class TestLogin:
             installed(node, DesiredImage(f"{locked.name}/app:1"))
         (error,) = caught.value.exceptions
         assert "asks for a name and a password, and none are known" in str(error)
+
+
+class TestPushing:
+    def test_an_index_goes_with_all_its_images(self, tmp_path: Path, registry: str) -> None:
+        images = [
+            build_image(list(image_of(platform).layers), platform=platform)
+            for platform in ("linux/amd64", "linux/arm64")
+        ]
+        index = build_index(images)
+        layout = write_files(tmp_path / "layout", layout_files({"1": index}))
+        reference = f"{registry}/pushed/index:1"
+        assert push_image(f"oci:{layout}:1", reference, network(registry)) == index.digest
+        insecure = ("--tls-verify=false", f"docker://{reference}")
+        assert skopeo("inspect", "--raw", *insecure).encode() == index.document
+        copy = ("--all", "--quiet", "--src-tls-verify=false", f"docker://{reference}")
+        skopeo("copy", *copy, f"oci:{tmp_path / 'copy'}:1")
+        for digest, blob in index.blobs.items():
+            assert (tmp_path / f"copy/blobs/sha256/{digest.encoded}").read_bytes() == blob
+
+    def test_what_is_there_is_not_sent_again(self, tmp_path: Path, registry: str) -> None:
+        layout = write_files(tmp_path / "layout", layout_files({"1": IMAGE}))
+        told: list[PushProgress] = []
+        for tag in ("1", "2"):
+            push_image(
+                f"oci:{layout}:1",
+                f"{registry}/pushed/twice:{tag}",
+                network(registry),
+                on_progress=told.append,
+            )
+        config, layer = digest_of(IMAGE.config), digest_of(IMAGE.layers[0])
+        sizes = {config: len(IMAGE.config), layer: len(IMAGE.layers[0])}
+        assert told == [
+            PushProgress(config, sizes[config]),
+            PushProgress(config, sizes[config], sent=sizes[config]),
+            PushProgress(layer, sizes[layer]),
+            PushProgress(layer, sizes[layer], sent=sizes[layer]),
+            PushProgress(config, sizes[config], was_there=True),
+            PushProgress(layer, sizes[layer], was_there=True),
+        ]
+
+    def test_an_archive_will_do(self, tmp_path: Path, registry: str) -> None:
+        archive = write_tar(tmp_path / "image.tar", layout_files({"1": IMAGE}))
+        reference = f"{registry}/pushed/archive:1"
+        assert push_image(f"oci-archive:{archive}:1", reference, network(registry)) == IMAGE.digest
+        node = Node(tmp_path, network=network(registry))
+        assert installed(node, DesiredImage(reference)) == {reference: IMAGE.digest}
+
+    def test_from_one_registry_to_another_by_login(
+        self, tmp_path: Path, registry: str, locked: Served, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("REGISTRY_AUTH_FILE", str(locked.auth))
+        put(IMAGE, f"{registry}/from:1", tmp_path, "--dest-tls-verify=false")
+        settings = network(registry, ca_bundle=locked.bundle)
+        reference = f"{locked.name}/pushed/to:1"
+        assert push_image(f"{registry}/from:1", reference, settings) == IMAGE.digest
+        node = Node(tmp_path, network=Network(ca_bundle=locked.bundle))
+        assert installed(node, DesiredImage(reference)) == {reference: IMAGE.digest}
 
 
 def test_a_mirror_serves_documents_and_layers(tmp_path: Path, registry: str) -> None:

@@ -143,6 +143,15 @@ def layout(text: str) -> FileReference:
     return reference if reference.name else replace(reference, name=DEFAULT_TAG)
 
 
+def image_to_push(text: str) -> str:
+    """The reference of ``LAYOUT[:TAG]``, ``LAYOUT@DIGEST``, or of an image elsewhere.
+
+    Raises:
+        InvalidReferenceError: it is none.
+    """
+    return image_reference(text if text.startswith(_TRANSPORTS) else f"oci:{text}")
+
+
 class PatientCommand(click.Command):
     """A command with ``--wait[=SECONDS]``.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from layermanager.cancellation import Cancellation
 from layermanager.errors import (
@@ -15,12 +15,11 @@ from layermanager.errors import (
     ManifestError,
     SourceError,
 )
+from layermanager.images.proof import DEEPEST_INDEX, proved_document, too_deep
 from layermanager.model import DesiredLayer, FailedImage, Resolution, ResolvedImage
 from layermanager.oci.installed import image_at_hand, resolved_again
 from layermanager.oci.manifest import (
-    MAX_DOCUMENT_BYTES,
     ImageManifest,
-    check_document,
     read_config,
     read_manifest_or_index,
     require_layers,
@@ -37,8 +36,6 @@ if TYPE_CHECKING:
     from layermanager.oci.platform import Platform
     from layermanager.oci.reference import Reference
     from layermanager.protocols import Source
-
-_DEEPEST_INDEX: Final = 4
 
 
 class ImageResolver:
@@ -199,7 +196,7 @@ class _Resolving:
     def _manifest(self) -> tuple[Digest, ImageManifest]:
         """The manifest for the platform, and its digest."""
         found = self._source.find_image(self._reference, self._cancellation)
-        for _ in range(_DEEPEST_INDEX):
+        for _ in range(DEEPEST_INDEX):
             only = found.manifests[0] if len(found.manifests) == 1 else None
             descriptor = only or found.choose(self._platform)
             document = self._document(descriptor)
@@ -207,17 +204,7 @@ class _Resolving:
             if isinstance(content, ImageManifest):
                 return descriptor.digest, content
             found = content
-        raise ManifestError(f"indexes within indexes, more than {_DEEPEST_INDEX} deep")
+        raise too_deep()
 
     def _document(self, descriptor: Descriptor) -> bytes:
-        digest = descriptor.digest
-        if descriptor.size > MAX_DOCUMENT_BYTES:
-            raise ManifestError(
-                f"document {digest} has {descriptor.size} bytes; more than {MAX_DOCUMENT_BYTES} "
-                "are not read"
-            )
-        document = descriptor.data
-        if document is None:
-            document = self._source.read_document(self._reference, descriptor, self._cancellation)
-        check_document(document, descriptor)
-        return document
+        return proved_document(self._source, self._reference, descriptor, self._cancellation)

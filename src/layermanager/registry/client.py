@@ -8,16 +8,18 @@ expire; one that is refused is replaced once.
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlencode, urlsplit
 
 from layermanager.documents import DocumentError, JsonObject, parse
-from layermanager.errors import ConfigError
+from layermanager.errors import ConfigError, IntegrityError, InvalidDigestError
 from layermanager.mirrors import base_url
+from layermanager.model import Digest
 from layermanager.pace import TimedStream
 from layermanager.registry.challenge import ChallengeError, parse_challenges
 from layermanager.sources.client import Place
@@ -38,10 +40,10 @@ if TYPE_CHECKING:
     from layermanager.sources.client import Answer, HttpClient, Upload
     from layermanager.sources.http import HttpStream
 
-    _Access: TypeAlias = tuple[str, str, str]
-
 PULL: Final = "pull"
 PUSH: Final = "pull,push"
+
+_TOLD_DIGEST: Final = "Docker-Content-Digest"
 
 _LARGEST_TOKEN_BYTES: Final = 1024 * 1024
 _DEFAULT_SECONDS: Final = 60
@@ -98,9 +100,9 @@ class RegistryClient:
         headers: Mapping[str, str],
         cancellation: Cancellation,
         *,
-        body: bytes | Upload = b"",
+        body: bytes | None = None,
     ) -> Answer:
-        """Send what changes the repository of *reference*; no redirect is followed.
+        """Send what has to do with changing the repository of *reference*; follow no redirect.
 
         Raises:
             SourceError: there is no answer, or a login leads where it may not.
@@ -111,6 +113,36 @@ class RegistryClient:
             return self._client.send(method, place, headers, cancellation, body)
 
         return self._logged_in(ask, place, reference, PUSH, cancellation)
+
+    def upload(
+        self,
+        reference: RegistryReference,
+        place: Place,
+        body: Upload,
+        cancellation: Cancellation,
+    ) -> Answer:
+        """PUT *body* at *place*, where the registry of *reference* said that it is to go.
+
+        It is sent once: if the registry wants to know anew who is there, the error is transient.
+
+        Raises:
+            SourceError: there is no answer.
+            LayerManagerError: of *body*.
+            CancelledError: it was cancelled.
+        """
+        access = self._access(reference, PUSH)
+        place = replace(place, authorization=self._granted(access, place))
+        headers = {"Content-Type": "application/octet-stream"}
+        answer = self._client.send("PUT", place, headers, cancellation, body)
+        if answer.status == HTTPStatus.UNAUTHORIZED:
+            answer.close()
+            self._forget(access)
+            raise answer.place.error(f"the login ended: {answer.reason}", is_transient=True)
+        return answer
+
+    def refusal(self, answer: Answer, reason: str = "") -> SourceError:
+        """The error for an answer that is not the one that was hoped for; it is closed."""
+        return refusal(answer, self._clock, reason)
 
     def read(self, stream: HttpStream, size: int, url: str, cancellation: Cancellation) -> bytes:
         """The first *size* bytes of *stream*, or all if there are fewer; it is closed.
@@ -149,13 +181,12 @@ class RegistryClient:
         cancellation: Cancellation,
     ) -> Answer:
         """Ask at *place* as whoever it is that may; log in, once, where the answer is 401."""
-        registry = base_url(reference.registry, self._network.registries)
-        access = (registry, reference.repository, actions)
-        answer = ask(replace(place, authorization=self._granted(access)))
+        access = self._access(reference, actions)
+        answer = ask(replace(place, authorization=self._granted(access, place)))
         if answer.status != HTTPStatus.UNAUTHORIZED:
             return answer
         answer.close()
-        if not _is_at(answer.place, registry):
+        if not _is_at(answer.place, access.registry):
             raise answer.place.error(answer.reason)  # not the registry asks, but who it led to
         grant = self._log_in(answer, reference, actions, cancellation)
         with self._lock:
@@ -163,16 +194,24 @@ class RegistryClient:
         answer = ask(replace(place, authorization=grant.authorization))
         if answer.status != HTTPStatus.UNAUTHORIZED:
             return answer
-        with self._lock:
-            self._grants.pop(access, None)
+        self._forget(access)
         raise refusal(answer, self._clock, "the registry refuses the login that it asked for")
 
-    def _granted(self, access: _Access) -> str | None:
+    def _access(self, reference: RegistryReference, actions: str) -> _Access:
+        registry = base_url(reference.registry, self._network.registries)
+        return _Access(registry, reference.repository, actions)
+
+    def _granted(self, access: _Access, place: Place) -> str | None:
+        """The header that lets in at *place*; None where it is not known, or not the registry's."""
         with self._lock:
             grant = self._grants.get(access)
-            if grant is None or self._clock.monotonic() >= grant.until:
-                return None
-            return grant.authorization
+        if grant is None or self._clock.monotonic() >= grant.until:
+            return None
+        return grant.authorization if _is_at(place, access.registry) else None
+
+    def _forget(self, access: _Access) -> None:
+        with self._lock:
+            self._grants.pop(access, None)
 
     def _log_in(
         self,
@@ -253,6 +292,15 @@ class RegistryClient:
 
 
 @dataclass(frozen=True, slots=True)
+class _Access:
+    """What is to be let in to: a repository of the registry at a URL, for some actions."""
+
+    registry: str
+    repository: str
+    actions: str
+
+
+@dataclass(frozen=True, slots=True)
 class _Grant:
     """What a registry lets in.
 
@@ -283,3 +331,22 @@ def _no_token(place: Place, error: Exception) -> SourceError:
 def _is_at(place: Place, base: str) -> bool:
     """Whether *place* is at the server of the URL *base*."""
     return urlsplit(place.current)[:2] == urlsplit(base)[:2]
+
+
+def check_told_digest(answer: Answer, document: bytes) -> None:
+    """Compare the digest that a registry names, which proves nothing, with the true one.
+
+    Raises:
+        IntegrityError: it is another.
+        SourceError: it is none.
+    """
+    text = answer.headers.get(_TOLD_DIGEST)
+    if text is None:
+        return
+    try:
+        told = Digest(text)
+    except InvalidDigestError as error:
+        raise answer.place.error(f"{_TOLD_DIGEST}: {error}") from error
+    found = f"{told.algorithm}:{hashlib.new(told.algorithm, document).hexdigest()}"
+    if found != told:
+        raise IntegrityError(_TOLD_DIGEST, expected=told, found=found, digest=told)

@@ -11,12 +11,7 @@ import logging
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from layermanager.attempts import Attempts
-from layermanager.errors import (
-    IntegrityError,
-    InvalidDigestError,
-    ManifestError,
-    SourceError,
-)
+from layermanager.errors import IntegrityError, ManifestError, SourceError
 from layermanager.mirrors import places
 from layermanager.model import Digest
 from layermanager.oci.manifest import (
@@ -29,6 +24,7 @@ from layermanager.oci.manifest import (
     check_document,
 )
 from layermanager.oci.reference import parse_reference, registry_reference
+from layermanager.registry.client import check_told_digest
 from layermanager.sources.http import open_stream, stream_of
 
 if TYPE_CHECKING:
@@ -47,7 +43,6 @@ _LOGGER: Final = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 _ACCEPT: Final = {"Accept": ", ".join((*INDEX_TYPES, *MANIFEST_TYPES))}
-_TOLD_DIGEST: Final = "Docker-Content-Digest"
 
 
 class RegistrySource:
@@ -129,17 +124,16 @@ class RegistrySource:
     def _find(self, place: RegistryReference, cancellation: Cancellation) -> ImageIndex:
         path = f"manifests/{place.digest or place.tag}"
         answer = self._client.get(place, path, _ACCEPT, cancellation)
-        headers = answer.headers
         stream = stream_of(answer, self._clock)
         document = self._client.read(stream, MAX_DOCUMENT_BYTES + 1, place.url, cancellation)
         if len(document) > MAX_DOCUMENT_BYTES:
             raise ManifestError(f"the manifest has more than {MAX_DOCUMENT_BYTES} bytes")
-        digest = place.digest or _digest_of(document, "sha256")
+        digest = place.digest or _digest_of(document)
         descriptor = Descriptor(
-            headers.get("Content-Type", ""), digest, len(document), data=document
+            answer.headers.get("Content-Type", ""), digest, len(document), data=document
         )
         check_document(document, descriptor)
-        _check_told_digest(headers, document, place)
+        check_told_digest(answer, document)
         return ImageIndex((descriptor,))
 
     def _from_places(
@@ -169,21 +163,5 @@ class RegistrySource:
                 _LOGGER.warning("image %s: %s: %s", reference, error, url)
 
 
-def _check_told_digest(
-    headers: Mapping[str, str], document: bytes, place: RegistryReference
-) -> None:
-    """Compare the digest that the registry names, which proves nothing, with the true one."""
-    text = headers.get(_TOLD_DIGEST)
-    if text is None:
-        return
-    try:
-        told = Digest(text)
-    except InvalidDigestError as error:
-        raise SourceError(f"{_TOLD_DIGEST}: {error}", url=place.url) from error
-    found = _digest_of(document, told.algorithm)
-    if found != told:
-        raise IntegrityError(_TOLD_DIGEST, expected=told, found=found, digest=told)
-
-
-def _digest_of(document: bytes, algorithm: str) -> Digest:
-    return Digest(f"{algorithm}:{hashlib.new(algorithm, document).hexdigest()}")
+def _digest_of(document: bytes) -> Digest:
+    return Digest(f"sha256:{hashlib.sha256(document).hexdigest()}")

@@ -102,7 +102,7 @@ class HttpClient:
         place: Place,
         headers: Mapping[str, str],
         cancellation: Cancellation,
-        body: bytes | Upload = b"",
+        body: bytes | Upload | None = None,
     ) -> Answer:
         """Send one request, and return when the headers of its answer are there.
 
@@ -121,9 +121,9 @@ class HttpClient:
             manager = self._manager(proxy)
         except (ConfigError, OSError, ValueError) as error:
             raise place.failure("not asked", error) from error
-        if isinstance(body, bytes):
+        if body is None or isinstance(body, bytes):
             outgoing = None
-            content: bytes | _Outgoing = body
+            content: bytes | _Outgoing | None = body
         else:
             content = outgoing = _Outgoing(body)
             headers = {"Content-Length": str(body.size), **headers}
