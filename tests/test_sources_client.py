@@ -3,18 +3,21 @@ from __future__ import annotations
 import base64
 import json
 import shutil
+import socket
 import ssl
 import subprocess
 import sys
 import textwrap
+import threading
 from contextlib import closing
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
 
 from layermanager.cancellation import Cancellation
 from layermanager.config import Network, TlsVersion
-from layermanager.errors import SourceError
+from layermanager.errors import CancelledError, SourceError, SourceTimeoutError
 from layermanager.sources.client import HttpClient, Place
 from layermanager.sources.credentials import Credentials
 from layermanager.sources.http import HttpSource
@@ -238,7 +241,7 @@ REDIRECTED_INWARD = """
     import http.server, threading
     from layermanager.cancellation import Cancellation
     from layermanager.config import Network
-    from layermanager.errors import SourceError
+    from layermanager.errors import CancelledError, SourceError, SourceTimeoutError
     from layermanager.sources.client import HttpClient, Place
     from layermanager.sources.credentials import Credentials
 
@@ -266,3 +269,72 @@ REDIRECTED_INWARD = """
     server.server_close()
     print("asked:", asked)
 """
+
+
+class Pieces:
+    """An upload of so many bytes that notes what is taken of it."""
+
+    def __init__(self, size: int, *, fails_at: int | None = None) -> None:
+        self.size = size
+        self.largest = 0
+        self._left = size
+        self._fails_at = fails_at
+
+    def read(self, size: int) -> bytes:
+        if self._fails_at is not None and self.size - self._left >= self._fails_at:
+            raise SourceError("cannot be read", url="file:///a")
+        self.largest = max(self.largest, size)
+        data = bytes(min(size, self._left))
+        self._left -= len(data)
+        return data
+
+
+class TestUploads:
+    SIZE = 3_000_000
+
+    def test_are_sent_in_pieces(self, client: HttpClient, server: LayerServer) -> None:
+        url = server.answer("/a", Answer(status=201), method="PUT")
+        pieces = Pieces(self.SIZE)
+        answer = client.send("PUT", Place.of(url), {}, Cancellation(), pieces)
+        with closing(answer):
+            assert answer.status == 201
+        (request,) = server.requests
+        assert request.body == bytes(self.SIZE)
+        assert request.headers["content-length"] == f"{self.SIZE}"
+        assert "transfer-encoding" not in request.headers
+        assert pieces.largest <= 1 << 20
+
+    def test_that_cannot_be_read_fail_with_their_own_error(
+        self, client: HttpClient, server: LayerServer
+    ) -> None:
+        url = server.answer("/a", Answer(status=201), method="PUT")
+        pieces = Pieces(self.SIZE, fails_at=self.SIZE // 2)
+        with pytest.raises(SourceError, match="cannot be read: file:///a"):
+            client.send("PUT", Place.of(url), {}, Cancellation(), pieces)
+
+    def test_that_nobody_takes_have_an_end(self) -> None:
+        network = Network(
+            connect_timeout=timedelta(milliseconds=50), read_timeout=timedelta(milliseconds=50)
+        )
+        with socket.create_server(("127.0.0.1", 0)) as deaf:
+            place = Place.of(f"http://127.0.0.1:{deaf.getsockname()[1]}/a")
+            with (
+                closing(HttpClient(network, Credentials())) as client,
+                pytest.raises(SourceTimeoutError, match="timed out"),
+            ):
+                client.send("PUT", place, {}, Cancellation(), Pieces(1 << 26))
+
+    def test_that_nobody_takes_end_when_all_is_cancelled(self, client: HttpClient) -> None:
+        cancellation = Cancellation()
+        with socket.create_server(("127.0.0.1", 0)) as deaf:
+            place = Place.of(f"http://127.0.0.1:{deaf.getsockname()[1]}/a")
+
+            def cancel() -> None:
+                deaf.accept()[0].close()
+                cancellation.cancel()
+
+            thread = threading.Thread(target=cancel)
+            thread.start()
+            with pytest.raises(CancelledError):
+                client.send("PUT", place, {}, cancellation, Pieces(1 << 26))
+            thread.join()

@@ -248,3 +248,43 @@ def test_what_we_push_is_unpacked_by_umoci(
         assert by_umoci_tree(tmp_path / "copy", tmp_path / "umoci") == without_root(
             snapshot(source)
         )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("compression", ["gzip", "zstd"])
+def test_debian_from_a_registry_is_the_same_to_umoci_and_to_us(
+    debian: Path, compression: str, registry: str, overlay: Overlay, tmp_path: Path
+) -> None:
+    reference = f"{registry}/debian:{compression}"
+    copy = ("skopeo", "copy", "--quiet", "--dest-tls-verify=false")
+    into = ("--dest-compress-format", compression, f"oci:{debian}:1", f"docker://{reference}")
+    call(*copy, *into)
+    node = Node(tmp_path, network=Network(registries={registry: Registry(is_plain=True)}))
+    shown = ours(node, reference, overlay)
+    theirs = by_umoci_tree(debian, tmp_path / "umoci")
+    assert without_times(shown) == without_times(theirs)
+    assert b"usr/bin/dpkg" in shown
+    assert b"usr/share/doc" not in shown
+
+
+@pytest.fixture(scope="module")
+def debian(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A layout with the smallest Debian, and a second layer that removes its documentation."""
+    base = tmp_path_factory.mktemp("debian")
+    layout, bundle = base / "layout", base / "bundle"
+    call("umoci", "init", "--layout", layout)
+    call("umoci", "new", "--image", f"{layout}:1")
+    call("umoci", "unpack", "--image", f"{layout}:1", bundle)
+    # What it mounts and starts goes away with the namespaces, whichever way it ends.
+    alone = ("unshare", "--mount", "--pid", "--fork", "--kill-child")
+    bootstrap = ("debootstrap", "--variant=minbase", "bookworm", bundle / "rootfs")
+    call("debootstrap", "--version")
+    done = subprocess.run((*alone, *bootstrap), capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        pytest.skip(f"debootstrap cannot fetch Debian: {done.stdout[-200:]}")
+    repack = ("umoci", "repack", "--refresh-bundle", "--image", f"{layout}:1", bundle)
+    call(*repack)
+    shutil.rmtree(bundle / "rootfs/usr/share/doc")
+    call(*repack)
+    return layout

@@ -495,6 +495,24 @@ class TestTokens:
                 ask.resolve(reference)
         assert server.requests == ()
 
+    def test_are_not_asked_for_further_in(
+        self, server: LayerServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("http_proxy", server.url)
+        monkeypatch.setenv("no_proxy", "none.invalid")
+        challenge = {"WWW-Authenticate": 'Bearer realm="http://169.254.169.254/token"'}
+        target = "http://9.9.9.9:5000/v2/app/manifests/1"
+        server.answer(target, Answer(status=401, headers=challenge))
+        network = Network(registries={"9.9.9.9:5000": Registry(is_plain=True)})
+        with (
+            asking(network) as ask,
+            pytest.raises(
+                SourceError, match="sent for a token from a public address to a link-local one"
+            ),
+        ):
+            ask.resolve("9.9.9.9:5000/app:1")
+        assert len(server.requests) == 1
+
 
 class TestPasswords:
     CHALLENGE = Answer(status=401, headers={"WWW-Authenticate": 'Basic realm="a"'})
