@@ -394,11 +394,13 @@ class _Exchange:
             self.place = self.place if scope is None else self.place.seen_at(scope)
         threading.Thread(target=self._ask, args=(ask,), name="http-request", daemon=True).start()
         try:
-            taken = -1
-            while self._outgoing is not None and taken != self._outgoing.position:
-                taken = self._outgoing.position
-                wait([self._answer], longest.total_seconds())
-            return self._answer.result(longest.total_seconds())
+            taken = 0
+            while not wait([self._answer], longest.total_seconds()).done:
+                position = 0 if self._outgoing is None else self._outgoing.position
+                if position == taken:
+                    break
+                taken = position
+            return self._answer.result(0)
         except _FAILURES as error:
             self.abort()
             # Where a header is malformed, urllib3 leaves the answer open in its frames, and the
