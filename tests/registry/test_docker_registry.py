@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -92,7 +92,8 @@ def network(registry: str, **settings: Any) -> Network:
 
 
 def installed(node: Node, *desired: DesiredImage) -> Mapping[str, str]:
-    """The digests of the images that are installed, by their references."""
+    """The digests of the images that are installed, by their references, on whatever machine."""
+    desired = tuple(replace(one, platform=one.platform or "linux/amd64") for one in desired)
     with node.manager() as manager:
         result = manager.process_desired_layers(desired)
     return {image.reference: image.digest for image in result.images.installed}
@@ -130,7 +131,7 @@ def test_one_that_is_not_there_hinders_no_other(tmp_path: Path, registry: str) -
     node = Node(tmp_path, network=network(registry))
     missing = DesiredImage(f"{registry}/missing:1")
     with node.manager() as manager, pytest.raises(LayersFailedError) as caught:
-        manager.process_desired_layers([missing, DesiredImage(reference)])
+        manager.process_desired_layers([missing, DesiredImage(reference, "linux/amd64")])
     (error,) = caught.value.exceptions
     assert isinstance(error, SourceError)
     assert "404 Not Found" in str(error)

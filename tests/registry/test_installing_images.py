@@ -75,8 +75,13 @@ def node(base: Path, registries: Mapping[str, Registry], **settings: Any) -> Nod
 def install(one: Node, *references: str) -> list[str]:
     """The references of the images that are installed now."""
     with one.manager() as manager:
-        result = manager.process_desired_layers(map(DesiredImage, references))
+        result = manager.process_desired_layers([desired(one) for one in references])
     return [image.reference for image in result.images.installed]
+
+
+def desired(reference: str) -> DesiredImage:
+    """On whatever machine."""
+    return DesiredImage(reference, "linux/amd64")
 
 
 def ranges(server: LayerServer) -> list[str | None]:
@@ -171,7 +176,7 @@ class TestSeveralImages:
         server.answer("/v2/app/manifests/1", Answer(IMAGE.document, stall=stall))
         manager = node(tmp_path, plain(server)).manager()
         with ThreadPoolExecutor(1) as thread:
-            applying = thread.submit(manager.process_desired_layers, [DesiredImage(reference)])
+            applying = thread.submit(manager.process_desired_layers, [desired(reference)])
             stall.reached.wait()
             manager.close()
             assert isinstance(applying.exception(), CancelledError)

@@ -195,6 +195,13 @@ def test_a_registry_that_takes_nothing_is_told_of(
         push(server, layout)
 
 
+def test_connections_are_used_again(server: LayerServer, layout: Path) -> None:
+    there = Answer(headers={"Content-Length": "1000"})
+    server.answer(f"/v2/app/blobs/{CONFIG}", there, method="HEAD")
+    push(server, layout)
+    assert server.connections == 1
+
+
 def test_a_blob_that_is_elsewhere_is_there(server: LayerServer, layout: Path) -> None:
     for digest in (CONFIG, DIGEST):
         elsewhere = Answer.redirect("https://store.invalid/blob", 307)

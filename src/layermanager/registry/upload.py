@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from contextlib import closing
 from dataclasses import replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from layermanager.oci.reference import RegistryReference
     from layermanager.protocols import ByteStream
     from layermanager.registry.client import RegistryClient
-    from layermanager.sources.client import Answer
 
 _REDIRECTS: Final = range(300, 400)
 
@@ -50,11 +48,11 @@ class Repository:
         place = self._client.place(self._reference, f"blobs/{digest}")
         answer = self._client.send("HEAD", self._reference, place, {}, self._cancellation)
         if answer.status == HTTPStatus.NOT_FOUND:
-            _let_go(answer)
+            answer.close()
             return False
         # Where the blob is elsewhere, a redirect says so. Should it be wrong, the manifest fails.
         if answer.status == HTTPStatus.OK or answer.status in _REDIRECTS:
-            _let_go(answer)
+            answer.close()
             return True
         raise self._client.refusal(answer)
 
@@ -70,14 +68,14 @@ class Repository:
         location = answer.headers.get("Location", "")
         if answer.status != HTTPStatus.ACCEPTED or not location:
             raise self._client.refusal(answer, "the registry takes no blobs")
-        _let_go(answer)
+        answer.close()
         place = answer.place.sent_on(location, "sent for an upload")
         joint = "&" if "?" in place.current else "?"
         place = replace(place, current=f"{place.current}{joint}digest={blob.digest}")
         answer = self._client.upload(self._reference, place, blob, self._cancellation)
         if answer.status != HTTPStatus.CREATED:
             raise self._client.refusal(answer, f"the registry does not take blob {blob.digest}")
-        _let_go(answer)
+        answer.close()
 
     def put_manifest(self, document: bytes, media_type: str, name: str) -> None:
         """Put a manifest or index there under a tag, or under its digest.
@@ -93,7 +91,7 @@ class Repository:
         )
         if answer.status != HTTPStatus.CREATED:
             raise self._client.refusal(answer, "the registry does not take the manifest")
-        _let_go(answer)
+        answer.close()
         check_told_digest(answer, document)
 
 
@@ -142,10 +140,3 @@ class Blob:
         if data:
             self._on_bytes(self._position)
         return data
-
-
-def _let_go(answer: Answer) -> None:
-    """Close *answer*, whose connection may be used again if it has no body."""
-    with closing(answer):
-        if answer.headers.get("Content-Length", "0") == "0":
-            answer.read(1, "nothing")

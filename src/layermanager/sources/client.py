@@ -258,8 +258,14 @@ class Answer:
             self._response.shutdown()
 
     def close(self) -> None:
-        """Close the connection, unless the body was read to its end; may be repeated."""
+        """Close the connection, unless the body was read to its end; may be repeated.
+
+        Where there is none, as after HEAD, its end is reached now.
+        """
         with self._ending:
+            if self._response.length_remaining == 0:
+                with contextlib.suppress(*_FAILURES):  # there is nothing that could be lost
+                    self._response.read1(1)
             self._response.close()
 
 
