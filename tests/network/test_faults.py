@@ -74,8 +74,8 @@ SOON: Final = 60.0
 """Seconds within which something has ended that must not hang."""
 
 HASTY: Final = Network(
-    connect_timeout=timedelta(seconds=0.2),
-    read_timeout=timedelta(seconds=0.2),
+    connect_timeout=timedelta(seconds=0.4),
+    read_timeout=timedelta(seconds=0.4),
     transfer_timeout=timedelta(seconds=30),
     attempts=12,
     retry_delay=timedelta(milliseconds=1),
