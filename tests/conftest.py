@@ -134,6 +134,19 @@ def overlay(tmp_path_factory: pytest.TempPathFactory, needs_overlay: None) -> Ov
     return lambda lower: _overlay(lower, tmp_path_factory.mktemp("merged"))
 
 
+@pytest.fixture(scope="session")
+def needs_user_namespace() -> list[str]:
+    """How to run a program as the root of a new user namespace, with mounts of its own."""
+    command = ["unshare", "--user", "--map-root-user", "--mount"]
+    try:
+        subprocess.run([*command, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        if os.environ.get("LAYERMANAGER_CI") == "1":
+            pytest.fail(f"this machine lacks user namespaces: {error}")
+        pytest.skip(f"this machine lacks user namespaces: {error}")
+    return command
+
+
 @pytest.fixture
 def small_file_system(tmp_path: Path) -> Iterator[Path]:
     """An ext4 of 8 MiB."""

@@ -23,6 +23,11 @@
     ├── ImageError                 one image; the others are not affected    exit 1
     │   ├── ImageNotExistError     no such image is installed
     │   └── ManifestError          its documents are malformed, or not those of an image for here
+    ├── UseError                   a lease or a mount                        exit 1
+    │   ├── LeaseNotExistError     no such lease
+    │   ├── MountNotExistError     no mount of that name
+    │   └── MountError             an overlay cannot be mounted or unmounted
+    │       └── MountBusyError     its files are in use: end that, or unmount it lazily
     ├── LayersFailedError          an exception group: some layers failed, the rest was done
     ├── StoreError                 the directories of the store cannot be used
     │   └── StoreBusyError         another process changes this store        exit 3
@@ -228,6 +233,34 @@ class ImageNotExistError(ImageError):
 
 class ManifestError(ImageError):
     """The documents of an image are malformed, or they describe something that is not taken."""
+
+
+class UseError(LayerManagerError):
+    """Something about one use of layers, a lease or a mount."""
+
+
+class LeaseNotExistError(UseError):
+    """There is no such lease, or it is over."""
+
+    hint = "`layermanager lease ls` lists the leases"
+
+
+class MountNotExistError(UseError):
+    """Nothing is mounted by that name."""
+
+    hint = "`layermanager ls --mounts` lists the mounts"
+
+
+class MountError(UseError):
+    """An overlay cannot be mounted, or not be unmounted."""
+
+
+class MountBusyError(MountError):
+    """An overlay cannot be unmounted as long as its files are in use."""
+
+    hint = (
+        "`fuser -vm TARGET` tells who uses it; `layermanager umount --lazy` does not wait for that"
+    )
 
 
 class LayersFailedError(ExceptionGroup[LayerManagerError], LayerManagerError):

@@ -14,6 +14,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _AT_FDCWD: Final = -100
+_FSOPEN_CLOEXEC: Final = 1
+_FSCONFIG_SET_FLAG: Final = 0
+_FSCONFIG_SET_STRING: Final = 1
+_FSCONFIG_SET_FD: Final = 5
+_FSCONFIG_CMD_CREATE: Final = 6
+_FSMOUNT_CLOEXEC: Final = 1
+_MOVE_MOUNT_F_EMPTY_PATH: Final = 0x00000004
+_MOVE_MOUNT_T_EMPTY_PATH: Final = 0x00000040
 _RENAME_EXCHANGE: Final = 2
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_SECCOMP: Final = 22
@@ -25,6 +33,7 @@ _CAPABILITY_VERSION_3: Final = 0x20080522
 _MAX_CAPABILITIES: Final = 64
 _CAPABILITIES: Final = struct.Struct("=6I")  # effective, permitted, inheritable; twice, low first
 
+CLONE_FS: Final = 0x00000200
 CLONE_NEWNS: Final = 0x00020000
 CLONE_NEWUTS: Final = 0x04000000
 CLONE_NEWIPC: Final = 0x08000000
@@ -32,6 +41,7 @@ CLONE_NEWUSER: Final = 0x10000000
 CLONE_NEWPID: Final = 0x20000000
 CLONE_NEWNET: Final = 0x40000000
 
+MS_RDONLY: Final = 1
 MS_NOSUID: Final = 2
 MS_NODEV: Final = 4
 MS_NOEXEC: Final = 8
@@ -40,8 +50,14 @@ MS_BIND: Final = 4096
 MS_REC: Final = 16384
 MS_PRIVATE: Final = 1 << 18
 MNT_DETACH: Final = 2
+UMOUNT_NOFOLLOW: Final = 8
+MOUNT_ATTR_RDONLY: Final = 1
 
 # These numbers are the same on all architectures.
+_SYS_MOVE_MOUNT: Final = 429
+_SYS_FSOPEN: Final = 430
+_SYS_FSCONFIG: Final = 431
+_SYS_FSMOUNT: Final = 432
 _SYS_LANDLOCK_CREATE_RULESET: Final = 444
 _SYS_LANDLOCK_ADD_RULE: Final = 445
 _SYS_LANDLOCK_RESTRICT_SELF: Final = 446
@@ -78,13 +94,69 @@ def die_with_parent(signal_number: int) -> None:
 
 
 def unshare(namespaces: int) -> None:
-    """Move this process, or its children for ``CLONE_NEWPID``, to new namespaces (unshare(2))."""
+    """Move this process, or its children for ``CLONE_NEWPID``, to new namespaces (unshare(2)).
+
+    ``CLONE_FS`` gives this thread a working directory of its own, which it shared with all threads.
+    """
     _require_success(_libc.unshare(namespaces))
 
 
 def mount(source: bytes, target: bytes, flags: int) -> None:
     """Change the tree of mounts (mount(2)), without a new file system."""
     _require_success(_libc.mount(source, target, None, ctypes.c_ulong(flags), None))
+
+
+def mount_new(kind: bytes, source: bytes, target: bytes, flags: int, options: bytes) -> None:
+    """Make a file system of that *kind* and mount it (mount(2)).
+
+    Raises:
+        OSError: with ``EINVAL`` also where *options* are longer than a page.
+    """
+    _require_success(_libc.mount(source, target, kind, ctypes.c_ulong(flags), options))
+
+
+def open_file_system(kind: bytes) -> int:
+    """Begin to make a file system of that *kind* (fsopen(2), Linux 5.2).
+
+    Returns:
+        A descriptor of what is to become it; what is wrong with it can be read from there.
+    """
+    return _system_call(_SYS_FSOPEN, kind, _FSOPEN_CLOEXEC)
+
+
+def set_flag(context: int, key: bytes) -> None:
+    """Set an option without a value of a file system that is being made (fsconfig(2))."""
+    _system_call(_SYS_FSCONFIG, context, _FSCONFIG_SET_FLAG, key, None, 0)
+
+
+def set_string(context: int, key: bytes, value: bytes) -> None:
+    """Set an option of a file system that is being made, to at most 255 bytes (fsconfig(2))."""
+    _system_call(_SYS_FSCONFIG, context, _FSCONFIG_SET_STRING, key, value, 0)
+
+
+def set_descriptor(context: int, key: bytes, descriptor: int) -> None:
+    """Set an option of a file system that is being made to an open file (fsconfig(2))."""
+    _system_call(_SYS_FSCONFIG, context, _FSCONFIG_SET_FD, key, None, descriptor)
+
+
+def create_file_system(context: int) -> None:
+    """Make the file system whose options have been set (fsconfig(2))."""
+    _system_call(_SYS_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0)
+
+
+def make_mount(context: int, attributes: int) -> int:
+    """Make a mount of the file system, at no place yet (fsmount(2), Linux 5.2).
+
+    Returns:
+        A descriptor of its root; if it is closed before it is at a place, the mount is gone.
+    """
+    return _system_call(_SYS_FSMOUNT, context, _FSMOUNT_CLOEXEC, attributes)
+
+
+def attach_mount(mount: int, target: int) -> None:
+    """Put a mount on top of the directory *target*, both by descriptors (move_mount(2))."""
+    flags = _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH
+    _system_call(_SYS_MOVE_MOUNT, mount, b"", target, b"", flags)
 
 
 def unmount(target: bytes, flags: int) -> None:
@@ -192,6 +264,14 @@ def install_system_call_filter(program: bytes) -> None:
     buffer = ctypes.create_string_buffer(program, len(program))
     header = struct.pack("@HP", len(program) // 8, ctypes.addressof(buffer))
     _require_success(_libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, header, 0, 0))
+
+
+def _system_call(number: int, *arguments: int | bytes | None) -> int:
+    """Call what the C library may not know yet; numbers are passed as the kernel's registers."""
+    passed = [ctypes.c_long(one) if isinstance(one, int) else one for one in arguments]
+    result: int = _libc.syscall(ctypes.c_long(number), *passed)
+    _require_success(result)
+    return result
 
 
 def _require_success(result: int) -> None:

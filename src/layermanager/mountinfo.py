@@ -1,0 +1,90 @@
+"""The table of mounts as the kernel tells it, line by line (proc_pid_mountinfo(5)). All pure."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+OVERLAY: Final = b"overlay"
+
+_OCTAL: Final = re.compile(rb"\\([0-7]{3})")
+_BACKSLASHED: Final = re.compile(rb"\\(.)", re.DOTALL)
+_BETWEEN_DIRECTORIES: Final = re.compile(rb"(?:[^:\\]|\\.)+", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A line of the table; names are bytes, as file names are.
+
+    Attributes:
+        number: tells mounts apart, in all namespaces, as long as they last.
+        device: tells file systems apart: the numbers of ``st_dev``, as ``major:minor``.
+        root: which directory of the file system is mounted, as a path within it.
+        mount_point: where it is mounted, seen from the root directory of the table's process.
+        kind: the type of the file system.
+        source: what it was mounted from; of an overlay any text.
+        options: of the file system, as the kernel wrote them.
+    """
+
+    number: int
+    device: str
+    root: bytes
+    mount_point: bytes
+    kind: bytes
+    source: bytes
+    options: bytes
+
+
+def parse_line(line: bytes) -> Mount:
+    """Read a line.
+
+    Raises:
+        ValueError: it is none.
+    """
+    fields, _, rest = line.partition(b" - ")
+    try:
+        number, _, device, root, mount_point, *_ = fields.split(b" ")
+        kind, source, options = rest.split(b" ")
+    except ValueError:
+        raise ValueError(f"not a line of a table of mounts: {line!r}") from None
+    return Mount(
+        number=int(number),
+        device=device.decode("ascii"),
+        root=_plain(root),
+        mount_point=_plain(mount_point),
+        kind=kind,
+        source=_plain(source),
+        options=options,
+    )
+
+
+def lower_directories(options: bytes) -> tuple[bytes, ...]:
+    """The lower directories that the *options* of an overlay name, as they were given to it.
+
+    They are in one option ``lowerdir``, with colons between, which are escaped within a name; or,
+    since Linux 6.7, in options ``lowerdir+`` and ``datadir+`` of their own, which escape nothing.
+    """
+    found: list[bytes] = []
+    for option in options.split(b","):
+        key, _, value = option.partition(b"=")
+        match key:
+            case b"lowerdir":
+                found += map(_unescaped, _BETWEEN_DIRECTORIES.findall(_plain(value)))
+            case b"lowerdir+" | b"datadir+":
+                found.append(_plain(value))
+    return tuple(found)
+
+
+def escaped(directory: bytes) -> bytes:
+    """The name of a *directory* so that it can stand in an option of an overlay."""
+    return re.sub(rb"([\\:,])", rb"\\\1", directory)
+
+
+def _plain(text: bytes) -> bytes:
+    """What the kernel wrote without its escapes: three octal digits for what would mislead."""
+    return _OCTAL.sub(lambda match: bytes([int(match[1], 8) & 0xFF]), text)
+
+
+def _unescaped(directory: bytes) -> bytes:
+    return _BACKSLASHED.sub(rb"\1", directory)
