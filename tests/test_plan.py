@@ -8,7 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layermanager.errors import DesiredStateError, ManifestError
+from layermanager.errors import (
+    DesiredStateError,
+    LayerNotExistError,
+    ManifestError,
+    UseError,
+)
 from layermanager.model import (
     DesiredImage,
     DesiredLayer,
@@ -22,6 +27,7 @@ from layermanager.model import (
 from layermanager.plan import (
     Plan,
     expired,
+    find_layers,
     oldest_to_free,
     plan,
     reconcile,
@@ -339,3 +345,36 @@ def test_when_images_are_as_planned_nothing_is_left_to_do(
 def test_images_expire_as_layers_do() -> None:
     old = there(resolved("a", 1), cached=True, timestamp=NOW - DAY)
     assert expired([old, there(resolved("b", 1), timestamp=NOW - DAY)], NOW, DAY) == (old,)
+
+
+class TestFindLayers:
+    def test_by_digest_and_by_name_in_that_order(self) -> None:
+        here = [installed(1), installed(2, cached=True), installed(3)]
+        assert find_layers(["layer-3", digest_of(2)], here) == (here[2], here[1])
+
+    def test_one(self) -> None:
+        assert find_layers("layer-1", [installed(1)]) == (installed(1),)
+
+    def test_one_that_is_named_twice_is_taken_where_it_is_uppermost(self) -> None:
+        here = [installed(1), installed(2)]
+        assert find_layers(["layer-1", "layer-2", digest_of(1)], here) == tuple(here)
+
+    def test_of_a_name_the_desired_one_counts(self) -> None:
+        older = replace(installed(2, cached=True), layer_id="layer-1")
+        assert find_layers("layer-1", [older, installed(1)]) == (installed(1),)
+        assert find_layers("layer-1", [older]) == (older,)
+
+    @pytest.mark.parametrize("cached", [True, False])
+    def test_a_name_that_several_have(self, *, cached: bool) -> None:
+        here = [replace(installed(number, cached=cached), layer_id="app") for number in (1, 2)]
+        with pytest.raises(UseError, match=f"{digest_of(1)}, {digest_of(2)}"):
+            find_layers("app", here)
+
+    @pytest.mark.parametrize("reference", [digest_of(2), "layer-2", ""])
+    def test_one_that_is_not_there(self, reference: str) -> None:
+        with pytest.raises(LayerNotExistError, match=f"layer {reference} is not installed"):
+            find_layers(["layer-1", reference], [installed(1)])
+
+    def test_none(self) -> None:
+        with pytest.raises(UseError, match="no layers"):
+            find_layers([], [installed(1)])

@@ -21,13 +21,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from layermanager.errors import LayerNotExistError, StorageError
+from layermanager.leases import LayerMount, Lease, OverlayBond, ProcessBond
 from layermanager.model import DesiredLayer, Digest, ImageInfo, LayerInfo
-from layermanager.protocols import LayerStorage, RemembersImages
+from layermanager.protocols import HoldsLeases, LayerStorage, RemembersImages
 from layermanager.steps import Step
 from layermanager.storage import (
     SqliteLayerStorage,
     read_images,
     read_layers_info,
+    read_leases,
+    read_mounts,
     read_sources,
 )
 from layermanager.testing.clock import FakeClock
@@ -53,7 +56,7 @@ GO_SCHEMA = (
 )
 
 
-class Storage(LayerStorage, RemembersImages, Protocol):
+class Storage(LayerStorage, RemembersImages, HoldsLeases, Protocol):
     """What both implementations offer."""
 
     def transaction(self) -> AbstractContextManager[None]: ...
@@ -112,6 +115,15 @@ def image(reference: str, *layers: int) -> ImageInfo:
 def add_layers(storage: Storage, *numbers: int) -> None:
     for number in numbers:
         storage.add_layer(layer(number))
+
+
+def lease(number: int, *layers: int) -> Lease:
+    return Lease(
+        lease_id=f"{number:08x}",
+        owner="mount 'a' ü",
+        layers=tuple(map(digest_of, layers)),
+        created=START + number * HOUR,
+    )
 
 
 @pytest.fixture
@@ -360,7 +372,7 @@ class TestSources:
     def test_an_older_database_knows_less(self, database: Path, clock: FakeClock) -> None:
         with SqliteLayerStorage(database, clock) as storage:
             storage.note_sources([source(1)])
-        for table in ("ociImages", "ociImageLayers"):
+        for table in ("ociImages", "ociImageLayers", "layerLeases", "layerMounts"):
             execute(database, f"DROP TABLE {table}")
         execute(database, "ALTER TABLE layerSources DROP COLUMN mirrors")
         execute(database, "ALTER TABLE layerSources DROP COLUMN diffId")
@@ -484,6 +496,73 @@ class TestImages:
             assert storage.get_images_info() == ()
 
 
+class TestLeases:
+    """Who uses layers, in both implementations."""
+
+    def test_what_was_added_is_there_oldest_first(self, storage: Storage) -> None:
+        leases = [
+            lease(1, 1, 2),
+            replace(lease(2, 1), bond=ProcessBond("b-o-o-t", 4026531836, 1, 1 << 40)),
+            replace(lease(3, 3), expires=START, bond=OverlayBond("b-o-o-t", "0:42")),
+        ]
+        for one in (leases[2], leases[0], leases[1]):
+            storage.add_lease(one)
+        assert list(storage.get_leases()) == leases
+
+    def test_adding_again_replaces(self, storage: Storage) -> None:
+        storage.add_lease(lease(1, 1))
+        storage.add_lease(replace(lease(1, 1), bond=OverlayBond("boot", "0:42")))
+        assert [one.bond for one in storage.get_leases()] == [OverlayBond("boot", "0:42")]
+
+    def test_deleting_may_be_repeated(self, storage: Storage) -> None:
+        storage.add_lease(lease(1, 1))
+        storage.add_lease(lease(2, 1))
+        for _ in range(2):
+            storage.delete_lease(lease(1).lease_id)
+        assert list(storage.get_leases()) == [lease(2, 1)]
+
+    def test_mounts_are_ordered_by_name_and_have_the_layers_of_their_lease(
+        self, storage: Storage
+    ) -> None:
+        storage.add_lease(lease(1, 2, 1))
+        mounts = [
+            LayerMount("a", lease(1).lease_id, Path(os.fsdecode(b"/\xff")), lease(1, 2, 1).layers),
+            LayerMount("b", "gone", Path("/b"), (), upper=Path(os.fsdecode(b"/\xfe"))),
+        ]
+        for mount in reversed(mounts):
+            storage.add_mount(mount)
+        assert list(storage.get_mounts()) == mounts
+        storage.add_mount(replace(mounts[0], target=Path("/c")))
+        for _ in range(2):
+            storage.delete_mount("b")
+        assert list(storage.get_mounts()) == [replace(mounts[0], target=Path("/c"))]
+
+    def test_a_transaction_takes_them_back(self, storage: Storage) -> None:
+        def fail() -> None:
+            with storage.transaction():
+                storage.add_lease(lease(1, 1))
+                storage.add_mount(LayerMount("a", lease(1).lease_id, Path("/a"), ()))
+                raise RuntimeError
+
+        with pytest.raises(RuntimeError):
+            fail()
+        assert list(storage.get_leases()) == []
+        assert list(storage.get_mounts()) == []
+
+    def test_they_outlive_the_process(self, database: Path, clock: FakeClock) -> None:
+        mount = LayerMount("a", lease(1).lease_id, Path("/a"), lease(1, 1).layers)
+        with SqliteLayerStorage(database, clock) as storage:
+            storage.add_lease(lease(1, 1))
+            storage.add_mount(mount)
+        assert read_leases(database) == (lease(1, 1),)
+        assert read_mounts(database) == (mount,)
+
+    def test_a_database_of_aos_knows_none(self, database: Path) -> None:
+        make_go_database(database)
+        assert read_leases(database) == ()
+        assert read_mounts(database) == ()
+
+
 class TestDurability:
     @pytest.mark.parametrize(("durable", "synchronous"), [(True, 2), (False, 0)])
     def test_each_change_is_synced_or_none(
@@ -504,7 +583,7 @@ class TestTheFile:
         assert stat.S_IMODE(database.stat().st_mode) == 0o644
         with closing(sqlite3.connect(database)) as connection:
             assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-            assert connection.execute("PRAGMA user_version").fetchone() == (6,)
+            assert connection.execute("PRAGMA user_version").fetchone() == (8,)
             columns = connection.execute("PRAGMA table_info(layers)").fetchall()
         assert columns == [
             (0, "digest", "TEXT", 1, None, 1),
@@ -549,10 +628,11 @@ class TestTheFile:
     def test_the_tables_of_aos_stay_as_they_are(self, database: Path, clock: FakeClock) -> None:
         make_go_database(database)
         insert(database, timestamp="2026-11-24 00:49:32.586646591+00:00")
-        others = (
-            "SELECT type, name, sql FROM sqlite_master "
-            "WHERE tbl_name NOT IN ('layerSources', 'ociImages', 'ociImageLayers')"
-        )
+        others = """
+            SELECT type, name, sql FROM sqlite_master
+            WHERE tbl_name NOT IN
+                ('layerSources', 'ociImages', 'ociImageLayers', 'layerLeases', 'layerMounts')
+        """
         tables = ("config", "schema_migrations", "services")
         before = [rows_of(database, statement) for statement in (others, *map(select_all, tables))]
         with SqliteLayerStorage(database, clock) as storage:

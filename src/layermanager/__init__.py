@@ -36,8 +36,12 @@ if TYPE_CHECKING:
         LayerManagerError,
         LayerNotExistError,
         LayersFailedError,
+        LeaseNotExistError,
         LimitExceededError,
         ManifestError,
+        MountBusyError,
+        MountError,
+        MountNotExistError,
         NotEnoughSpaceError,
         PackageError,
         PackError,
@@ -48,9 +52,18 @@ if TYPE_CHECKING:
         StoreBusyError,
         StoreError,
         UnpackerError,
+        UseError,
     )
     from layermanager.images.push import PushProgress, push_image
     from layermanager.inventory import CheckProgress, Inventory, StoreUsage
+    from layermanager.leases import (
+        HeldLayer,
+        Holder,
+        LayerMount,
+        Lease,
+        OverlayBond,
+        ProcessBond,
+    )
     from layermanager.manager import LayerManager
     from layermanager.model import (
         ApplyResult,
@@ -73,6 +86,7 @@ if TYPE_CHECKING:
         Allocator,
         ByteStream,
         Clock,
+        HoldsLeases,
         LayerStorage,
         NewSpaceAllocator,
         RemembersSources,
@@ -84,6 +98,7 @@ if TYPE_CHECKING:
     from layermanager.space import Partitions
     from layermanager.steps import Step
     from layermanager.storage import SqliteLayerStorage
+    from layermanager.use import HeldLease, MountedLayers
 
 __version__ = "0.1.0"
 
@@ -114,8 +129,12 @@ _MODULES = {
         "LayerManagerError",
         "LayerNotExistError",
         "LayersFailedError",
+        "LeaseNotExistError",
         "LimitExceededError",
         "ManifestError",
+        "MountBusyError",
+        "MountError",
+        "MountNotExistError",
         "NotEnoughSpaceError",
         "PackError",
         "PackageError",
@@ -126,9 +145,11 @@ _MODULES = {
         "StoreBusyError",
         "StoreError",
         "UnpackerError",
+        "UseError",
     ),
     "images.push": ("PushProgress", "push_image"),
     "inventory": ("CheckProgress", "Inventory", "StoreUsage"),
+    "leases": ("HeldLayer", "Holder", "LayerMount", "Lease", "OverlayBond", "ProcessBond"),
     "manager": ("LayerManager",),
     "model": (
         "ApplyResult",
@@ -151,6 +172,7 @@ _MODULES = {
         "Allocator",
         "ByteStream",
         "Clock",
+        "HoldsLeases",
         "LayerStorage",
         "NewSpaceAllocator",
         "RemembersSources",
@@ -162,6 +184,7 @@ _MODULES = {
     "space": ("Partitions",),
     "steps": ("Step",),
     "storage": ("SqliteLayerStorage",),
+    "use": ("HeldLease", "MountedLayers"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
@@ -186,6 +209,10 @@ __all__ = [
     "Digest",
     "FailedImage",
     "FailedLayer",
+    "HeldLayer",
+    "HeldLease",
+    "Holder",
+    "HoldsLeases",
     "ImageChanges",
     "ImageError",
     "ImageInfo",
@@ -199,23 +226,32 @@ __all__ = [
     "LayerInfo",
     "LayerManager",
     "LayerManagerError",
+    "LayerMount",
     "LayerNotExistError",
     "LayerProgress",
     "LayerReport",
     "LayerStorage",
     "LayersFailedError",
+    "Lease",
+    "LeaseNotExistError",
     "LimitExceededError",
     "Limits",
     "ManifestError",
+    "MountBusyError",
+    "MountError",
+    "MountNotExistError",
+    "MountedLayers",
     "Network",
     "NewSpaceAllocator",
     "NotEnoughSpaceError",
+    "OverlayBond",
     "PackError",
     "PackageError",
     "Partitions",
     "Phase",
     "Plan",
     "Problem",
+    "ProcessBond",
     "PushProgress",
     "Registry",
     "RemembersSources",
@@ -236,6 +272,7 @@ __all__ = [
     "TlsVersion",
     "Transactional",
     "UnpackerError",
+    "UseError",
     "desired_to_json",
     "load_config",
     "pack_image",

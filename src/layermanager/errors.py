@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import timedelta
 
+    from layermanager.leases import HeldLayer
     from layermanager.model import ApplyResult
 
 
@@ -186,6 +187,7 @@ class NotEnoughSpaceError(LayerError):
         reclaimable: what removing cached layers would give.
         limit_reached: True when the configured limit is in the way, False when the partition is
             full: only then can freeing something else on the partition help.
+        held: the cached layers that cannot be removed, since they are in use, and by whom.
     """
 
     hint = "free space on the partition, raise layersPartLimit, or desire fewer layers"
@@ -198,11 +200,13 @@ class NotEnoughSpaceError(LayerError):
         limit: int,
         reclaimable: int,
         limit_reached: bool,
+        held: Sequence[HeldLayer] = (),
         digest: str = "",
     ) -> None:
+        in_use = f"; in use are {', '.join(map(str, held))}" if held else ""
         super().__init__(
             f"not enough space: needed {needed}, free {free}, limit {limit or 'none'}, "
-            f"reclaimable {reclaimable} bytes",
+            f"reclaimable {reclaimable} bytes{in_use}",
             digest=digest,
         )
         self.needed = needed
@@ -210,6 +214,19 @@ class NotEnoughSpaceError(LayerError):
         self.limit = limit
         self.reclaimable = reclaimable
         self.limit_reached = limit_reached
+        self.held = tuple(held)
+
+    def held_back_by(self, held: Sequence[HeldLayer]) -> NotEnoughSpaceError:
+        """The same error, which says besides which cached layers are in use."""
+        return NotEnoughSpaceError(
+            needed=self.needed,
+            free=self.free,
+            limit=self.limit,
+            reclaimable=self.reclaimable,
+            limit_reached=self.limit_reached,
+            held=held,
+            digest=self.digest,
+        )
 
     @property
     def missing(self) -> int:

@@ -29,7 +29,7 @@ from layermanager.model import DesiredImage, DesiredLayer, Digest, Resolution
 from layermanager.plan import plan
 from layermanager.space import disk_usage
 from layermanager.storage import read_images, read_layers_info, read_sources
-from layermanager.store import index_path
+from layermanager.store import index_path, is_being_removed
 from layermanager.unpack.index import read_index
 
 if TYPE_CHECKING:
@@ -202,6 +202,8 @@ class Inventory:
             row = next((row for row in self.layers() if row.digest == layer.digest), None)
             if row is None:
                 return None
+            if seen is None and is_being_removed(self._config.layers_dir, layer.digest):
+                return None  # its row goes next
             if _identity(row.path) == seen:
                 return report
             layer = row

@@ -31,6 +31,7 @@ _PR_SET_NO_NEW_PRIVS: Final = 38
 _SECCOMP_MODE_FILTER: Final = 2
 _CAPABILITY_VERSION_3: Final = 0x20080522
 _MAX_CAPABILITIES: Final = 64
+_STATFS_BYTES: Final = 256  # more than any architecture's structure, whose first field is the kind
 _CAPABILITIES: Final = struct.Struct("=6I")  # effective, permitted, inheritable; twice, low first
 
 CLONE_FS: Final = 0x00000200
@@ -51,6 +52,7 @@ MS_REC: Final = 16384
 MS_PRIVATE: Final = 1 << 18
 MNT_DETACH: Final = 2
 UMOUNT_NOFOLLOW: Final = 8
+OVERLAYFS_MAGIC: Final = 0x794C7630
 MOUNT_ATTR_RDONLY: Final = 1
 
 # These numbers are the same on all architectures.
@@ -99,6 +101,23 @@ def unshare(namespaces: int) -> None:
     ``CLONE_FS`` gives this thread a working directory of its own, which it shared with all threads.
     """
     _require_success(_libc.unshare(namespaces))
+
+
+def enter_namespace(descriptor: int, kind: int) -> None:
+    """Move this thread to the namespace that *descriptor* is a file of (setns(2)).
+
+    For ``CLONE_NEWNS`` it needs a working directory of its own, which it loses for the namespace's
+    root directory.
+    """
+    _require_success(_libc.setns(descriptor, kind))
+
+
+def file_system_magic(path: bytes) -> int:
+    """What kind of file system *path* is on (statfs(2))."""
+    buffer = ctypes.create_string_buffer(_STATFS_BYTES)
+    _require_success(_libc.statfs(path, buffer))
+    magic: int = ctypes.c_long.from_buffer(buffer).value
+    return magic
 
 
 def mount(source: bytes, target: bytes, flags: int) -> None:

@@ -24,6 +24,7 @@ from layermanager.errors import (
     LayerManagerError,
     LayerNotExistError,
     LayersFailedError,
+    NotEnoughSpaceError,
 )
 from layermanager.images import default_image_sources
 from layermanager.images.record import ImageRecord
@@ -50,14 +51,17 @@ from layermanager.storage import SqliteLayerStorage
 from layermanager.store import Store
 from layermanager.transfer import Fetcher
 from layermanager.unpack.client import Unpacker
+from layermanager.use import LayerUse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
+    from pathlib import Path
     from types import TracebackType
 
     from layermanager.config import Config
     from layermanager.install import VerifiedLayer
+    from layermanager.leases import HeldLayer, LayerMount, Lease
     from layermanager.model import ImageInfo, Repair
     from layermanager.plan import Plan
     from layermanager.protocols import (
@@ -68,6 +72,7 @@ if TYPE_CHECKING:
         SpaceAllocator,
     )
     from layermanager.steps import OnStep
+    from layermanager.use import HeldLease, MountedLayers, Users
 
 _LOGGER: Final = logging.getLogger(__name__)
 _NOT_AT_ALL: Final = timedelta(0)
@@ -129,6 +134,7 @@ class LayerManager:
                 config.index_dir,
                 durable=config.durable,
                 on_step=on_step,
+                is_in_use=lambda name: bool(self._use.users().mounted.holders(name)),
             )
             if layer_storage is None:
                 layer_storage = stack.enter_context(
@@ -137,6 +143,7 @@ class LayerManager:
                     )
                 )
             self._storage = layer_storage
+            self._use = LayerUse(config, layer_storage, self._clock, on_step=on_step)
             self._lock = StoreLock(config.working_dir, self._clock, on_step)
             new_allocator = new_space_allocator or Partitions().new_allocator
             self._allocator = new_allocator(
@@ -298,7 +305,10 @@ class LayerManager:
             The layers that were removed.
         """
         with self._operation():
-            return self._remove_cached(oldest_to_free(self._recover(), size))
+            layers = self._recover()
+            users = self._use.users()
+            free = [layer for layer in layers if not users.holders(layer.digest)]
+            return self._remove_cached(oldest_to_free(free, size))
 
     def repair_layers(self, repairs: Iterable[Repair]) -> tuple[LayerInfo, ...]:
         """Install damaged layers anew, each from its source, and replace it at one moment.
@@ -325,11 +335,113 @@ class LayerManager:
                 tuple(repair.source for repair in repairs),
                 {repair.layer.digest: repair.layer for repair in repairs},
             )
-            self._tell_allocator(self._storage.get_layers_info())
+            self._tell_allocator(self._storage.get_layers_info(), self._use.users())
         if failed:
             result = ApplyResult(installed=repaired, failed=failed)
             raise LayersFailedError.of([layer.error for layer in failed], result)
         return repaired
+
+    # Using
+
+    def lease(
+        self,
+        layers: str | Iterable[str],
+        *,
+        owner: str,
+        ttl: timedelta | None = None,
+        process: int | None = None,
+    ) -> HeldLease:
+        """Keep installed *layers* from being removed, until the lease is released or over.
+
+        They may be cached meanwhile. It waits for no operation, and survives this process.
+
+        Args:
+            layers: digests or names of layers, or one of them.
+            owner: who uses them, to be shown to people.
+            ttl: when it is over at the latest, by the date; None: it need not be.
+            process: a process with which it is over, however that ends.
+
+        Returns:
+            The lease, which releases itself at the end of a ``with`` block.
+
+        Raises:
+            LayerNotExistError: one is not installed.
+            UseError: several layers have a name, or there is no such process.
+        """
+        return self._use.lease(layers, owner=owner, ttl=ttl, process=process)
+
+    def release_lease(self, lease_id: str) -> None:
+        """End a lease, also one that another process took.
+
+        Raises:
+            LeaseNotExistError: there is none, or it was over already.
+            UseError: it belongs to a mount: unmount that.
+        """
+        self._use.release_lease(lease_id)
+
+    def leases(self) -> tuple[Lease, ...]:
+        """The leases that are not over, those of mounts included, oldest first."""
+        return self._use.leases()
+
+    def mount(
+        self,
+        name: str,
+        layers: str | Iterable[str],
+        *,
+        target: Path,
+        upper: Path | None = None,
+        work: Path | None = None,
+        read_only: bool = False,
+    ) -> MountedLayers:
+        """Mount installed *layers* as one tree: an overlay.
+
+        It stays when this process ends, and takes a lease of the layers as long as it is mounted
+        anywhere. It waits for no operation.
+
+        Args:
+            name: by which it can be unmounted: letters, digits, ``.``, ``_`` and ``-``.
+            layers: digests or names of layers, the uppermost first and the lowest last; or one.
+            target: an existing directory.
+            upper: gets what is written. Without one, what is written is thrown away when it is
+                unmounted, and is kept in the working directory until then.
+            work: an empty directory on the file system of *upper*, for overlayfs; by default one
+                that is made beside it.
+            read_only: that nothing can be written.
+
+        Returns:
+            What is mounted, which unmounts itself at the end of a ``with`` block.
+
+        Raises:
+            LayerNotExistError: a layer is not installed.
+            MountError: it cannot be mounted, or something is mounted by that name.
+        """
+        return self._use.mount(
+            name, layers, target=target, upper=upper, work=work, read_only=read_only
+        )
+
+    def umount(self, name: str, *, lazy: bool = False) -> None:
+        """Unmount what was mounted as *name*, also by another process, or before a crash.
+
+        Args:
+            name: the name.
+            lazy: also if its files are in use. Who has some open keeps them, and the layers are
+                kept as long.
+
+        Raises:
+            MountNotExistError: there is nothing of that name.
+            MountBusyError: its files are in use.
+            MountError: it cannot be unmounted.
+        """
+        self._use.umount(name, lazy=lazy)
+
+    def mounts(self) -> tuple[LayerMount, ...]:
+        """What was mounted by name, ordered by name."""
+        return self._use.mounts()
+
+    def held_layers(self) -> tuple[HeldLayer, ...]:
+        """The cached layers that cannot be removed since they are in use, and by whom."""
+        cached = [layer for layer in self._storage.get_layers_info() if layer.cached]
+        return self._use.users().held(cached)
 
     # Within an operation
 
@@ -350,6 +462,7 @@ class LayerManager:
         the middle of one. Returns the installed layers.
         """
         with self._state_lock:  # what a neighbour is just evicting is no leftover
+            users = self._use.sweep()
             leftovers = self._store.sweep()
             if leftovers:
                 _LOGGER.warning(
@@ -362,19 +475,23 @@ class LayerManager:
                     self._storage.delete_layer_by_digest(layer.digest)
                     self._store.remove(layer.digest)
             for digest in found.remove:
-                _LOGGER.warning("removed the directory of layer %s: it is not recorded", digest)
-                self._store.remove(digest)
+                if self._store.remove(digest):
+                    _LOGGER.warning("removed the directory of layer %s: it is not recorded", digest)
+                else:
+                    _LOGGER.warning("layer %s is not recorded, but in use: it stays", digest)
             self._store.remove_other_indexes({layer.digest for layer in found.complete})
-            self._tell_allocator(found.complete)
+            self._tell_allocator(found.complete, users)
             self._spools.take_stock()
             return found.complete
 
-    def _tell_allocator(self, layers: Sequence[LayerInfo]) -> None:
-        reclaimable = {layer.digest for layer in layers if layer.cached}
+    def _tell_allocator(self, layers: Sequence[LayerInfo], users: Users) -> None:
+        reclaimable = {
+            layer.digest for layer in layers if layer.cached and not users.holders(layer.digest)
+        }
         for digest in self._reclaimable - reclaimable:
             self._allocator.restore_outdated_item(digest)
         for layer in layers:
-            if layer.cached:
+            if layer.digest in reclaimable:
                 self._allocator.add_outdated_item(layer.digest, layer.size, layer.timestamp)
         self._reclaimable = reclaimable
         self._allocator.note_used_space(sum(layer.size for layer in layers))
@@ -418,9 +535,9 @@ class LayerManager:
                 self._storage.get_layer_info_by_digest(layer.digest) for layer in steps.cache
             )
             images = self._images.cache(steps.images.cache)
-        for layer in cached:
-            self._allocator.add_outdated_item(layer.digest, layer.size, layer.timestamp)
-            self._reclaimable.add(layer.digest)
+        if cached:
+            with self._state_lock:
+                self._tell_allocator(self._storage.get_layers_info(), self._use.users())
         return cached, images
 
     def _remove_cached(self, layers: Sequence[LayerInfo]) -> tuple[LayerInfo, ...]:
@@ -432,7 +549,8 @@ class LayerManager:
                     continue  # a neighbour evicted it, and the allocator knows
                 self._allocator.restore_outdated_item(layer.digest)
                 self._reclaimable.discard(layer.digest)
-                self._remove(layer.digest)
+                if not self._remove(layer.digest):
+                    continue
             self._allocator.free_space(layer.size)
             removed.append(layer)
         return tuple(removed)
@@ -441,8 +559,10 @@ class LayerManager:
         """Remove a cached layer, whose space the allocator needs; called from any thread."""
         digest = Digest(item_id)
         with self._lock.held(self._patience, self._cancellation.requested), self._state_lock:
-            if self._is_cached(digest):
-                self._remove(digest)
+            if self._is_cached(digest) and not self._remove(digest):
+                # It came into use since the operation began: its space is not free.
+                self._allocator.restore_outdated_item(item_id)
+                self._reclaimable.discard(digest)
 
     def _is_cached(self, digest: Digest) -> bool:
         """Whether the layer is there and has not been restored in the meantime."""
@@ -451,11 +571,20 @@ class LayerManager:
         except LayerNotExistError:
             return False
 
-    def _remove(self, digest: Digest) -> None:
-        """Remove a layer; from the moment when its row is gone it does not count any more."""
-        self._storage.delete_layer_by_digest(digest)
-        self._store.remove(digest)
+    def _remove(self, digest: Digest) -> bool:
+        """Remove a cached layer unless it is in use; return whether it was removed."""
+        # Within the transaction, so that a lease is taken before it or not at all.
+        with self._store.removal(digest) as take_out, self._transaction():
+            holders = self._use.users().holders(digest)
+            if holders:
+                _LOGGER.info("layer %s stays: it is in use by %s", digest, holders[0])
+                return False
+            if not take_out():
+                _LOGGER.info("layer %s stays: it came into use right now", digest)
+                return False
+            self._storage.delete_layer_by_digest(digest)
         _LOGGER.info("removed the cached layer %s", digest)
+        return True
 
     def _transaction(self) -> AbstractContextManager[None]:
         """Make several changes of the storage one, if it can do that: one sync for all of them."""
@@ -516,6 +645,8 @@ class LayerManager:
                 group.append(future.result())
             except CancelledError:
                 continue  # the operation ends as cancelled, which says it for all
+            except NotEnoughSpaceError as error:
+                self._fail(desired, error.held_back_by(self.held_layers()), failed)
             except LayerManagerError as error:
                 self._fail(desired, error, failed)
         return group

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 
 from layermanager import linux
 from layermanager.errors import MountBusyError, MountError
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     Mounter: TypeAlias = "Callable[[Overlay, Path, Callable[[str], None]], None]"
+
+Result = TypeVar("Result")
 
 MAX_LOWER_DIRECTORIES: Final = 500  # OVL_MAX_STACK of the kernel
 
@@ -130,12 +132,19 @@ def mount_by_options(overlay: Overlay, target: Path, on_made: Callable[[str], No
             options = _options(overlay, [b"%d" % one for one in opened])
         if len(options) >= _PAGE_BYTES:
             raise MountError(f"cannot mount on {target}: the names of its directories are too long")
-        arguments = (overlay.source.encode(), os.fsencode(target.absolute()), options)
+        source, place = overlay.source.encode(), os.fsencode(target.absolute())
         flags = 0 if overlay.upper else linux.MS_RDONLY
-        _in_thread_within(
-            b"/proc/self/fd", lambda: linux.mount_new(OVERLAY, *arguments[:2], flags, arguments[2])
-        )
-    on_made(device_text(target.stat().st_dev))
+
+        def mount_here() -> None:
+            os.chdir("/proc/self/fd")
+            linux.mount_new(OVERLAY, source, place, flags, options)
+
+        with_own_directory(mount_here)
+    try:
+        on_made(device_text(target.stat().st_dev))
+    except BaseException:
+        unmount(target, lazy=True)
+        raise
 
 
 def unmount(target: Path, *, lazy: bool = False) -> None:
@@ -188,23 +197,18 @@ def _options(overlay: Overlay, lower: Sequence[bytes]) -> bytes:
     return b",".join(options)
 
 
-def _in_thread_within(directory: bytes, call: Callable[[], None]) -> None:
-    """Make *call* with a working directory that no other thread has."""
-    failures: list[OSError] = []
+def with_own_directory(call: Callable[[], Result]) -> Result:
+    """Make *call* in a thread whose working directory no other one has; what it raises is raised.
 
-    def run() -> None:
-        try:
-            linux.unshare(linux.CLONE_FS)
-            os.chdir(directory)
-            call()
-        except OSError as error:
-            failures.append(error)
+    The thread ends with that: what else it shares no more is nobody's concern.
+    """
 
-    thread = threading.Thread(target=run, name="mount")
-    thread.start()
-    thread.join()
-    for failure in failures:
-        raise failure
+    def run() -> Result:
+        linux.unshare(linux.CLONE_FS)
+        return call()
+
+    with ThreadPoolExecutor(1, "mount") as thread:
+        return thread.submit(run).result()
 
 
 def _closed_by(stack: ExitStack, descriptor: int) -> int:

@@ -1,6 +1,6 @@
 """What to do, decided before anything is done.
 
-Both decisions of the manager are pure functions of values: ``plan`` compares the desired layers
+The decisions of the manager are pure functions of values: ``plan`` compares the desired layers
 with the installed ones, ``reconcile`` compares the rows of the storage with the directories on
 disk. Nothing here reads the disk, the database or the time.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from layermanager.errors import DesiredStateError
+from layermanager.errors import DesiredStateError, LayerNotExistError, UseError
 from layermanager.model import DesiredLayer, ImageInfo, LayerInfo, Resolution, ResolvedImage
 from layermanager.urls import without_credentials
 
@@ -189,6 +189,41 @@ def reconcile(rows: Iterable[LayerInfo], directories: Iterable[Digest]) -> Recon
         forget=tuple(row for row in rows if row.digest not in on_disk),
         remove=tuple(sorted(on_disk - named)),
     )
+
+
+def find_layers(
+    layers: str | Iterable[str], installed: Iterable[LayerInfo]
+) -> tuple[LayerInfo, ...]:
+    """The *installed* layers that somebody wants to use.
+
+    A layer that is named twice is taken where it is named first: what is above hides it below.
+
+    Args:
+        layers: digests or names of layers, the uppermost first; or one of them.
+        installed: what there is. Of several layers of a name the one counts that is desired.
+
+    Raises:
+        LayerNotExistError: one is not installed.
+        UseError: there are none, or several layers have a name.
+    """
+    here = tuple(installed)
+    references = [layers] if isinstance(layers, str) else layers
+    found = dict.fromkeys(_find_layer(reference, here) for reference in references)
+    if not found:
+        raise UseError("no layers are given")
+    return tuple(found)
+
+
+def _find_layer(reference: str, installed: Iterable[LayerInfo]) -> LayerInfo:
+    found = [layer for layer in installed if reference in (layer.digest, layer.layer_id)]
+    if len(found) > 1:
+        found = [layer for layer in found if not layer.cached] or found
+    if not found:
+        raise LayerNotExistError(f"layer {reference} is not installed", digest=reference)
+    if len(found) > 1:
+        digests = ", ".join(layer.digest for layer in found)
+        raise UseError(f"several layers are called {reference}: name one by its digest: {digests}")
+    return found[0]
 
 
 def expired(

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from layermanager.cancellation import Cancellation
+    from layermanager.leases import LayerMount, Lease
     from layermanager.model import DesiredLayer, Digest, ImageInfo, LayerInfo
     from layermanager.oci.manifest import Descriptor, ImageIndex
     from layermanager.oci.reference import Reference
@@ -100,6 +101,34 @@ class RemembersImages(Protocol):
         If that is a change the image's timestamp becomes the current time. An image that is not
         there is no error: it went with one of its layers.
         """
+
+
+@runtime_checkable
+class HoldsLeases(Protocol):
+    """What a storage may offer besides: a record of who uses layers.
+
+    Whoever adds a lease, and whoever removes a layer, looks in one ``transaction`` at what the
+    other one has done; so a storage that offers this is ``Transactional`` as well, also among
+    processes.
+    """
+
+    def add_lease(self, lease: Lease) -> None:
+        """Add *lease*; one of the same id is replaced."""
+
+    def delete_lease(self, lease_id: str) -> None:
+        """Forget a lease; one that is not there is no error."""
+
+    def get_leases(self) -> Sequence[Lease]:
+        """All leases, those that are over included, in the order in which they were made."""
+
+    def add_mount(self, mount: LayerMount) -> None:
+        """Add *mount*; one of the same name is replaced."""
+
+    def delete_mount(self, name: str) -> None:
+        """Forget a mount; one that is not there is no error."""
+
+    def get_mounts(self) -> Sequence[LayerMount]:
+        """All mounts, ordered by name; with the layers of their leases, and as mounted."""
 
 
 class SpaceAllocator(Protocol):

@@ -45,7 +45,12 @@ class Step(enum.StrEnum):
     SYNC_DIRECTORY = "sync directory"
     REMOVE_INDEX = "remove index"
     MOVE_TO_TRASH = "move to trash"
+    PUT_BACK = "put back"
     REMOVE_TREE = "remove tree"
+
+    MAKE_MOUNT_DIRECTORY = "make mount directory"
+    MOUNT = "mount"
+    UNMOUNT = "unmount"
 
     WRITE_SPOOL = "write spool"
     SYNC_SPOOL = "sync spool"

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias, TypeVar
 
 from layermanager.errors import InvalidDigestError, LayerNotExistError, StorageError
+from layermanager.leases import LayerMount, Lease, format_bond, parse_bond
 from layermanager.model import DesiredLayer, Digest, ImageInfo, LayerInfo
 from layermanager.reserve import Reserve
 from layermanager.steps import Step, unannounced
@@ -113,6 +114,24 @@ _MIGRATIONS: Final = (
         PRIMARY KEY (reference, digest, position)
     ) WITHOUT ROWID
     """,
+    """
+    CREATE TABLE layerLeases (
+        leaseId TEXT NOT NULL PRIMARY KEY,
+        owner TEXT NOT NULL,
+        layers TEXT NOT NULL,
+        created TEXT NOT NULL,
+        expires TEXT,
+        bond TEXT NOT NULL
+    ) WITHOUT ROWID
+    """,
+    """
+    CREATE TABLE layerMounts (
+        name TEXT NOT NULL PRIMARY KEY,
+        leaseId TEXT NOT NULL,
+        target BLOB NOT NULL,
+        upper BLOB
+    ) WITHOUT ROWID
+    """,
 )
 """The statement at index N takes a database from ``user_version`` N to N + 1."""
 
@@ -148,6 +167,28 @@ _REPLACE_SOURCE: Final = """
         (?, ?, ?, ?, ?, ?, ?, ?)
 """
 _DELETE_SOURCE: Final = "DELETE FROM layerSources WHERE digest = :digest"
+_SELECT_LEASES: Final = (
+    "SELECT leaseId, owner, layers, created, expires, bond FROM layerLeases ORDER BY created"
+)
+_REPLACE_LEASE: Final = """
+    INSERT OR REPLACE INTO layerLeases
+        (leaseId, owner, layers, created, expires, bond)
+    VALUES
+        (?, ?, ?, ?, ?, ?)
+"""
+_DELETE_LEASE: Final = "DELETE FROM layerLeases WHERE leaseId = :lease_id"
+_SELECT_MOUNTS: Final = """
+    SELECT name, leaseId, target, upper, ifnull(layers, '[]')
+    FROM layerMounts LEFT JOIN layerLeases USING (leaseId)
+    ORDER BY name
+"""
+_REPLACE_MOUNT: Final = """
+    INSERT OR REPLACE INTO layerMounts
+        (name, leaseId, target, upper)
+    VALUES
+        (?, ?, ?, ?)
+"""
+_DELETE_MOUNT: Final = "DELETE FROM layerMounts WHERE name = :name"
 _SET_CACHED: Final = """
     UPDATE layers SET
         timestamp = CASE
@@ -347,6 +388,35 @@ class SqliteLayerStorage:
         with self._lock, _errors_named(self._path):
             return _sources(self._connection)
 
+    def add_lease(self, lease: Lease) -> None:
+        """Add *lease*; one of the same id is replaced."""
+        self._execute(_REPLACE_LEASE, _lease_row(lease))
+
+    def delete_lease(self, lease_id: str) -> None:
+        """Forget a lease; one that is not there is no error."""
+        self._execute(_DELETE_LEASE, {"lease_id": lease_id})
+
+    def get_leases(self) -> tuple[Lease, ...]:
+        """All leases, those that are over included, in the order in which they were made."""
+        with self._lock, _errors_named(self._path):
+            return _leases(self._connection)
+
+    def add_mount(self, mount: LayerMount) -> None:
+        """Add *mount*; one of the same name is replaced."""
+        upper = mount.upper and os.fsencode(mount.upper)
+        self._execute(
+            _REPLACE_MOUNT, (mount.name, mount.lease_id, os.fsencode(mount.target), upper)
+        )
+
+    def delete_mount(self, name: str) -> None:
+        """Forget a mount; one that is not there is no error."""
+        self._execute(_DELETE_MOUNT, {"name": name})
+
+    def get_mounts(self) -> tuple[LayerMount, ...]:
+        """All mounts, ordered by name, with the layers of their leases."""
+        with self._lock, _errors_named(self._path):
+            return _mounts(self._connection)
+
     def get_layers_info(self) -> tuple[LayerInfo, ...]:
         """All layers, ordered by digest."""
         with self._lock, _errors_named(self._path):
@@ -479,6 +549,24 @@ def read_images(path: Path) -> tuple[ImageInfo, ...]:
     return _read_only(path, _images)
 
 
+def read_leases(path: Path) -> tuple[Lease, ...]:
+    """All leases in the database *path*, those that are over included, as ``read_layers_info``.
+
+    Raises:
+        StorageError: the database cannot be read, or was made by a newer version of this package.
+    """
+    return _read_only(path, _leases)
+
+
+def read_mounts(path: Path) -> tuple[LayerMount, ...]:
+    """All mounts in the database *path*, ordered by name, as ``read_layers_info``.
+
+    Raises:
+        StorageError: the database cannot be read, or was made by a newer version of this package.
+    """
+    return _read_only(path, _mounts)
+
+
 def _read_only(path: Path, read: Callable[[sqlite3.Connection], Content]) -> Content:
     with _errors_named(path):
         for _ in range(_READ_ATTEMPTS):
@@ -606,6 +694,52 @@ def _images(connection: sqlite3.Connection) -> tuple[ImageInfo, ...]:
             )
         )
     return tuple(images)
+
+
+def _leases(connection: sqlite3.Connection) -> tuple[Lease, ...]:
+    if not _columns(connection, "layerLeases"):
+        return ()  # made by Aos, or by an earlier version of this package
+    return tuple(
+        Lease(
+            lease_id=lease_id,
+            owner=owner,
+            layers=_digests(layers),
+            created=parse_timestamp(created),
+            expires=None if expires is None else parse_timestamp(expires),
+            bond=parse_bond(bond),
+        )
+        for lease_id, owner, layers, created, expires, bond in connection.execute(_SELECT_LEASES)
+    )
+
+
+def _lease_row(lease: Lease) -> tuple[str, str, str, str, str | None, str]:
+    return (
+        lease.lease_id,
+        lease.owner,
+        json.dumps(lease.layers),
+        format_timestamp(lease.created),
+        None if lease.expires is None else format_timestamp(lease.expires),
+        format_bond(lease.bond),
+    )
+
+
+def _mounts(connection: sqlite3.Connection) -> tuple[LayerMount, ...]:
+    if not _columns(connection, "layerMounts"):
+        return ()
+    return tuple(
+        LayerMount(
+            name=name,
+            lease_id=lease_id,
+            target=Path(os.fsdecode(target)),
+            layers=_digests(layers),
+            upper=None if upper is None else Path(os.fsdecode(upper)),
+        )
+        for name, lease_id, target, upper, layers in connection.execute(_SELECT_MOUNTS)
+    )
+
+
+def _digests(text: str) -> tuple[Digest, ...]:
+    return tuple(map(Digest, json.loads(text)))
 
 
 class _RowReader:

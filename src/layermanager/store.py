@@ -11,10 +11,11 @@
         .staging/                an index that grows
 
 A layer is in its place or not there at all, since only renames make and unmake it. It *counts*
-when the storage has a row for it besides: the row comes after the directory and goes before it.
+when the storage has a row for it besides: the row comes after the directory and goes with it.
 What lies in ``.staging`` and ``.trash``, and layers without a row, are leftovers of a crash and are
-swept. Aos's own manager removes all ``<layersDir>/*/*`` that its database does not name, so these
-two disappear there as well.
+swept. What has come into use by a mount is put back, or stays until it is unmounted: a rename
+takes nothing from those who use it. Aos's own manager removes all ``<layersDir>/*/*`` that its
+database does not name, so these two disappear there as well.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from layermanager.removal import remove_tree
 from layermanager.steps import Step, unannounced
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
     from pathlib import Path
 
     from layermanager.steps import OnStep
@@ -81,6 +82,7 @@ class Store:
         index_dir: holds their indexes.
         durable: whether a layer that was committed is on the disk.
         on_step: is told of each change of the disk before it is made.
+        is_in_use: tells whether the layer whose digest has these hex digits is mounted.
 
     Raises:
         StoreError: a directory cannot be made, read or changed; from every method.
@@ -94,6 +96,7 @@ class Store:
         *,
         durable: bool = True,
         on_step: OnStep = unannounced,
+        is_in_use: Callable[[str], bool] = lambda _: False,
     ) -> None:
         self.layers_dir = layers_dir
         self._durable = durable
@@ -102,6 +105,8 @@ class Store:
         self._staging = layers_dir / _STAGING
         self._index_staging = index_dir / _STAGING
         self._trash = layers_dir / _TRASH
+        self._is_in_use = is_in_use
+        self._replaced: set[Path] = set()
         self._emptying = threading.Lock()
         with _store_errors("cannot make the directories of the store"):
             for directory in (working_dir, layers_dir, index_dir):
@@ -178,10 +183,43 @@ class Store:
             for directory in (*parents, self.layers_dir, self._index_dir):
                 self._sync_directory(directory)
 
-    def remove(self, digest: Digest) -> None:
-        """Remove a layer whose row is gone, and return when its space is free again."""
-        self._move_to_trash(digest)
-        self._empty(self._trash)
+    @contextmanager
+    def removal(self, digest: Digest) -> Iterator[Callable[[], bool]]:
+        """Remove a layer at the end of the context, together with its row.
+
+        Yields a function that takes the layer out of its place, and returns whether it may go: if
+        so its row is to be deleted then. It is looked at in the trash, where nobody can begin to
+        use it by its path, whether somebody has. Who did has the directory itself; to him it is
+        nothing that it was renamed, and it is put back. So it is after an exception.
+
+        When the context ends its space is free again.
+        """
+        taken: list[Path] = []
+
+        def take_out() -> bool:
+            taken.extend(self._move_to_trash(digest))
+            if taken and self._is_in_use(digest.encoded):
+                self._put_back(taken.pop(), digest)
+                return False
+            return True
+
+        try:
+            yield take_out
+        except BaseException:
+            for trashed in taken:
+                self._put_back(trashed, digest)
+            raise
+        if not self.path_of(digest).exists():
+            with _store_errors("cannot remove a layer"):
+                self._on_step(Step.REMOVE_INDEX)
+                self.index_path_of(digest).unlink(missing_ok=True)
+        for trashed in taken:
+            self._remove_tree(trashed)
+
+    def remove(self, digest: Digest) -> bool:
+        """Remove a layer that has no row; return whether that was done, and it is not in use."""
+        with self.removal(digest) as take_out:
+            return take_out()
 
     def take_back(self, digest: Digest) -> None:
         """Remove a layer that was committed and got no row; if that fails, a sweep's caller does.
@@ -213,7 +251,7 @@ class Store:
     def sweep(self) -> int:
         """Remove what a crash left in staging and trash; return how many layers that were."""
         self._empty(self._index_staging)
-        return self._empty(self._staging) + self._empty(self._trash)
+        return sum(self._empty(place, self._is_mounted) for place in (self._staging, self._trash))
 
     def _make_directories(self, path: Path) -> None:
         """Make *path* and what is missing above it, durably."""
@@ -236,6 +274,7 @@ class Store:
         if not is_taken:
             layer.path.rename(place)
             return
+        self._replaced.add(layer.path)
         linux.exchange(os.fsencode(layer.path), os.fsencode(place))
         # XFS takes an exchange, other than a rename, for a change of the directory itself.
         self._on_step(Step.KEEP_TIME)
@@ -260,19 +299,28 @@ class Store:
         finally:
             os.close(descriptor)
 
-    def _move_to_trash(self, digest: Digest) -> None:
-        place = self.path_of(digest)
+    def _move_to_trash(self, digest: Digest) -> list[Path]:
+        """Take a layer out of its place; return where it is then, if it was there."""
+        trashed = self._trash / f"{digest.encoded}.{secrets.token_hex(4)}"
         with _store_errors("cannot remove a layer"):
             self._make_trash()  # Aos's manager may have tidied it up
-            self._on_step(Step.REMOVE_INDEX)
-            self.index_path_of(digest).unlink(missing_ok=True)
             try:
                 self._on_step(Step.MOVE_TO_TRASH)
-                place.rename(self._trash / f"{digest.encoded}.{secrets.token_hex(4)}")
+                self.path_of(digest).rename(trashed)
             except FileNotFoundError:
-                return  # it was not there, or is gone already
+                return []
+        return [trashed]
 
-    def _empty(self, directory: Path) -> int:
+    def _put_back(self, trashed: Path, digest: Digest) -> None:
+        with _store_errors("cannot put a layer back that is in use"):
+            self._on_step(Step.PUT_BACK)
+            trashed.rename(self.path_of(digest))
+
+    def _is_mounted(self, path: Path) -> bool:
+        """Whether a layer in staging or trash is in use."""
+        return self._is_in_use(path.name.partition(".")[0])
+
+    def _empty(self, directory: Path, is_kept: Callable[[Path], bool] = lambda _: False) -> int:
         """Remove what is in *directory*; one thread at a time, or they would hinder each other."""
         with self._emptying:
             with _store_errors("cannot clean up"):
@@ -280,16 +328,28 @@ class Store:
                     leftovers = list(directory.iterdir())
                 except FileNotFoundError:
                     return 0
+            removed = 0
             for path in leftovers:
+                if is_kept(path):
+                    _LOGGER.info("%s is in use by a mount, and stays until that ends", path)
+                    continue
                 self._remove_tree(path)
-            return len(leftovers)
+                removed += 1
+            return removed
 
     def _discard(self, path: Path) -> None:
-        """Remove what is in staging; where the disk refuses that, a sweep is another try."""
+        """Remove what is in staging; where the disk refuses that, a sweep is another try.
+
+        What was replaced by a repair may be in use, and is then left to a later sweep, too.
+        """
         try:
+            if path in self._replaced and self._is_mounted(path):
+                return
             self._remove_tree(path)
         except StoreError as error:
             _LOGGER.warning("%s is left to the next operation: %s", path, error)
+        finally:
+            self._replaced.discard(path)
 
     def _remove_tree(self, path: Path) -> None:
         with _store_errors("cannot remove"):
@@ -304,6 +364,14 @@ class Store:
 def index_path(index_dir: Path, digest: Digest) -> Path:
     """Where the index of the layer *digest* is below *index_dir*, or would be."""
     return index_dir / digest.algorithm / f"{digest.encoded}{_INDEX_SUFFIX}"
+
+
+def is_being_removed(layers_dir: Path, digest: Digest) -> bool:
+    """Whether a layer that is not in its place is in the trash of *layers_dir*."""
+    try:
+        return any((layers_dir / _TRASH).glob(f"{digest.encoded}.*"))
+    except OSError:
+        return False  # it is only for those who may change the store
 
 
 def _subdirectories(path: Path) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from layermanager.errors import LayerNotExistError
 from layermanager.urls import without_credentials
@@ -13,6 +13,7 @@ from layermanager.urls import without_credentials
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
+    from layermanager.leases import LayerMount, Lease
     from layermanager.model import DesiredLayer, Digest, ImageInfo, LayerInfo
     from layermanager.protocols import Clock
 
@@ -25,6 +26,8 @@ class MemoryLayerStorage:
         self._layers: dict[Digest, LayerInfo] = {}
         self._sources: dict[Digest, DesiredLayer] = {}
         self._images: dict[tuple[str, Digest], ImageInfo] = {}
+        self._leases: dict[str, Lease] = {}
+        self._mounts: dict[str, LayerMount] = {}
         self._lock = threading.RLock()
 
     def add_layer(self, layer: LayerInfo) -> None:
@@ -87,6 +90,41 @@ class MemoryLayerStorage:
         with self._lock:
             return dict(self._sources)
 
+    def add_lease(self, lease: Lease) -> None:
+        """Add *lease*; one of the same id is replaced."""
+        with self._lock:
+            self._leases[lease.lease_id] = lease
+
+    def delete_lease(self, lease_id: str) -> None:
+        """Forget a lease; one that is not there is no error."""
+        with self._lock:
+            self._leases.pop(lease_id, None)
+
+    def get_leases(self) -> tuple[Lease, ...]:
+        """All leases, those that are over included, in the order in which they were made."""
+        with self._lock:
+            return tuple(sorted(self._leases.values(), key=lambda lease: lease.created))
+
+    def add_mount(self, mount: LayerMount) -> None:
+        """Add *mount*; one of the same name is replaced."""
+        with self._lock:
+            self._mounts[mount.name] = mount
+
+    def delete_mount(self, name: str) -> None:
+        """Forget a mount; one that is not there is no error."""
+        with self._lock:
+            self._mounts.pop(name, None)
+
+    def get_mounts(self) -> tuple[LayerMount, ...]:
+        """All mounts, ordered by name, with the layers of their leases."""
+        with self._lock:
+            return tuple(
+                replace(mount, layers=self._leases[mount.lease_id].layers)
+                if mount.lease_id in self._leases
+                else replace(mount, layers=())
+                for _, mount in sorted(self._mounts.items())
+            )
+
     def get_layers_info(self) -> tuple[LayerInfo, ...]:
         """All layers, ordered by digest."""
         with self._lock:
@@ -121,9 +159,14 @@ class MemoryLayerStorage:
     def transaction(self) -> Iterator[None]:
         """Make all changes within the ``with`` block one; an exception takes them back."""
         with self._lock:
-            before = dict(self._layers), dict(self._sources), dict(self._images)
+            before = [dict(one) for one in self._records()]
             try:
                 yield
             except BaseException:
-                self._layers, self._sources, self._images = before
+                for record, former in zip(self._records(), before, strict=True):
+                    record.clear()
+                    record.update(former)
                 raise
+
+    def _records(self) -> tuple[dict[Any, Any], ...]:
+        return self._layers, self._sources, self._images, self._leases, self._mounts

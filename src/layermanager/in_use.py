@@ -1,0 +1,219 @@
+"""Which layers are in use: by overlays and bind mounts, whoever made them, in any namespace.
+
+A layer in use must not lose a file. What is looked for are mounts that have a layer, or a part of
+one, as a lower directory or as their root. They are told by the name of the layer's directory, 64
+hex digits that nothing else is called by: it stands in the path that was given to the overlay, or
+in what that path leads to by symlinks, or in the path of the directory within its file system. A
+path that leads to the layer's directory by other names, as through a bind mount, is told by that:
+it is the same directory.
+
+A path says where a directory was when it was mounted. That is why layers are renamed before the
+last look and removed after it: from then on nobody can begin to use them by their path, who did
+before is seen, and who is seen loses nothing by a rename: an overlay has the directory itself.
+
+What a mount that is in no table has for layers cannot be told (``detached_overlays``): as long as
+there is one, every layer counts as in use by it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from layermanager.leases import Holder
+from layermanager.mountinfo import OVERLAY, Mount, lower_directories
+from layermanager.namespaces import detached_overlays, mount_tables
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from layermanager.namespaces import MountTable
+
+    Directories: TypeAlias = Mapping[tuple[int, int], str]
+
+# A layer's directory has the name of its digest, in staging and trash with a suffix.
+_LAYER_NAME: Final = re.compile(rb"([0-9a-f]{128}|[0-9a-f]{96}|[0-9a-f]{64})(?:\.[0-9a-f]+)?")
+_DELETED: Final = b"//deleted"
+_MOST_LINKS: Final = 40  # as the kernel has it
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What is mounted at a moment.
+
+    Attributes:
+        by_name: who uses a layer, by the hex digits of its digest.
+        overlays: where each overlay is, by its source.
+        detached: the overlays that are in no table, by their device; any may use any layer.
+    """
+
+    by_name: Mapping[str, Sequence[Holder]]
+    overlays: Mapping[str, Sequence[Holder]]
+    detached: Mapping[str, Holder]
+
+    def holders(self, encoded: str) -> tuple[Holder, ...]:
+        """Who uses, or may use, the layer whose digest has these hex digits."""
+        return (*self.by_name.get(encoded, ()), *self.detached.values())
+
+
+def look(layers_dir: Path) -> Look:
+    """Look at all mounts for those that use layers of *layers_dir*.
+
+    Raises:
+        StoreError: it cannot be told what is mounted.
+    """
+    before = mount_tables()
+    while True:
+        # What moves from the one to the other, or back, between two looks must be in one of them.
+        detached = detached_overlays(before)
+        tables = mount_tables()
+        found = _look(layers_dir, tables, detached)
+        if found is not None and _overlays(tables) == _overlays(before):
+            return found
+        before = tables
+
+
+def _look(
+    layers_dir: Path, tables: Iterable[MountTable], detached: Mapping[str, int]
+) -> Look | None:
+    """What the *tables* say; None if one could not be looked into, since its process ended."""
+    directories = _directories(layers_dir)
+    by_name: dict[str, list[Holder]] = defaultdict(list)
+    overlays: dict[str, list[Holder]] = defaultdict(list)
+    seen = set()
+    for table in tables:
+        paths = _Paths(table.root)
+        for mount in table.mounts:
+            identity = (mount.number, mount.root, mount.source, mount.options)
+            if identity in seen:
+                continue  # by another process of the same namespace
+            seen.add(identity)
+            for name in dict.fromkeys(_layers_of(mount, paths, directories)):
+                by_name[name].append(_holder(mount, table))
+            if mount.kind == OVERLAY:
+                overlays[os.fsdecode(mount.source)].append(_holder(mount, table))
+        if table.root and not table.root.exists():
+            return None
+    return Look(
+        by_name,
+        overlays,
+        {device: _holder_of_detached(device, process) for device, process in detached.items()},
+    )
+
+
+def _overlays(tables: Iterable[MountTable]) -> set[tuple[str, bytes]]:
+    mounts = (mount for table in tables for mount in table.mounts)
+    return {(mount.device, mount.source) for mount in mounts if mount.kind == OVERLAY}
+
+
+def layers_in(path: bytes) -> Iterator[str]:
+    """The names of the layers on the way of *path*, those in staging and trash included."""
+    for component in path.removesuffix(_DELETED).split(b"/"):
+        if match := _LAYER_NAME.fullmatch(component):
+            yield match[1].decode("ascii")
+
+
+def _layers_of(mount: Mount, paths: _Paths, directories: Directories) -> Iterator[str]:
+    yield from layers_in(mount.root)
+    if mount.kind != OVERLAY:
+        return
+    for lower in lower_directories(mount.options):
+        yield from layers_in(lower)
+        yield from layers_in(paths.resolved(lower))
+        identity = paths.identity(lower)
+        if identity is not None and identity in directories:
+            yield directories[identity]
+
+
+def _directories(layers_dir: Path) -> dict[tuple[int, int], str]:
+    """Which directory is which layer, those in staging and trash included."""
+    found = {}
+    for parent in _children(layers_dir):
+        for path in _children(parent):
+            for name in layers_in(os.fsencode(path.name)):
+                try:
+                    status = path.lstat()
+                except FileNotFoundError:
+                    continue
+                found[status.st_dev, status.st_ino] = name
+    return found
+
+
+def _children(directory: Path) -> Iterable[Path]:
+    try:
+        return list(directory.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return ()
+
+
+class _Paths:
+    """Paths as they are seen from below *root*, which may be another namespace's.
+
+    They are followed by hand: a symlink there leads somewhere below that root, not ours, and the
+    last part of one that leads to a layer need not be there any more.
+    """
+
+    def __init__(self, root: Path | None) -> None:
+        self._root = os.fsencode(root) if root else None
+        self._known: dict[bytes, bytes] = {b"/": b"/"}
+
+    def resolved(self, path: bytes) -> bytes:
+        """Where *path* leads to, without symlinks; where that cannot be told, the path itself."""
+        if self._root is None or not path.startswith(b"/"):
+            return path
+        return self._resolved(path, _MOST_LINKS)
+
+    def identity(self, path: bytes) -> tuple[int, int] | None:
+        """Which directory is there; None if that cannot be told."""
+        if self._root is None or not path.startswith(b"/"):
+            return None
+        try:
+            status = os.lstat(self._root + self.resolved(path))
+        except OSError:
+            return None
+        return status.st_dev, status.st_ino
+
+    def _resolved(self, path: bytes, links: int) -> bytes:
+        parent, _, name = path.rstrip(b"/").rpartition(b"/")
+        if not name:
+            return b"/"
+        if path not in self._known:
+            directory = self._resolved(parent or b"/", links)
+            self._known[path] = self._joined(directory, name, links)
+        return self._known[path]
+
+    def _joined(self, directory: bytes, name: bytes, links: int) -> bytes:
+        if name == b".":
+            return directory
+        if name == b"..":
+            return directory.rpartition(b"/")[0] or b"/"
+        path = directory.rstrip(b"/") + b"/" + name
+        try:
+            target = os.readlink((self._root or b"") + path)  # noqa: PTH115 - bytes
+        except OSError:
+            return path  # no symlink, or nothing, or another's secret
+        if not links:
+            return path
+        absolute = target if target.startswith(b"/") else directory + b"/" + target
+        return self._resolved(absolute, links - 1)
+
+
+def _holder(mount: Mount, table: MountTable) -> Holder:
+    place = os.fsdecode(mount.mount_point)
+    kind = "the overlay" if mount.kind == OVERLAY else "the bind mount"
+    return Holder(
+        f"{kind} on {place}, which process {table.process} sees",
+        mount_point=place,
+        process=table.process,
+    )
+
+
+def _holder_of_detached(device: str, process: int) -> Holder:
+    return Holder(
+        f"an unmounted overlay ({device}), of which process {process} has a file open",
+        process=process,
+    )

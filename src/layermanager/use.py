@@ -1,0 +1,519 @@
+"""Using layers: leases, and overlays that are mounted by name.
+
+A lease and the removal of a layer exclude each other by the transactions of the database: a lease
+is taken only of layers that have their rows, and a row is deleted only where there is no lease. So
+nobody who uses layers waits for an operation that changes the store.
+
+A mount takes a lease first, bound to the process that mounts. When the overlay has been made, and
+before anybody can reach it, the lease is bound to that instead: it is over when the overlay is
+gone from all namespaces and nobody has a file of it open, whoever unmounted it, and at a reboot.
+The overlay's source in the table of mounts names the lease, so that both find each other also
+where a crash came between.
+
+::
+
+    <workingDir>/mounts/<lease>/
+        upper/, work/            what is written to a mount that throws it away
+        bottom/                  nothing: an overlay that cannot be written wants two directories
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import stat
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Self
+
+from layermanager import overlay
+from layermanager.clock import SystemClock
+from layermanager.errors import (
+    LeaseNotExistError,
+    MountError,
+    MountNotExistError,
+    StorageError,
+    StoreError,
+    UseError,
+)
+from layermanager.in_use import Look, look
+from layermanager.leases import (
+    Bond,
+    HeldLayer,
+    Holder,
+    LayerMount,
+    Lease,
+    OverlayBond,
+    ProcessBond,
+    is_over,
+    tag_of,
+)
+from layermanager.namespaces import own_mounts
+from layermanager.overlay import Overlay
+from layermanager.plan import find_layers
+from layermanager.processes import boot_name, is_process_alive, process_bond
+from layermanager.protocols import HoldsLeases, Transactional
+from layermanager.removal import remove_tree
+from layermanager.steps import Step, unannounced
+from layermanager.storage import SqliteLayerStorage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from contextlib import AbstractContextManager
+    from datetime import timedelta
+    from types import TracebackType
+
+    from layermanager.config import Config
+    from layermanager.model import Digest, LayerInfo
+    from layermanager.overlay import Mounter
+    from layermanager.protocols import Clock, LayerStorage
+    from layermanager.steps import OnStep
+
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
+_ALL_USERS: Final = ["0", "0", "4294967295"]
+
+
+@contextmanager
+def open_use(config: Config) -> Iterator[LayerUse]:
+    """The leases and mounts of a store, for who needs no manager: it waits for no operation.
+
+    Raises:
+        StorageError: the database cannot be used.
+    """
+    clock = SystemClock()
+    with SqliteLayerStorage(config.database, clock, durable=config.durable) as storage:
+        yield LayerUse(config, storage, clock)
+
+
+class HeldLease:
+    """A lease that was taken; a context manager that releases it at the end.
+
+    Attributes:
+        lease: the lease.
+    """
+
+    def __init__(self, lease: Lease, use: LayerUse) -> None:
+        self.lease = lease
+        self._use = use
+
+    def release(self) -> None:
+        """End it; if it is over already this does nothing."""
+        self._use.end_lease(self.lease.lease_id)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.release()
+
+
+class MountedLayers:
+    """Layers that were mounted; a context manager that unmounts them at the end.
+
+    Attributes:
+        mount: what is mounted.
+    """
+
+    def __init__(self, mount: LayerMount, use: LayerUse) -> None:
+        self.mount = mount
+        self._use = use
+
+    def umount(self, *, lazy: bool = False) -> None:
+        """Unmount them; if that was done already this does nothing.
+
+        Args:
+            lazy: also if they are in use; who has files open keeps them, and the layers with them.
+
+        Raises:
+            MountBusyError: they are in use, and *lazy* is not set.
+        """
+        self._use.end_mount(self.mount, lazy=lazy)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.umount()
+
+
+@dataclass(frozen=True, slots=True)
+class Users:
+    """Who uses layers at a moment.
+
+    Attributes:
+        leases: the leases that are not over.
+        over: those that are.
+        mounted: what is mounted.
+    """
+
+    leases: Sequence[Lease]
+    over: Sequence[Lease]
+    mounted: Look
+
+    def holders(self, digest: Digest) -> tuple[Holder, ...]:
+        """What keeps the layer from being removed; nothing if it may be."""
+        by_lease = [_holder(lease) for lease in self.leases if digest in lease.layers]
+        return (*by_lease, *self.mounted.holders(digest.encoded))
+
+    def held(self, layers: Iterable[LayerInfo]) -> tuple[HeldLayer, ...]:
+        """Those of *layers* that cannot be removed, and why."""
+        held = [HeldLayer(layer.digest, self.holders(layer.digest)) for layer in layers]
+        return tuple(layer for layer in held if layer.holders)
+
+
+def users_of(layers_dir: Path, leases: Sequence[Lease], clock: Clock) -> Users:
+    """Who uses the layers of *layers_dir* now.
+
+    Raises:
+        StoreError: it cannot be told what is mounted.
+    """
+    # In this order: what a process that has ended by now has mounted is seen afterwards.
+    ended = {lease.bond for lease in leases if _has_ended(lease.bond)}
+    mounted = look(layers_dir)
+    now = clock.now()
+
+    def is_alive(lease: Lease, bond: Bond) -> bool:
+        if lease.tag in mounted.overlays:
+            return True
+        if isinstance(bond, OverlayBond):
+            return bond.boot == boot_name() and bond.device in mounted.detached
+        return bond not in ended
+
+    live: list[Lease] = []
+    over: list[Lease] = []
+    for lease in leases:
+        (over if is_over(lease, now, is_alive) else live).append(lease)
+    # Which layers these have is known; others may have any.
+    known = {lease.bond.device for lease in live if isinstance(lease.bond, OverlayBond)}
+    detached = {
+        device: holder for device, holder in mounted.detached.items() if device not in known
+    }
+    return Users(live, over, replace(mounted, detached=detached))
+
+
+def mounts_among(mounts: Iterable[LayerMount], users: Users) -> tuple[LayerMount, ...]:
+    """The *mounts*, with whether they are mounted still."""
+    return tuple(
+        replace(mount, is_mounted=tag_of(mount.lease_id) in users.mounted.overlays)
+        for mount in mounts
+    )
+
+
+class LayerUse:
+    """The leases and mounts of a store; may be used from any thread.
+
+    Args:
+        config: where the store is.
+        storage: the record of its layers.
+        clock: the time.
+        on_step: is told of each change of the disk before it is made.
+        mounter: mounts overlays.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        storage: LayerStorage,
+        clock: Clock,
+        *,
+        on_step: OnStep = unannounced,
+        mounter: Mounter = overlay.mount,
+    ) -> None:
+        self._config = config
+        self._layers = storage
+        self._clock = clock
+        self._on_step = on_step
+        self._mounter = mounter
+        self._mounts_dir = config.working_dir / "mounts"
+
+    # Leases
+
+    def lease(
+        self,
+        layers: str | Iterable[str],
+        *,
+        owner: str,
+        ttl: timedelta | None = None,
+        process: int | None = None,
+    ) -> HeldLease:
+        """Keep installed *layers*; see ``LayerManager.lease``."""
+        now = self._clock.now()
+        bond = None if process is None else process_bond(process)
+        with self._transaction():
+            lease = Lease(
+                lease_id=secrets.token_hex(4),
+                owner=owner,
+                layers=tuple(layer.digest for layer in self._found(layers)),
+                created=now,
+                expires=None if ttl is None else now + ttl,
+                bond=bond,
+            )
+            self._record.add_lease(lease)
+        return HeldLease(lease, self)
+
+    def leases(self) -> tuple[Lease, ...]:
+        """The leases that are not over."""
+        return tuple(self.users().leases)
+
+    def release_lease(self, lease_id: str) -> None:
+        """End a lease; see ``LayerManager.release_lease``."""
+        with self._transaction():
+            if lease_id not in {lease.lease_id for lease in self._record.get_leases()}:
+                raise LeaseNotExistError(f"there is no lease {lease_id}")
+            for mount in self._record.get_mounts():
+                if mount.lease_id == lease_id:
+                    raise UseError(f"lease {lease_id} is that of the mount {mount.name}")
+            self._record.delete_lease(lease_id)
+
+    def end_lease(self, lease_id: str) -> None:
+        """End a lease; one that is over already is no error."""
+        self._record.delete_lease(lease_id)
+
+    def users(self) -> Users:
+        """Who uses layers now."""
+        record = self._layers
+        leases = record.get_leases() if isinstance(record, HoldsLeases) else ()
+        return users_of(self._config.layers_dir, leases, self._clock)
+
+    # Mounts
+
+    def mount(
+        self,
+        name: str,
+        layers: str | Iterable[str],
+        *,
+        target: Path,
+        upper: Path | None = None,
+        work: Path | None = None,
+        read_only: bool = False,
+    ) -> MountedLayers:
+        """Mount installed *layers*; see ``LayerManager.mount``."""
+        if not _NAME.fullmatch(name):
+            raise MountError(f"not a name for a mount: {name!r}: letters, digits, . _ and -")
+        if upper and read_only:
+            raise MountError(f"{name}: what cannot be written has no use for an upper directory")
+        self.sweep()
+        target = _directory(target)
+        lease, found = self._begin(name, layers)
+        try:
+            what = self._overlay(lease, found, upper, work, read_only=read_only)
+            mount = LayerMount(name, lease.lease_id, target, lease.layers, what.upper)
+            self._record.add_mount(mount)
+            self._on_step(Step.MOUNT)
+            self._mounter(what, target, lambda device: self._bind(lease, device))
+        except BaseException:
+            self._take_back(name, lease.lease_id)
+            raise
+        return MountedLayers(mount, self)
+
+    def umount(self, name: str, *, lazy: bool = False) -> None:
+        """Unmount what was mounted as *name*; see ``LayerManager.umount``."""
+        self.end_mount(self._mount_named(name), lazy=lazy)
+
+    def mounts(self) -> tuple[LayerMount, ...]:
+        """What was mounted by name, and whether it still is."""
+        record = self._record
+        return mounts_among(record.get_mounts(), self.users())
+
+    def end_mount(self, mount: LayerMount, *, lazy: bool) -> None:
+        """Unmount *mount* itself, not what has its name by now; nothing to do is no error."""
+        if mount.lease_id not in {one.lease_id for one in self._record.get_mounts()}:
+            return
+        tag = tag_of(mount.lease_id)
+        here = [one for one in own_mounts() if one.mount_point == os.fsencode(mount.target)]
+        if any(one.source == tag.encode() for one in here):
+            if here[-1].source != tag.encode():
+                raise MountError(f"{mount.name}: something else is mounted over {mount.target}")
+            self._on_step(Step.UNMOUNT)
+            overlay.unmount(mount.target, lazy=lazy)
+        elif elsewhere := self.users().mounted.overlays.get(tag):
+            raise MountError(
+                f"{mount.name} is mounted in another mount namespace, that of process "
+                f"{elsewhere[0].process}: unmount it there"
+            )
+        self._record.delete_mount(mount.name)
+        self.sweep()
+
+    def sweep(self) -> Users:
+        """Forget leases that are over, with their mounts, and remove what those have written.
+
+        Returns:
+            Who uses layers.
+
+        Raises:
+            StoreError: it cannot be told what is mounted, or something cannot be removed.
+        """
+        directories = self._directories()  # before the leases: each has its lease first
+        users = self.users()
+        live = {lease.lease_id for lease in users.leases}
+        for name in directories:
+            if name not in live:
+                self._remove_directory(name)
+        if not users.over:
+            return users
+        over = {lease.lease_id for lease in users.over}
+        with self._transaction():
+            for mount in self._record.get_mounts():
+                if mount.lease_id in over:
+                    self._record.delete_mount(mount.name)
+            for lease_id in over:
+                self._record.delete_lease(lease_id)
+        return users
+
+    # Within
+
+    @property
+    def _record(self) -> HoldsLeases:
+        if not isinstance(self._layers, HoldsLeases):
+            raise StorageError("the storage of this layer manager keeps no leases")
+        return self._layers
+
+    def _transaction(self) -> AbstractContextManager[None]:
+        return (
+            self._layers.transaction() if isinstance(self._layers, Transactional) else nullcontext()
+        )
+
+    def _found(self, layers: str | Iterable[str]) -> tuple[LayerInfo, ...]:
+        return find_layers(layers, self._layers.get_layers_info())
+
+    def _begin(self, name: str, layers: str | Iterable[str]) -> tuple[Lease, tuple[LayerInfo, ...]]:
+        """Take the lease of a mount; it ends with this process as long as nothing is mounted."""
+        with self._transaction():
+            for mount in self._record.get_mounts():
+                if mount.name == name:
+                    raise MountError(f"{name} is mounted already, on {mount.target}")
+            found = self._found(layers)
+            lease = Lease(
+                lease_id=secrets.token_hex(4),
+                owner=f"mount {name}",
+                layers=tuple(layer.digest for layer in found),
+                created=self._clock.now(),
+                bond=process_bond(os.getpid()),
+            )
+            self._record.add_lease(lease)
+            return lease, found
+
+    def _overlay(
+        self,
+        lease: Lease,
+        layers: Sequence[LayerInfo],
+        upper: Path | None,
+        work: Path | None,
+        *,
+        read_only: bool,
+    ) -> Overlay:
+        lower = [layer.path for layer in layers]
+        with _store_errors("cannot prepare a mount"):
+            if upper:
+                upper, work = _given(upper, work)
+            elif not read_only:
+                upper, work = self._make_upper(lease.lease_id, lower[0])
+            elif len(lower) == 1:
+                lower.append(self._make(lease.lease_id, "bottom"))
+            return Overlay(
+                lower, upper, work, lease.tag, has_user_attributes=self._has_user_attributes()
+            )
+
+    def _bind(self, lease: Lease, device: str) -> None:
+        self._record.add_lease(replace(lease, bond=OverlayBond(boot_name(), device)))
+
+    def _take_back(self, name: str, lease_id: str) -> None:
+        self._remove_directory(lease_id)
+        with self._transaction():
+            self._record.delete_mount(name)
+            self._record.delete_lease(lease_id)
+
+    def _mount_named(self, name: str) -> LayerMount:
+        for mount in self._record.get_mounts():
+            if mount.name == name:
+                return mount
+        raise MountNotExistError(f"nothing is mounted as {name}")
+
+    def _has_user_attributes(self) -> bool:
+        """Whether an ordinary user unpacked the layers, or the root of his namespace."""
+        users = Path("/proc/self/uid_map").read_text(encoding="ascii").split()
+        return users != _ALL_USERS or self._config.layers_dir.stat().st_uid != 0
+
+    # Directories
+
+    def _directories(self) -> list[str]:
+        with _store_errors("cannot list what mounts have written"):
+            try:
+                return [path.name for path in self._mounts_dir.iterdir()]
+            except FileNotFoundError:
+                return []
+
+    def _make_upper(self, lease_id: str, top: Path) -> tuple[Path, Path]:
+        """Make directories for what is written; the root of the overlay is to be as in *top*."""
+        upper, work = self._make(lease_id, "upper"), self._make(lease_id, "work")
+        status = top.stat()
+        os.chown(upper, status.st_uid, status.st_gid)
+        upper.chmod(stat.S_IMODE(status.st_mode))
+        return upper, work
+
+    def _make(self, lease_id: str, name: str) -> Path:
+        path = self._mounts_dir / lease_id / name
+        for directory in (self._mounts_dir, path.parent, path):
+            self._on_step(Step.MAKE_MOUNT_DIRECTORY)
+            directory.mkdir(mode=0o700, exist_ok=True)
+        return path
+
+    def _remove_directory(self, name: str) -> None:
+        """Remove what a mount has written; others may be at it, too."""
+        with _store_errors("cannot remove what a mount has written"):
+            while (self._mounts_dir / name).exists():
+                self._on_step(Step.REMOVE_TREE)
+                parent = os.open(self._mounts_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                try:
+                    with suppress(FileNotFoundError):
+                        remove_tree(name, dir_fd=parent)
+                finally:
+                    os.close(parent)
+
+
+def _has_ended(bond: Bond | None) -> bool:
+    return isinstance(bond, ProcessBond) and not is_process_alive(bond)
+
+
+def _holder(lease: Lease) -> Holder:
+    return Holder(f"lease {lease.lease_id} of {lease.owner}", lease_id=lease.lease_id)
+
+
+def _directory(path: Path) -> Path:
+    """The directory *path* without symlinks, as the table of mounts names it."""
+    try:
+        resolved = path.resolve(strict=True)
+    except OSError as error:
+        raise MountError(f"cannot mount on {path}: {error.strerror}") from error
+    if not resolved.is_dir():
+        raise MountError(f"cannot mount on {path}: it is no directory")
+    return resolved
+
+
+def _given(upper: Path, work: Path | None) -> tuple[Path, Path]:
+    """The upper directory that was given, and its work directory, by default one beside it."""
+    upper = _directory(upper)
+    if work is None:
+        work = upper.with_name(f".{upper.name}.work")
+        work.mkdir(mode=0o700, exist_ok=True)
+    return upper, _directory(work)
+
+
+@contextmanager
+def _store_errors(what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"{what}: {error}") from error

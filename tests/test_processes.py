@@ -1,0 +1,86 @@
+"""Which process is which, and whether it is still there."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from layermanager.errors import UseError
+from layermanager.processes import is_process_alive, process_bond
+
+WAITING = "import sys; sys.stdin.read()"
+AWKWARD_NAME = "open('/proc/self/comm', 'w').write(') Z 1 2 ('); print(flush=True);"
+WITHOUT_ITS_FIRST_THREAD = """
+import ctypes, sys, threading
+threading.Thread(target=sys.stdin.read).start()
+print(flush=True)
+ctypes.CDLL(None).pthread_exit(None)
+"""
+
+
+def start(script: str) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    if "print" in script:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"\n"
+    return process
+
+
+def test_this_one() -> None:
+    bond = process_bond(os.getpid())
+    assert bond.process == os.getpid()
+    assert is_process_alive(bond)
+
+
+@pytest.mark.parametrize("script", [WAITING, AWKWARD_NAME + WAITING])
+def test_one_that_is_killed(script: str) -> None:
+    with start(script) as process:
+        bond = process_bond(process.pid)
+        assert is_process_alive(bond)
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert not is_process_alive(bond), "it has ended, though nobody has taken note of that"
+    assert not is_process_alive(bond)
+
+
+def test_one_whose_first_thread_has_ended() -> None:
+    with start(WITHOUT_ITS_FIRST_THREAD) as process:
+        bond = process_bond(process.pid)
+        while b"State:\tZ" not in open_status(process.pid):
+            threading.Event().wait(0.001)
+        assert is_process_alive(bond)
+        process.kill()
+
+
+def open_status(process: int) -> bytes:
+    return Path(f"/proc/{process}/status").read_bytes()
+
+
+def test_another_one_of_the_same_number() -> None:
+    bond = process_bond(os.getpid())
+    assert not is_process_alive(replace(bond, started=bond.started - 1))
+
+
+def test_one_of_another_boot() -> None:
+    bond = process_bond(os.getpid())
+    assert not is_process_alive(replace(bond, boot="another"))
+
+
+def test_of_another_process_namespace_nothing_can_be_told() -> None:
+    bond = process_bond(os.getpid())
+    assert is_process_alive(replace(bond, namespace=1, started=0))
+
+
+def test_one_that_is_not_there() -> None:
+    with start(WAITING) as process:
+        process.kill()
+    with pytest.raises(UseError, match=f"no process {process.pid}"):
+        process_bond(process.pid)
