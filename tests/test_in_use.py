@@ -181,16 +181,67 @@ class TestMounts:
         with mounted(mount_command([elsewhere, empty], place)):
             assert names_in_use(layers_dir) == {USED}
 
-    def test_an_overlay_that_is_in_no_table_may_use_all(
+    @pytest.mark.parametrize("upper", [True, False])
+    def test_an_overlay_that_is_in_no_table_is_compared(
+        self, layers_dir: Path, used: Path, place: Path, empty: Path, *, upper: bool
+    ) -> None:
+        options = "ro"
+        if upper:
+            for name in ("upper", "work"):
+                (place.parent / name).mkdir()
+            options = f"upperdir={place.parent}/upper,workdir={place.parent}/work"
+        subprocess.run(["sh", "-c", mount_command([used, empty], place, options)], check=True)
+        with shell(f"cd {place}/usr") as process:
+            subprocess.run(["umount", "--lazy", place], check=True)
+            assert names_in_use(layers_dir) == {USED}
+            (holder,) = look(layers_dir).holders(USED)
+            assert holder.process == process.pid
+            assert "directory open" in str(holder)
+            used.rename(layers_dir / ".trash" / f"{USED}.0a")
+            assert names_in_use(layers_dir) == {USED}
+        assert names_in_use(layers_dir) == set()
+
+    def test_one_of_which_only_a_file_is_open_loses_nothing(
         self, layers_dir: Path, used: Path, place: Path, empty: Path
     ) -> None:
         subprocess.run(["sh", "-c", mount_command([used, empty], place)], check=True)
-        with shell(f"exec 3< {place}/file") as process:
+        with shell(f"exec 3< {place}/file; {{ read x && echo read; }} <&3 || true"):
             subprocess.run(["umount", "--lazy", place], check=True)
-            assert names_in_use(layers_dir) == {USED, OTHER, UNUSED}
-            (holder,) = look(layers_dir).holders(UNUSED)
-            assert holder.process == process.pid
-        assert names_in_use(layers_dir) == set()
+            assert names_in_use(layers_dir) == set()
+
+    @pytest.mark.parametrize(
+        ("prepare", "lower"),
+        [
+            ("mount --bind {used} {bound}", "{bound}"),
+            ("exec 5< {used}", "/proc/self/fd/5"),
+            ("ln -s {used} {base}/link; cd {base}", "link"),
+        ],
+        ids=["a bind mount that is gone", "a descriptor", "a relative link"],
+    )
+    def test_an_overlay_whose_paths_lead_nowhere_is_compared(
+        self, layers_dir: Path, used: Path, place: Path, empty: Path, prepare: str, lower: str
+    ) -> None:
+        bound = layers_dir.parent / "bound"
+        bound.mkdir()
+        paths = {"used": used, "bound": bound, "base": layers_dir.parent}
+        script = f"""
+            {prepare.format(**paths)}
+            {mount_command([lower.format(**paths), empty], place)}
+            umount -q {bound} || true
+        """
+        with mounted(script):
+            assert names_in_use(layers_dir) == {USED}
+
+    def test_over_a_layer_of_which_nothing_is_shown(
+        self, layers_dir: Path, used: Path, place: Path, tmp_path: Path
+    ) -> None:
+        """Another one with other files at the same places is another one."""
+        other = tmp_path / "other"
+        other.mkdir()
+        (other / "file").write_text("another one")
+        script = f"exec 5< {other}; exec 6< {used}"
+        with mounted(f"{script}; {mount_command(['/proc/self/fd/5', '/proc/self/fd/6'], place)}"):
+            assert names_in_use(layers_dir) == set()
 
 
 def test_in_a_user_namespace(

@@ -312,14 +312,18 @@ class TestArguments:
             result = manager.process_desired_layers([two])
             assert (names_in(result.cached), names_in(result.installed)) == (["one"], ["two"])
 
-    def test_a_row_comes_after_its_directory(self, node: Node, clock: FakeClock) -> None:
+    def test_a_row_comes_after_its_directory_and_goes_before_its_files(
+        self, node: Node, clock: FakeClock
+    ) -> None:
         class Watchful(SeedStorage):
             def add_layer(self, layer: LayerInfo) -> None:
                 assert name_on_disk(layer) == layer.layer_id
                 super().add_layer(layer)
 
             def delete_layer_by_digest(self, digest: Digest) -> None:
-                assert (node.config.layers_dir / "sha256" / digest.encoded).is_dir()
+                (trashed,) = (node.config.layers_dir / ".trash").iterdir()
+                assert trashed.name.startswith(digest.encoded)
+                assert (trashed / "etc/name").exists()
                 super().delete_layer_by_digest(digest)
 
         layers = [node.publish(name) for name in "abc"]

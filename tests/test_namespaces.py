@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -120,17 +121,28 @@ class TestDetached:
         yield place
         subprocess.run(["umount", "-q", "--lazy", place], check=False)
 
-    @pytest.mark.parametrize("script", ["exec 3< file", "cd 'of top'"])
-    def test_by_a_process(self, mounted: Path, script: str) -> None:
+    def detached(self, device: str) -> list[tuple[int, bool]]:
+        return [
+            (overlay.process, overlay.directory is not None)
+            for overlay in detached_overlays(mount_tables())
+            if overlay.device == device
+        ]
+
+    @pytest.mark.parametrize(
+        ("script", "leads_on"),
+        [("exec 3< {}/file", False), ("exec 3< {}/of' 'top", True), ("cd {}/of' 'top", True)],
+    )
+    def test_by_a_process(self, mounted: Path, script: str, *, leads_on: bool) -> None:
         device = device_text(mounted.stat().st_dev)
-        with shell(f"cd '{mounted}'; {script}") as process:
-            assert detached_overlays(mount_tables()) == {}
+        with shell(script.format(shlex.quote(str(mounted)))) as process:
+            assert self.detached(device) == []
             subprocess.run(["umount", "--lazy", mounted], check=True)
-            assert detached_overlays(mount_tables()) == {device: process.pid}
-        assert detached_overlays(mount_tables()) == {}
+            assert self.detached(device) == [(process.pid, leads_on)]
+        assert self.detached(device) == []
 
     def test_one_that_is_still_mounted_elsewhere_is_not(self, mounted: Path) -> None:
+        device = device_text(mounted.stat().st_dev)
         with shell(f"cd '{mounted}'"), shell("true", prefix=IN_A_MOUNT_NAMESPACE) as other:
             subprocess.run(["umount", "--lazy", mounted], check=True)
             assert seen_by(mounted) == [other.pid]
-            assert detached_overlays(mount_tables()) == {}
+            assert self.detached(device) == []

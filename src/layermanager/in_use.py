@@ -11,8 +11,9 @@ A path says where a directory was when it was mounted. That is why layers are re
 last look and removed after it: from then on nobody can begin to use them by their path, who did
 before is seen, and who is seen loses nothing by a rename: an overlay has the directory itself.
 
-What a mount that is in no table has for layers cannot be told (``detached_overlays``): as long as
-there is one, every layer counts as in use by it.
+Where no path says what an overlay is made of, as it is in no table, or its paths lead nowhere any
+more, it is compared with the layer: one whose files it shows, told by their inode numbers, is in
+use (overlayfs.rst, "Inode properties").
 """
 
 from __future__ import annotations
@@ -20,25 +21,44 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from layermanager.leases import Holder
 from layermanager.mountinfo import OVERLAY, Mount, lower_directories
 from layermanager.namespaces import detached_overlays, mount_tables
+from layermanager.overlay import device_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from layermanager.namespaces import MountTable
+    from layermanager.namespaces import DetachedOverlay, MountTable
 
     Directories: TypeAlias = Mapping[tuple[int, int], str]
 
 # A layer's directory has the name of its digest, in staging and trash with a suffix.
 _LAYER_NAME: Final = re.compile(rb"([0-9a-f]{128}|[0-9a-f]{96}|[0-9a-f]{64})(?:\.[0-9a-f]+)?")
 _DELETED: Final = b"//deleted"
+_INODE_BITS: Final = 0xFFFF_FFFF
+_OPEN_PATH: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _MOST_LINKS: Final = 40  # as the kernel has it
+
+
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """An overlay whose layers have no names.
+
+    Attributes:
+        directory: a path of ours to its root directory, or to one below.
+        holder: what to say of it.
+        device: its ``st_dev``, as ``major:minor``.
+    """
+
+    directory: str
+    holder: Holder
+    device: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,17 +67,26 @@ class Look:
 
     Attributes:
         by_name: who uses a layer, by the hex digits of its digest.
+        suspects: who may use any.
         overlays: where each overlay is, by its source.
-        detached: the overlays that are in no table, by their device; any may use any layer.
+        detached: the devices of the overlays that are in no table.
+        places: where the layers are, by the hex digits of their digests.
     """
 
     by_name: Mapping[str, Sequence[Holder]]
+    suspects: Sequence[Suspect]
     overlays: Mapping[str, Sequence[Holder]]
-    detached: Mapping[str, Holder]
+    detached: frozenset[str]
+    places: Mapping[str, Sequence[Path]]
 
     def holders(self, encoded: str) -> tuple[Holder, ...]:
-        """Who uses, or may use, the layer whose digest has these hex digits."""
-        return (*self.by_name.get(encoded, ()), *self.detached.values())
+        """Who uses the layer whose digest has these hex digits."""
+        shown = (
+            suspect.holder
+            for suspect in self.suspects
+            if any(_shows(suspect, place) for place in self.places.get(encoded, ()))
+        )
+        return (*self.by_name.get(encoded, ()), *shown)
 
 
 def look(layers_dir: Path) -> Look:
@@ -78,12 +107,14 @@ def look(layers_dir: Path) -> Look:
 
 
 def _look(
-    layers_dir: Path, tables: Iterable[MountTable], detached: Mapping[str, int]
+    layers_dir: Path, tables: Iterable[MountTable], detached: Iterable[DetachedOverlay]
 ) -> Look | None:
     """What the *tables* say; None if one could not be looked into, since its process ended."""
-    directories = _directories(layers_dir)
+    places = _places(layers_dir)
+    names = {identity: name for name, identity, _ in places}
     by_name: dict[str, list[Holder]] = defaultdict(list)
     overlays: dict[str, list[Holder]] = defaultdict(list)
+    suspects = list(map(_suspect_detached, filter(lambda one: one.directory, detached)))
     seen = set()
     for table in tables:
         paths = _Paths(table.root)
@@ -92,16 +123,20 @@ def _look(
             if identity in seen:
                 continue  # by another process of the same namespace
             seen.add(identity)
-            for name in dict.fromkeys(_layers_of(mount, paths, directories)):
+            for name in dict.fromkeys(_layers_of(mount, paths, names)):
                 by_name[name].append(_holder(mount, table))
             if mount.kind == OVERLAY:
                 overlays[os.fsdecode(mount.source)].append(_holder(mount, table))
+                if table.root and paths.lead_nowhere(lower_directories(mount.options)):
+                    suspects.append(_suspect(mount, table, table.root))
         if table.root and not table.root.exists():
             return None
     return Look(
-        by_name,
-        overlays,
-        {device: _holder_of_detached(device, process) for device, process in detached.items()},
+        by_name=by_name,
+        suspects=suspects,
+        overlays=overlays,
+        detached=frozenset(one.device for one in detached),
+        places=_grouped(places),
     )
 
 
@@ -129,18 +164,23 @@ def _layers_of(mount: Mount, paths: _Paths, directories: Directories) -> Iterato
             yield directories[identity]
 
 
-def _directories(layers_dir: Path) -> dict[tuple[int, int], str]:
-    """Which directory is which layer, those in staging and trash included."""
-    found = {}
+def _places(layers_dir: Path) -> list[tuple[str, tuple[int, int], Path]]:
+    """Which layer is which directory, and where; those in staging and trash included."""
+    found = []
     for parent in _children(layers_dir):
         for path in _children(parent):
             for name in layers_in(os.fsencode(path.name)):
-                try:
+                with suppress(FileNotFoundError):
                     status = path.lstat()
-                except FileNotFoundError:
-                    continue
-                found[status.st_dev, status.st_ino] = name
+                    found.append((name, (status.st_dev, status.st_ino), path))
     return found
+
+
+def _grouped(places: Iterable[tuple[str, tuple[int, int], Path]]) -> Mapping[str, Sequence[Path]]:
+    paths: dict[str, list[Path]] = defaultdict(list)
+    for name, _, path in places:
+        paths[name].append(path)
+    return paths
 
 
 def _children(directory: Path) -> Iterable[Path]:
@@ -177,6 +217,22 @@ class _Paths:
             return None
         return status.st_dev, status.st_ino
 
+    def lead_nowhere(self, paths: Iterable[bytes]) -> bool:
+        """Whether one of *paths* names no layer and leads to nothing.
+
+        Nothing is an empty directory, too: something may have been mounted there.
+        """
+        return any(not any(layers_in(path)) and self._is_nothing(path) for path in paths)
+
+    def _is_nothing(self, path: bytes) -> bool:
+        if self._root is None or not path.startswith(b"/"):
+            return True
+        try:
+            with os.scandir(self._root + self.resolved(path)) as entries:
+                return next(entries, None) is None
+        except OSError:
+            return True
+
     def _resolved(self, path: bytes, links: int) -> bytes:
         parent, _, name = path.rstrip(b"/").rpartition(b"/")
         if not name:
@@ -212,8 +268,64 @@ def _holder(mount: Mount, table: MountTable) -> Holder:
     )
 
 
-def _holder_of_detached(device: str, process: int) -> Holder:
-    return Holder(
-        f"an unmounted overlay ({device}), of which process {process} has a file open",
-        process=process,
+def _suspect(mount: Mount, table: MountTable, root: Path) -> Suspect:
+    directory = str(root) + os.fsdecode(mount.mount_point)
+    return Suspect(directory, _holder(mount, table), mount.device)
+
+
+def _suspect_detached(detached: DetachedOverlay) -> Suspect:
+    holder = Holder(
+        f"an unmounted overlay, of which process {detached.process} has a directory open",
+        process=detached.process,
+    )
+    return Suspect(detached.directory or "", holder, detached.device)
+
+
+def _shows(suspect: Suspect, layer: Path) -> bool:
+    """Whether the overlay shows a file of *layer*, at its place."""
+    with ExitStack() as stack:
+        try:
+            root = _root_of(suspect, stack)
+            directory = os.open(layer, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            return False  # one of them is gone, or another one has its place
+        stack.callback(os.close, directory)
+        for path, _, names, below in os.fwalk(".", dir_fd=directory):
+            for name in names:
+                if _is_same(name, below, f"{path}/{name}", root):
+                    return True
+    return False
+
+
+def _root_of(suspect: Suspect, stack: ExitStack) -> int:
+    """Open the root directory of an overlay, from wherever in it.
+
+    Raises:
+        OSError: the overlay is not there any more.
+    """
+    current = os.open(suspect.directory, _OPEN_PATH)
+    stack.callback(os.close, current)
+    identity = os.fstat(current)
+    if device_text(identity.st_dev) != suspect.device:
+        raise FileNotFoundError(suspect.directory)
+    while True:
+        parent = os.open("..", _OPEN_PATH, dir_fd=current)
+        stack.callback(os.close, parent)
+        status = os.fstat(parent)
+        if status.st_dev != identity.st_dev or status.st_ino == identity.st_ino:
+            return current
+        current, identity = parent, status
+
+
+def _is_same(name: str, directory: int, path: str, root: int) -> bool:
+    """Whether *path* below *root* shows the file *name* of a layer's *directory*."""
+    try:
+        shown = os.stat(path, dir_fd=root, follow_symlinks=False)
+        own = os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except OSError:
+        return False
+    # With the option xino the upper bits say which layer it is from.
+    return (shown.st_ino ^ own.st_ino) & _INODE_BITS == 0 and (
+        (shown.st_mode, shown.st_size, shown.st_mtime_ns)
+        == (own.st_mode, own.st_size, own.st_mtime_ns)
     )

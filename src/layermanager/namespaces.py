@@ -24,7 +24,7 @@ from layermanager.mountinfo import Mount, parse_line
 from layermanager.overlay import device_text, with_own_directory
 
 # There is much to look at, again and again: paths are texts here, which takes a tenth of the time.
-# ruff: noqa: PTH116, PTH208
+# ruff: noqa: PTH112, PTH116, PTH208
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 _PROC: Final = Path("/proc")
 _MOUNT_NUMBER: Final = re.compile(rb"mnt_id:\s*(\d+)")
 _INFORMATION_BYTES: Final = 512  # it comes before what may be long
-_GONE: Final = (errno.ENOENT, errno.ESRCH, errno.EINVAL)  # EINVAL: it is ending just now
+_GONE: Final = (errno.ENOENT, errno.ESRCH, errno.EINVAL)
+"""It has ended; ``EINVAL``: just now, or what was a namespace's file is a plain one again."""
 _NAMESPACE_FILES: Final = b"nsfs"
 _MOUNT_NAMESPACE: Final = b"mnt:["
 
@@ -50,6 +51,22 @@ class MountTable:
     process: int
     root: Path | None
     mounts: tuple[Mount, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DetachedOverlay:
+    """An overlay that is in no table of mounts.
+
+    Attributes:
+        device: its ``st_dev``, as ``major:minor``.
+        process: one that uses it.
+        directory: a path of ours to one of its directories; None if that process only has a file
+            of it open, which leads to nothing else.
+    """
+
+    device: str
+    process: int
+    directory: str | None
 
 
 def mount_tables() -> list[MountTable]:
@@ -84,26 +101,29 @@ def own_mounts() -> tuple[Mount, ...]:
     return _parsed(_read_table(os.getpid()))
 
 
-def detached_overlays(tables: Collection[MountTable]) -> dict[str, int]:
-    """The overlays that are in no table, but in use: device, and a process that uses it.
+def detached_overlays(tables: Collection[MountTable]) -> list[DetachedOverlay]:
+    """The overlays that are in no table, but in use, as far as this user may see that.
 
-    They were unmounted lazily, or never put at a place, and a process has a file or directory of
-    them open, as far as this user may see that.
+    They were unmounted lazily, or were never put at a place, and a process has a file or directory
+    of them open.
     """
     numbers = {mount.number for table in tables for mount in table.mounts}
     devices = {mount.device for table in tables for mount in table.mounts}
-    looked_at: dict[int, str | None] = {}
-    found: dict[str, int] = {}
+    device_of: dict[int, str | None] = {}
+    found: dict[str, DetachedOverlay] = {}
     for process in _processes():
         for number, path in _open_mounts(process):
             if number in numbers:
                 continue
-            if number not in looked_at:
-                looked_at[number] = _overlay_device(path)
-            device = looked_at[number]
-            if device is not None and device not in devices:
-                found.setdefault(device, process)
-    return found
+            if number not in device_of:
+                device_of[number] = _overlay_device(path)
+            device = device_of[number]
+            if device is None or device in devices:
+                continue
+            if device not in found or found[device].directory is None:
+                directory = path if os.path.isdir(path) else None
+                found[device] = DetachedOverlay(device, process, directory)
+    return list(found.values())
 
 
 def _processes() -> list[int]:
@@ -184,7 +204,7 @@ def _table_inside(file: Path) -> bytes:
     try:
         return with_own_directory(look)
     except OSError as error:
-        if isinstance(error, PermissionError) and os.geteuid() != 0:
+        if error.errno in _GONE or (isinstance(error, PermissionError) and os.geteuid() != 0):
             return b""
         raise StoreError(f"cannot tell what is mounted in {file}: {error}") from error
 

@@ -195,12 +195,10 @@ def users_of(layers_dir: Path, leases: Sequence[Lease], clock: Clock) -> Users:
     over: list[Lease] = []
     for lease in leases:
         (over if is_over(lease, now, is_alive) else live).append(lease)
-    # Which layers these have is known; others may have any.
+    # Which layers these have is known.
     known = {lease.bond.device for lease in live if isinstance(lease.bond, OverlayBond)}
-    detached = {
-        device: holder for device, holder in mounted.detached.items() if device not in known
-    }
-    return Users(live, over, replace(mounted, detached=detached))
+    suspects = [one for one in mounted.suspects if one.device not in known]
+    return Users(live, over, replace(mounted, suspects=suspects))
 
 
 def mounts_among(mounts: Iterable[LayerMount], users: Users) -> tuple[LayerMount, ...]:
