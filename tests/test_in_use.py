@@ -18,22 +18,45 @@ from layermanager.testing.layers import digest_of
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-USED, OTHER, UNUSED = (digest_of(name).encoded for name in (b"used", b"other", b"unused"))
+    from layermanager.leases import Holder
+
+NAME = digest_of(b"used").encoded
+
+
+class Layers:
+    """Three layers of a store of its own, with names that no other test has.
+
+    Attributes:
+        directory: the layers' directory.
+    """
+
+    def __init__(self, base: Path) -> None:
+        self.directory = base / "layers"
+        (self.directory / ".trash").mkdir(parents=True)
+        self.used, self.other, self.unused = (
+            self._layer(f"{name} of {base}") for name in ("used", "other", "unused")
+        )
+
+    def _layer(self, content: str) -> Path:
+        path = self.directory / "sha256" / digest_of(content.encode()).encoded
+        (path / "usr").mkdir(parents=True)
+        (path / "file").write_text(content)
+        return path
+
+    def in_use(self) -> set[Path]:
+        """Those that are found to be in use."""
+        found = look(self.directory)
+        return {path for path in (self.used, self.other, self.unused) if found.holders(path.name)}
+
+    def holder(self) -> Holder:
+        """The only one that uses the first layer."""
+        (holder,) = look(self.directory).holders(self.used.name)
+        return holder
 
 
 @pytest.fixture
-def layers_dir(tmp_path: Path) -> Path:
-    path = tmp_path / "layers"
-    for name in (USED, OTHER, UNUSED):
-        (path / "sha256" / name / "usr").mkdir(parents=True)
-        (path / "sha256" / name / "file").touch()
-    (path / ".trash").mkdir()
-    return path
-
-
-@pytest.fixture
-def used(layers_dir: Path) -> Path:
-    return layers_dir / "sha256" / USED
+def layers(tmp_path: Path) -> Layers:
+    return Layers(tmp_path)
 
 
 @pytest.fixture
@@ -58,11 +81,6 @@ def mounted(script: str) -> Iterator[None]:
         yield
 
 
-def names_in_use(layers_dir: Path) -> set[str]:
-    found = look(layers_dir)
-    return {name for name in (USED, OTHER, UNUSED) if found.holders(name)}
-
-
 class TestNames:
     @given(st.binary(max_size=8), st.binary(max_size=8), st.sampled_from([64, 96, 128]))
     def test_anywhere_on_the_way(self, before: bytes, after: bytes, length: int) -> None:
@@ -72,10 +90,10 @@ class TestNames:
 
     @pytest.mark.parametrize("suffix", ["", ".0123abcd", "//deleted"])
     def test_in_staging_and_trash_and_gone(self, suffix: str) -> None:
-        assert list(layers_in(f"/layers/.trash/{USED}{suffix}".encode())) == [USED]
+        assert list(layers_in(f"/layers/.trash/{NAME}{suffix}".encode())) == [NAME]
 
     @pytest.mark.parametrize(
-        "path", [b"", b"/", USED.encode()[:-1], USED.encode() + b"0", USED.upper().encode()]
+        "path", [b"", b"/", NAME.encode()[:-1], NAME.encode() + b"0", NAME.upper().encode()]
     )
     def test_what_is_none(self, path: bytes) -> None:
         assert list(layers_in(path)) == []
@@ -83,49 +101,61 @@ class TestNames:
 
 @pytest.mark.usefixtures("needs_overlay")
 class TestMounts:
-    def test_none(self, layers_dir: Path) -> None:
-        assert names_in_use(layers_dir) == set()
+    def test_none(self, layers: Layers) -> None:
+        assert layers.in_use() == set()
 
-    def test_an_overlay(self, layers_dir: Path, used: Path, place: Path) -> None:
-        other = layers_dir / "sha256" / OTHER
-        with mounted(mount_command([used, other], place)):
-            assert names_in_use(layers_dir) == {USED, OTHER}
-            (holder,) = look(layers_dir).holders(USED)
+    def test_an_overlay(self, layers: Layers, place: Path) -> None:
+        other = layers.other
+        with mounted(mount_command([layers.used, other], place)):
+            assert layers.in_use() == {layers.used, layers.other}
+            holder = layers.holder()
             assert holder.mount_point == str(place)
             assert str(holder) == f"the overlay on {place}, which process {holder.process} sees"
-        assert names_in_use(layers_dir) == set()
+        assert layers.in_use() == set()
 
-    def test_one_with_an_upper_directory(self, layers_dir: Path, used: Path, place: Path) -> None:
+    def test_one_with_an_upper_directory(self, layers: Layers, place: Path) -> None:
         for name in ("upper", "work"):
             (place.parent / name).mkdir()
         options = f"upperdir={place.parent}/upper,workdir={place.parent}/work"
-        with mounted(mount_command([used], place, options)):
-            assert names_in_use(layers_dir) == {USED}
+        with mounted(mount_command([layers.used], place, options)):
+            assert layers.in_use() == {layers.used}
 
-    def test_a_bind_mount(self, layers_dir: Path, used: Path, place: Path) -> None:
-        with mounted(f"mount --bind {used} {place}"):
-            assert names_in_use(layers_dir) == {USED}
-            (holder,) = look(layers_dir).holders(USED)
+    def test_a_bind_mount(self, layers: Layers, place: Path) -> None:
+        with mounted(f"mount --bind {layers.used} {place}"):
+            assert layers.in_use() == {layers.used}
+            holder = layers.holder()
             assert str(holder).startswith(f"the bind mount on {place}")
 
-    def test_a_bind_mount_of_a_part(self, layers_dir: Path, used: Path, place: Path) -> None:
-        with mounted(f"mount --bind {used}/usr {place}"):
-            assert names_in_use(layers_dir) == {USED}
+    def test_a_bind_mount_of_a_part(self, layers: Layers, place: Path) -> None:
+        with mounted(f"mount --bind {layers.used}/usr {place}"):
+            assert layers.in_use() == {layers.used}
 
-    def test_a_bind_mount_of_all_is_no_use_of_one(self, layers_dir: Path, place: Path) -> None:
-        with mounted(f"mount --bind {layers_dir} {place}"):
-            assert names_in_use(layers_dir) == set()
+    def test_a_bind_mount_of_another_store(
+        self, layers: Layers, place: Path, tmp_path: Path
+    ) -> None:
+        """Once something else is mounted over it, who knows."""
+        elsewhere = tmp_path / "elsewhere" / layers.used.name
+        elsewhere.mkdir(parents=True)
+        bind = f"mount --bind {elsewhere} {place}"
+        with mounted(bind):
+            assert layers.in_use() == set()
+        with mounted(f"{bind}; mount -t tmpfs none {place}"):
+            assert layers.in_use() == {layers.used}
+
+    def test_a_bind_mount_of_all_is_no_use_of_one(self, layers: Layers, place: Path) -> None:
+        with mounted(f"mount --bind {layers.directory} {place}"):
+            assert layers.in_use() == set()
 
     @pytest.mark.parametrize(
         ("prepare", "lower"),
         [
-            ("cd {parent}", USED),
-            ("cd {base}/layers", f"./sha256/{USED}/usr"),
+            ("cd {parent}", "{name}"),
+            ("cd {base}/layers", "./sha256/{name}/usr"),
             ("ln -s {used} {base}/link", "{base}/link"),
             ("ln -s {used} {base}/link", "{base}/link/usr"),
             ("ln -s {used}/usr {base}/link", "{base}/link/../"),
-            ("ln -s sha256 {parent}/../a; ln -s a {parent}/../b", "{parent}/../b/../b/" + USED),
-            ("mount --bind {base}/layers {base}/bound", "{base}/bound/sha256/" + USED),
+            ("ln -s sha256 {parent}/../a; ln -s a {parent}/../b", "{parent}/../b/../b/{name}"),
+            ("mount --bind {base}/layers {base}/bound", "{base}/bound/sha256/{name}"),
             ("mount --bind {used} {base}/bound", "{base}/bound"),
             ("mount --bind {parent} {base}/bound; ln -s bound/{name} {base}/link", "{base}/link"),
         ],
@@ -134,80 +164,98 @@ class TestMounts:
             *("a bound store", "a bound layer", "a link to a bound store"),
         ],
     )
-    def test_by_another_name(
-        self, layers_dir: Path, used: Path, place: Path, prepare: str, lower: str
-    ) -> None:
-        base = layers_dir.parent
+    def test_by_another_name(self, layers: Layers, place: Path, prepare: str, lower: str) -> None:
+        base = layers.directory.parent
         for name in ("bound", "empty"):
             (base / name).mkdir()
-        names = {"base": base, "parent": used.parent, "used": used, "name": USED}
+        used = layers.used
+        names = {"base": base, "parent": used.parent, "used": used, "name": used.name}
         command = mount_command([lower.format(**names), base / "empty"], place)
         with mounted(f"{prepare.format(**names)}\n{command}"):
-            assert names_in_use(layers_dir) == {USED}
+            assert layers.in_use() == {layers.used}
 
     def test_after_it_was_moved_to_the_trash(
-        self, layers_dir: Path, used: Path, place: Path, empty: Path
+        self, layers: Layers, place: Path, empty: Path
     ) -> None:
-        (place.parent / "link").symlink_to(used)
+        (place.parent / "link").symlink_to(layers.used)
         commands = {
-            "by its path": mount_command([used, empty], place),
+            "by its path": mount_command([layers.used, empty], place),
             "by a link": mount_command([place.parent / "link", empty], place),
-            "bound": f"mount --bind {used}/usr {place}",
+            "bound": f"mount --bind {layers.used}/usr {place}",
         }
         for name, command in commands.items():
             with mounted(command):
-                trashed = used.rename(layers_dir / ".trash" / f"{USED}.0123abcd")
-                assert names_in_use(layers_dir) == {USED}, name
-                trashed.rename(used)
+                trashed = layers.used.rename(
+                    layers.directory / ".trash" / f"{layers.used.name}.0123abcd"
+                )
+                assert layers.in_use() == {layers.used}, name
+                trashed.rename(layers.used)
 
-    def test_by_a_link_that_is_only_there(self, layers_dir: Path, empty: Path) -> None:
+    def test_by_a_link_that_is_only_there(self, layers: Layers, empty: Path) -> None:
         """It is followed as in that namespace, where other things are mounted."""
         script = f"""
             mount -t tmpfs none /mnt
             mkdir /mnt/bound /mnt/merged
-            mount --bind {layers_dir} /mnt/bound
-            ln -s /mnt/bound/sha256/{USED} /mnt/link
+            mount --bind {layers.directory} /mnt/bound
+            ln -s /mnt/bound/sha256/{layers.used.name} /mnt/link
             {mount_command(["/mnt/link", empty], Path("/mnt/merged"))}
         """
         with mounted(script):
-            assert names_in_use(layers_dir) == {USED}
+            assert layers.in_use() == {layers.used}
 
     def test_of_another_store_with_the_same_layers(
-        self, layers_dir: Path, place: Path, empty: Path, tmp_path: Path
+        self, layers: Layers, place: Path, empty: Path, tmp_path: Path
     ) -> None:
-        """It counts, too: a name says the same whatever it was mounted by."""
-        elsewhere = tmp_path / "elsewhere" / USED
-        elsewhere.mkdir(parents=True)
-        with mounted(mount_command([elsewhere, empty], place)):
-            assert names_in_use(layers_dir) == {USED}
+        """Once its directory is gone, who knows which one it was."""
+        elsewhere = tmp_path / "elsewhere" / layers.used.name
+        (elsewhere / "usr").mkdir(parents=True)
+        for lower in (elsewhere, elsewhere / "usr"):
+            (lower / "file").touch()
+            with mounted(mount_command([lower, empty], place)):
+                assert layers.in_use() == set()
+                moved = elsewhere.rename(tmp_path / "moved")
+                assert layers.in_use() == {layers.used}
+                moved.rename(elsewhere)
+
+    def test_by_a_link_that_leads_elsewhere_by_now(
+        self, layers: Layers, place: Path, empty: Path, tmp_path: Path
+    ) -> None:
+        link = tmp_path / "current"
+        link.symlink_to(layers.used)
+        with mounted(mount_command([link, empty], place)):
+            link.unlink()
+            link.symlink_to(layers.other)
+            assert layers.in_use() == {layers.used, layers.other}
 
     @pytest.mark.parametrize("upper", [True, False])
     def test_an_overlay_that_is_in_no_table_is_compared(
-        self, layers_dir: Path, used: Path, place: Path, empty: Path, *, upper: bool
+        self, layers: Layers, place: Path, empty: Path, *, upper: bool
     ) -> None:
         options = "ro"
         if upper:
             for name in ("upper", "work"):
                 (place.parent / name).mkdir()
             options = f"upperdir={place.parent}/upper,workdir={place.parent}/work"
-        subprocess.run(["sh", "-c", mount_command([used, empty], place, options)], check=True)
+        subprocess.run(
+            ["sh", "-c", mount_command([layers.used, empty], place, options)], check=True
+        )
         with shell(f"cd {place}/usr") as process:
             subprocess.run(["umount", "--lazy", place], check=True)
-            assert names_in_use(layers_dir) == {USED}
-            (holder,) = look(layers_dir).holders(USED)
+            assert layers.in_use() == {layers.used}
+            holder = layers.holder()
             assert holder.process == process.pid
             assert "directory open" in str(holder)
-            used.rename(layers_dir / ".trash" / f"{USED}.0a")
-            assert names_in_use(layers_dir) == {USED}
-        assert names_in_use(layers_dir) == set()
+            layers.used.rename(layers.directory / ".trash" / f"{layers.used.name}.0a")
+            assert layers.in_use() == {layers.used}
+        assert layers.in_use() == set()
 
     def test_one_of_which_only_a_file_is_open_loses_nothing(
-        self, layers_dir: Path, used: Path, place: Path, empty: Path
+        self, layers: Layers, place: Path, empty: Path
     ) -> None:
-        subprocess.run(["sh", "-c", mount_command([used, empty], place)], check=True)
+        subprocess.run(["sh", "-c", mount_command([layers.used, empty], place)], check=True)
         with shell(f"exec 3< {place}/file; {{ read x && echo read; }} <&3 || true"):
             subprocess.run(["umount", "--lazy", place], check=True)
-            assert names_in_use(layers_dir) == set()
+            assert layers.in_use() == set()
 
     @pytest.mark.parametrize(
         ("prepare", "lower"),
@@ -219,34 +267,32 @@ class TestMounts:
         ids=["a bind mount that is gone", "a descriptor", "a relative link"],
     )
     def test_an_overlay_whose_paths_lead_nowhere_is_compared(
-        self, layers_dir: Path, used: Path, place: Path, empty: Path, prepare: str, lower: str
+        self, layers: Layers, place: Path, empty: Path, prepare: str, lower: str
     ) -> None:
-        bound = layers_dir.parent / "bound"
+        bound = layers.directory.parent / "bound"
         bound.mkdir()
-        paths = {"used": used, "bound": bound, "base": layers_dir.parent}
+        paths = {"used": layers.used, "bound": bound, "base": layers.directory.parent}
         script = f"""
             {prepare.format(**paths)}
             {mount_command([lower.format(**paths), empty], place)}
             umount -q {bound} || true
         """
         with mounted(script):
-            assert names_in_use(layers_dir) == {USED}
+            assert layers.in_use() == {layers.used}
 
     def test_over_a_layer_of_which_nothing_is_shown(
-        self, layers_dir: Path, used: Path, place: Path, tmp_path: Path
+        self, layers: Layers, place: Path, tmp_path: Path
     ) -> None:
         """Another one with other files at the same places is another one."""
         other = tmp_path / "other"
         other.mkdir()
         (other / "file").write_text("another one")
-        script = f"exec 5< {other}; exec 6< {used}"
+        script = f"exec 5< {other}; exec 6< {layers.used}"
         with mounted(f"{script}; {mount_command(['/proc/self/fd/5', '/proc/self/fd/6'], place)}"):
-            assert names_in_use(layers_dir) == set()
+            assert layers.in_use() == set()
 
 
-def test_in_a_user_namespace(
-    needs_user_namespace: list[str], layers_dir: Path, used: Path, place: Path
-) -> None:
-    command = mount_command([used, layers_dir / "sha256" / OTHER], place, "userxattr")
+def test_in_a_user_namespace(needs_user_namespace: list[str], layers: Layers, place: Path) -> None:
+    command = mount_command([layers.used, layers.other], place, "userxattr")
     with shell(command, prefix=needs_user_namespace):
-        assert names_in_use(layers_dir) == {USED, OTHER}
+        assert layers.in_use() == {layers.used, layers.other}

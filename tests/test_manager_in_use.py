@@ -151,12 +151,13 @@ class TestEveryWayToRemove:
             manager.remove_expired_layers()
             node.assert_has(layers)
 
-    def test_when_a_crash_left_it_in_the_trash(
+    def test_when_a_crash_left_it_in_the_trash_without_its_row(
         self, node: Node, layers: list[DesiredLayer], target: Path
     ) -> None:
         with node.manager() as manager:
             used, _ = manager.process_desired_layers(layers).installed
             with manager.mount("app", "used", target=target, read_only=True):
+                manager._storage.delete_layer_by_digest(used.digest)
                 used.path.rename(node.config.layers_dir / ".trash" / f"{used.digest.encoded}.0a")
                 manager.remove_expired_layers()
                 assert names_in(manager.get_layers_info()) == ["other"]

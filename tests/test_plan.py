@@ -372,8 +372,30 @@ class TestFindLayers:
 
     @pytest.mark.parametrize("reference", [digest_of(2), "layer-2", ""])
     def test_one_that_is_not_there(self, reference: str) -> None:
-        with pytest.raises(LayerNotExistError, match=f"layer {reference} is not installed"):
+        with pytest.raises(
+            LayerNotExistError, match=f"no layer and no image {reference} is installed"
+        ):
             find_layers(["layer-1", reference], [installed(1)])
+
+    def test_of_an_image_the_uppermost_comes_first(self) -> None:
+        here = [installed(number) for number in (1, 2, 3)]
+        image = there(resolved("app", 1, 2, 1, 3))
+        assert find_layers("registry:5000/app:1", here, [image]) == (here[2], here[0], here[1])
+        assert find_layers(["layer-2", "registry:5000/app:1"], here, [image])[0] == here[1]
+
+    def test_of_the_images_of_a_name_the_desired_one_counts(self) -> None:
+        here = [installed(1), installed(2), installed(3)]
+        images = [
+            there(resolved("app", 1), cached=True),
+            there(resolved("app", 2), timestamp=NOW - DAY),
+            there(resolved("app", 3), cached=True),
+        ]
+        assert find_layers("registry:5000/app:1", here, images) == (here[1],)
+
+    def test_a_layer_is_meant_before_an_image(self) -> None:
+        layer = replace(installed(1), layer_id="registry:5000/app:1")
+        image = there(resolved("app", 2))
+        assert find_layers("registry:5000/app:1", [layer, installed(2)], [image]) == (layer,)
 
     def test_none(self) -> None:
         with pytest.raises(UseError, match="no layers"):

@@ -1,19 +1,18 @@
 """Which layers are in use: by overlays and bind mounts, whoever made them, in any namespace.
 
 A layer in use must not lose a file. What is looked for are mounts that have a layer, or a part of
-one, as a lower directory or as their root. They are told by the name of the layer's directory, 64
-hex digits that nothing else is called by: it stands in the path that was given to the overlay, or
-in what that path leads to by symlinks, or in the path of the directory within its file system. A
-path that leads to the layer's directory by other names, as through a bind mount, is told by that:
-it is the same directory.
+one, as a lower directory or as their root. Three things tell them:
+
+*the directory* that the path leads to that was given to the overlay is the layer's, or is in it;
+*the name* of the layer's directory, the hex digits of its digest, is in a path that leads to no
+    directory any more, or that cannot be followed;
+*the files* that an overlay shows are the layer's, by their inode numbers (overlayfs.rst, "Inode
+    properties"). So are those compared that are in no table of mounts, or whose paths lead nowhere,
+    or led somewhere else once, since there are symlinks on the way.
 
 A path says where a directory was when it was mounted. That is why layers are renamed before the
 last look and removed after it: from then on nobody can begin to use them by their path, who did
 before is seen, and who is seen loses nothing by a rename: an overlay has the directory itself.
-
-Where no path says what an overlay is made of, as it is in no table, or its paths lead nowhere any
-more, it is compared with the layer: one whose files it shows, told by their inode numbers, is in
-use (overlayfs.rst, "Inode properties").
 """
 
 from __future__ import annotations
@@ -127,7 +126,7 @@ def _look(
                 by_name[name].append(_holder(mount, table))
             if mount.kind == OVERLAY:
                 overlays[os.fsdecode(mount.source)].append(_holder(mount, table))
-                if table.root and paths.lead_nowhere(lower_directories(mount.options)):
+                if table.root and paths.are_vague(lower_directories(mount.options)):
                     suspects.append(_suspect(mount, table, table.root))
         if table.root and not table.root.exists():
             return None
@@ -145,23 +144,24 @@ def _overlays(tables: Iterable[MountTable]) -> set[tuple[str, bytes]]:
     return {(mount.device, mount.source) for mount in mounts if mount.kind == OVERLAY}
 
 
-def layers_in(path: bytes) -> Iterator[str]:
-    """The names of the layers on the way of *path*, those in staging and trash included."""
-    for component in path.removesuffix(_DELETED).split(b"/"):
-        if match := _LAYER_NAME.fullmatch(component):
-            yield match[1].decode("ascii")
+def layers_in(path: bytes) -> dict[str, bytes]:
+    """The names of the layers on the way of *path*, in staging and trash too, and the way there."""
+    components = path.removesuffix(_DELETED).split(b"/")
+    return {
+        match[1].decode("ascii"): b"/".join(components[: position + 1])
+        for position, component in enumerate(components)
+        if (match := _LAYER_NAME.fullmatch(component))
+    }
 
 
 def _layers_of(mount: Mount, paths: _Paths, directories: Directories) -> Iterator[str]:
-    yield from layers_in(mount.root)
+    for name, way in layers_in(mount.root).items():
+        if way != mount.root or not paths.is_root_of_another(mount, directories):
+            yield name
     if mount.kind != OVERLAY:
         return
     for lower in lower_directories(mount.options):
-        yield from layers_in(lower)
-        yield from layers_in(paths.resolved(lower))
-        identity = paths.identity(lower)
-        if identity is not None and identity in directories:
-            yield directories[identity]
+        yield from paths.layers(lower, directories)
 
 
 def _places(layers_dir: Path) -> list[tuple[str, tuple[int, int], Path]]:
@@ -186,8 +186,8 @@ def _grouped(places: Iterable[tuple[str, tuple[int, int], Path]]) -> Mapping[str
 def _children(directory: Path) -> Iterable[Path]:
     try:
         return list(directory.iterdir())
-    except (FileNotFoundError, NotADirectoryError):
-        return ()
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return ()  # staging and trash are for those only who may change the store
 
 
 class _Paths:
@@ -201,34 +201,52 @@ class _Paths:
         self._root = os.fsencode(root) if root else None
         self._known: dict[bytes, bytes] = {b"/": b"/"}
 
-    def resolved(self, path: bytes) -> bytes:
-        """Where *path* leads to, without symlinks; where that cannot be told, the path itself."""
-        if self._root is None or not path.startswith(b"/"):
-            return path
-        return self._resolved(path, _MOST_LINKS)
+    def layers(self, path: bytes, directories: Directories) -> Iterator[str]:
+        """The layers that *path* leads to, or through; or did, as far as its names say so."""
+        if not self._can_follow(path):
+            yield from layers_in(path)
+            return
+        resolved = self._resolved(path, _MOST_LINKS)
+        ways = {resolved, *layers_in(resolved).values()}
+        identities = {way: self._identity(way) for way in ways}
+        yield from (directories[one] for one in identities.values() if one and one in directories)
+        yield from (name for name, way in layers_in(resolved).items() if identities[way] is None)
 
-    def identity(self, path: bytes) -> tuple[int, int] | None:
-        """Which directory is there; None if that cannot be told."""
-        if self._root is None or not path.startswith(b"/"):
-            return None
+    def is_root_of_another(self, mount: Mount, directories: Directories) -> bool:
+        """Whether it can be seen that what is mounted is none of *directories*."""
+        if not self._can_follow(mount.mount_point):
+            return False
+        identity = self._identity(mount.mount_point)
+        # Something else may be mounted over it.
+        is_seen = identity is not None and device_text(identity[0]) == mount.device
+        return is_seen and identity not in directories
+
+    def are_vague(self, paths: Iterable[bytes]) -> bool:
+        """Whether one of *paths* may have led somewhere else, or to something, when it was used.
+
+        Nothing is an empty directory, too: something may have been mounted there.
+        """
+        return any(
+            not self._can_follow(path)
+            or self._resolved(path, _MOST_LINKS) != path
+            or self._is_nothing(path)
+            for path in paths
+        )
+
+    def _can_follow(self, path: bytes) -> bool:
+        return self._root is not None and path.startswith(b"/")
+
+    def _identity(self, path: bytes) -> tuple[int, int] | None:
+        """Which directory is there, where no symlink is on the way; None if there is none."""
         try:
-            status = os.lstat(self._root + self.resolved(path))
+            status = os.lstat((self._root or b"") + path)
         except OSError:
             return None
         return status.st_dev, status.st_ino
 
-    def lead_nowhere(self, paths: Iterable[bytes]) -> bool:
-        """Whether one of *paths* names no layer and leads to nothing.
-
-        Nothing is an empty directory, too: something may have been mounted there.
-        """
-        return any(not any(layers_in(path)) and self._is_nothing(path) for path in paths)
-
     def _is_nothing(self, path: bytes) -> bool:
-        if self._root is None or not path.startswith(b"/"):
-            return True
         try:
-            with os.scandir(self._root + self.resolved(path)) as entries:
+            with os.scandir((self._root or b"") + path) as entries:
                 return next(entries, None) is None
         except OSError:
             return True

@@ -28,9 +28,16 @@ from layermanager.images import default_image_sources
 from layermanager.model import DesiredImage, DesiredLayer, Digest, Resolution
 from layermanager.plan import plan
 from layermanager.space import disk_usage
-from layermanager.storage import read_images, read_layers_info, read_sources
+from layermanager.storage import (
+    read_images,
+    read_layers_info,
+    read_leases,
+    read_mounts,
+    read_sources,
+)
 from layermanager.store import index_path, is_being_removed
 from layermanager.unpack.index import read_index
+from layermanager.use import mounts_among, users_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -38,9 +45,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from layermanager.config import Config
+    from layermanager.leases import LayerMount, Lease
     from layermanager.model import ImageInfo, LayerInfo
     from layermanager.plan import Plan
     from layermanager.unpack.index import IndexEntry
+    from layermanager.use import Users
 
 _Identity: TypeAlias = tuple[int, int] | None
 
@@ -55,7 +64,8 @@ class StoreUsage:
         free: what anybody may still write there.
         limit: what the layers may take in all; 0 when they are not limited.
         desired: what the layers in use take.
-        reclaimable: what the cached layers take.
+        reclaimable: what the cached layers take that nobody uses.
+        held: what those take that cannot be removed, since somebody does.
     """
 
     path: Path
@@ -64,11 +74,13 @@ class StoreUsage:
     limit: int
     desired: int
     reclaimable: int
+    held: int = 0
 
     @property
     def other(self) -> int:
         """What on the partition does not belong to the layers, the reserve of root included."""
-        return max(0, self.total - self.free - self.desired - self.reclaimable)
+        layers = self.desired + self.reclaimable + self.held
+        return max(0, self.total - self.free - layers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +160,35 @@ class Inventory:
             StorageError: the database cannot be read.
         """
         return read_sources(self._config.database) if self._has_database() else {}
+
+    def leases(self) -> tuple[Lease, ...]:
+        """The leases that are not over, oldest first.
+
+        Raises:
+            StorageError: the database cannot be read.
+            StoreError: it cannot be told what is mounted.
+        """
+        return tuple(self.users().leases)
+
+    def mounts(self) -> tuple[LayerMount, ...]:
+        """What was mounted by name, ordered by name, and whether it still is.
+
+        Raises:
+            StorageError: the database cannot be read.
+            StoreError: it cannot be told what is mounted.
+        """
+        mounts = read_mounts(self._config.database) if self._has_database() else ()
+        return mounts_among(mounts, self.users())
+
+    def users(self) -> Users:
+        """Who uses layers.
+
+        Raises:
+            StorageError: the database cannot be read.
+            StoreError: it cannot be told what is mounted.
+        """
+        leases = read_leases(self._config.database) if self._has_database() else ()
+        return users_of(self._config.layers_dir, leases, self._clock)
 
     def check(
         self,
@@ -282,17 +323,22 @@ class Inventory:
         """Where the space went.
 
         Raises:
-            StoreError: the directory of the layers cannot be reached.
+            StoreError: the directory of the layers cannot be reached, or it cannot be told what
+                is mounted.
         """
         layers = self.layers()
         usage = disk_usage(_existing(self._config.layers_dir))
+        cached = [layer for layer in layers if layer.cached]
+        users = self.users()
+        held = sum(layer.size for layer in cached if users.holders(layer.digest))
         return StoreUsage(
             path=self._config.layers_dir,
             total=usage.total,
             free=usage.free,
             limit=usage.total * self._config.layers_part_limit // 100,
             desired=sum(layer.size for layer in layers if not layer.cached),
-            reclaimable=sum(layer.size for layer in layers if layer.cached),
+            reclaimable=sum(layer.size for layer in cached) - held,
+            held=held,
         )
 
 

@@ -356,7 +356,7 @@ class LayerManager:
         They may be cached meanwhile. It waits for no operation, and survives this process.
 
         Args:
-            layers: digests or names of layers, or one of them.
+            layers: digests or names of layers, or references of images; or one of them.
             owner: who uses them, to be shown to people.
             ttl: when it is over at the latest, by the date; None: it need not be.
             process: a process with which it is over, however that ends.
@@ -400,7 +400,8 @@ class LayerManager:
 
         Args:
             name: by which it can be unmounted: letters, digits, ``.``, ``_`` and ``-``.
-            layers: digests or names of layers, the uppermost first and the lowest last; or one.
+            layers: digests or names of layers, the uppermost first and the lowest last; or
+                references of images; or one of them.
             target: an existing directory.
             upper: gets what is written. Without one, what is written is thrown away when it is
                 unmounted, and is kept in the working directory until then.
@@ -463,6 +464,7 @@ class LayerManager:
         """
         with self._state_lock:  # what a neighbour is just evicting is no leftover
             users = self._use.sweep()
+            self._store.undo_removals(row.digest for row in self._storage.get_layers_info())
             leftovers = self._store.sweep()
             if leftovers:
                 _LOGGER.warning(

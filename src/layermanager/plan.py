@@ -10,12 +10,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from layermanager.errors import DesiredStateError, LayerNotExistError, UseError
+from layermanager.errors import (
+    DesiredStateError,
+    InvalidReferenceError,
+    LayerNotExistError,
+    UseError,
+)
 from layermanager.model import DesiredLayer, ImageInfo, LayerInfo, Resolution, ResolvedImage
+from layermanager.oci.reference import parse_reference
 from layermanager.urls import without_credentials
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
     from datetime import datetime, timedelta
 
     from layermanager.model import Digest, FailedImage
@@ -192,38 +198,61 @@ def reconcile(rows: Iterable[LayerInfo], directories: Iterable[Digest]) -> Recon
 
 
 def find_layers(
-    layers: str | Iterable[str], installed: Iterable[LayerInfo]
+    layers: str | Iterable[str], installed: Iterable[LayerInfo], images: Iterable[ImageInfo] = ()
 ) -> tuple[LayerInfo, ...]:
-    """The *installed* layers that somebody wants to use.
+    """The *installed* layers that somebody wants to use, the uppermost first.
 
-    A layer that is named twice is taken where it is named first: what is above hides it below.
+    A layer that is there twice is taken where it comes first: what is above hides it below.
 
     Args:
-        layers: digests or names of layers, the uppermost first; or one of them.
-        installed: what there is. Of several layers of a name the one counts that is desired.
+        layers: digests or names of layers, or references of images, the uppermost first; or one
+            of them.
+        installed: what there is. Of several layers or images of a name the desired one counts.
+        images: the images that there are.
 
     Raises:
         LayerNotExistError: one is not installed.
         UseError: there are none, or several layers have a name.
     """
     here = tuple(installed)
+    images = tuple(images)
     references = [layers] if isinstance(layers, str) else layers
-    found = dict.fromkeys(_find_layer(reference, here) for reference in references)
+    found = dict.fromkeys(
+        layer for reference in references for layer in _layers_of(reference, here, images)
+    )
     if not found:
         raise UseError("no layers are given")
     return tuple(found)
 
 
-def _find_layer(reference: str, installed: Iterable[LayerInfo]) -> LayerInfo:
+def _layers_of(
+    reference: str, installed: Sequence[LayerInfo], images: Sequence[ImageInfo]
+) -> Iterable[LayerInfo]:
     found = [layer for layer in installed if reference in (layer.digest, layer.layer_id)]
     if len(found) > 1:
         found = [layer for layer in found if not layer.cached] or found
-    if not found:
-        raise LayerNotExistError(f"layer {reference} is not installed", digest=reference)
     if len(found) > 1:
         digests = ", ".join(layer.digest for layer in found)
         raise UseError(f"several layers are called {reference}: name one by its digest: {digests}")
-    return found[0]
+    if found:
+        return found
+    image = _image_of(reference, images)
+    if image is None:
+        raise LayerNotExistError(
+            f"no layer and no image {reference} is installed", digest=reference
+        )
+    by_digest = {layer.digest: layer for layer in installed}
+    return [by_digest[digest] for digest in reversed(image.layers)]
+
+
+def _image_of(reference: str, images: Iterable[ImageInfo]) -> ImageInfo | None:
+    """The image of that *reference*; of several, the desired one or the one desired last."""
+    try:
+        name = str(parse_reference(reference))
+    except InvalidReferenceError:
+        return None
+    found = [image for image in images if image.reference == name]
+    return max(found, key=lambda image: (not image.cached, image.timestamp), default=None)
 
 
 def expired(

@@ -35,7 +35,7 @@ from layermanager.removal import remove_tree
 from layermanager.steps import Step, unannounced
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from layermanager.steps import OnStep
@@ -248,6 +248,17 @@ class Store:
                         self._on_step(Step.REMOVE_INDEX)
                         path.unlink(missing_ok=True)
 
+    def undo_removals(self, recorded: Iterable[Digest]) -> None:
+        """Put back what a crash left in the trash and is *recorded*: its removal had not begun."""
+        trashed: dict[str, list[Path]] = {}
+        with _store_errors("cannot look into the trash"):
+            for path in self._trash.iterdir() if self._trash.exists() else ():
+                trashed.setdefault(_encoded(path), []).append(path)
+        for digest in recorded:
+            match trashed.get(digest.encoded):
+                case [path] if not self.path_of(digest).exists():
+                    self._put_back(path, digest)
+
     def sweep(self) -> int:
         """Remove what a crash left in staging and trash; return how many layers that were."""
         self._empty(self._index_staging)
@@ -318,7 +329,7 @@ class Store:
 
     def _is_mounted(self, path: Path) -> bool:
         """Whether a layer in staging or trash is in use."""
-        return self._is_in_use(path.name.partition(".")[0])
+        return self._is_in_use(_encoded(path))
 
     def _empty(self, directory: Path, is_kept: Callable[[Path], bool] = lambda _: False) -> int:
         """Remove what is in *directory*; one thread at a time, or they would hinder each other."""
@@ -364,6 +375,11 @@ class Store:
 def index_path(index_dir: Path, digest: Digest) -> Path:
     """Where the index of the layer *digest* is below *index_dir*, or would be."""
     return index_dir / digest.algorithm / f"{digest.encoded}{_INDEX_SUFFIX}"
+
+
+def _encoded(path: Path) -> str:
+    """The hex digits of the digest of what lies in staging or trash."""
+    return path.name.partition(".")[0]
 
 
 def is_being_removed(layers_dir: Path, digest: Digest) -> bool:

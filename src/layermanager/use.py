@@ -54,7 +54,7 @@ from layermanager.namespaces import own_mounts
 from layermanager.overlay import Overlay
 from layermanager.plan import find_layers
 from layermanager.processes import boot_name, is_process_alive, process_bond
-from layermanager.protocols import HoldsLeases, Transactional
+from layermanager.protocols import HoldsLeases, RemembersImages, Transactional
 from layermanager.removal import remove_tree
 from layermanager.steps import Step, unannounced
 from layermanager.storage import SqliteLayerStorage
@@ -309,7 +309,8 @@ class LayerUse:
             what = self._overlay(lease, found, upper, work, read_only=read_only)
             mount = LayerMount(name, lease.lease_id, target, lease.layers, what.upper)
             self._record.add_mount(mount)
-            self._on_step(Step.MOUNT)
+            with _store_errors("cannot mount"):
+                self._on_step(Step.MOUNT)
             self._mounter(what, target, lambda device: self._bind(lease, device))
         except BaseException:
             self._take_back(name, lease.lease_id)
@@ -334,7 +335,8 @@ class LayerUse:
         if any(one.source == tag.encode() for one in here):
             if here[-1].source != tag.encode():
                 raise MountError(f"{mount.name}: something else is mounted over {mount.target}")
-            self._on_step(Step.UNMOUNT)
+            with _store_errors("cannot unmount"):
+                self._on_step(Step.UNMOUNT)
             overlay.unmount(mount.target, lazy=lazy)
         elif elsewhere := self.users().mounted.overlays.get(tag):
             raise MountError(
@@ -384,7 +386,9 @@ class LayerUse:
         )
 
     def _found(self, layers: str | Iterable[str]) -> tuple[LayerInfo, ...]:
-        return find_layers(layers, self._layers.get_layers_info())
+        storage = self._layers
+        images = storage.get_images_info() if isinstance(storage, RemembersImages) else ()
+        return find_layers(layers, storage.get_layers_info(), images)
 
     def _begin(self, name: str, layers: str | Iterable[str]) -> tuple[Lease, tuple[LayerInfo, ...]]:
         """Take the lease of a mount; it ends with this process as long as nothing is mounted."""

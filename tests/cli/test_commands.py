@@ -544,7 +544,7 @@ def test_gc_keeps_what_is_not_past_its_time(
     installed(node, app)
     installed(node, ago=timedelta(days=29))
 
-    assert layermanager("gc", "--json").document == {"removed": [], "freed": 0}
+    assert layermanager("gc", "--json").document == {"removed": [], "freed": 0, "held": []}
     node.assert_has([app])
 
 

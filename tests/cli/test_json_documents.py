@@ -20,6 +20,7 @@ from layermanager.errors import (
     StoreBusyError,
 )
 from layermanager.inventory import StoreUsage
+from layermanager.leases import HeldLayer, Holder
 from layermanager.model import ApplyResult, DesiredLayer, Digest, FailedLayer, LayerInfo
 from layermanager.plan import Plan
 
@@ -92,7 +93,7 @@ def test_a_result_tells_everything_that_was_done() -> None:
 
 
 def test_usage_sums_up() -> None:
-    usage = StoreUsage(Path("/layers"), 1000, 300, 500, 200, 100)
+    usage = StoreUsage(Path("/layers"), 1000, 300, 500, 200, 100, held=50)
     document = usage_json(usage)
 
     assert document == {
@@ -102,7 +103,8 @@ def test_usage_sums_up() -> None:
         "limit": 500,
         "desired": 200,
         "reclaimable": 100,
-        "other": 400,
+        "held": 50,
+        "other": 350,
     }
 
 
@@ -125,15 +127,36 @@ def test_usage_sums_up() -> None:
             },
         ),
         (
-            NotEnoughSpaceError(needed=9, free=1, limit=0, reclaimable=2, limit_reached=False),
+            NotEnoughSpaceError(
+                needed=9,
+                free=1,
+                limit=0,
+                reclaimable=2,
+                limit_reached=False,
+                held=[HeldLayer(DIGESTS[0], (Holder("lease 1f of me", "1f"),))],
+            ),
             {
-                "message": "not enough space: needed 9, free 1, limit none, reclaimable 2 bytes",
+                "message": "not enough space: needed 9, free 1, limit none, reclaimable 2 bytes; "
+                f"in use are {DIGESTS[0]} by lease 1f of me",
                 "hint": NotEnoughSpaceError.hint,
                 "needed": 9,
                 "free": 1,
                 "limit": 0,
                 "reclaimable": 2,
                 "limitReached": False,
+                "held": [
+                    {
+                        "digest": DIGESTS[0],
+                        "holders": [
+                            {
+                                "description": "lease 1f of me",
+                                "leaseId": "1f",
+                                "mountPoint": None,
+                                "process": None,
+                            }
+                        ],
+                    }
+                ],
             },
         ),
     ],

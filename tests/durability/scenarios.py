@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from durability.site import Site
 from durability.walk import Fault, Kind, Walk, say
-from layermanager.errors import LayerManagerError, LayersFailedError
+from foreign_mounts import IN_A_MOUNT_NAMESPACE, mount_command, shell
+from layermanager.errors import LayerManagerError, LayersFailedError, MountNotExistError
 from layermanager.model import LayerProgress, Phase, Repair
 from layermanager.space import DiskUsage, Partitions
 from layermanager.steps import Step
@@ -318,6 +319,73 @@ def _apply_evicting_a_spool(site: Site, walk: Walk) -> None:
         walk.do(lambda: manager.process_desired_layers(site.layers(["earlier", "large", "one"])))
 
 
+# Using
+
+
+def _with_layers_of_its_own(site: Site) -> None:
+    """Nobody knows whose a layer was that is mounted and gone, so no other test may have these."""
+    for name in _own_names(site):
+        site.publish(name)
+    site.apply(_own_names(site))
+    for name in ("target", "empty"):
+        (site.base / name).mkdir()
+
+
+def _with_one_of_its_own_cached(site: Site) -> None:
+    _with_layers_of_its_own(site)
+    site.apply(_own_names(site)[1:])
+
+
+def _own_names(site: Site) -> tuple[str, str]:
+    return f"one of {site.base.name}", f"two of {site.base.name}"
+
+
+def _mount(site: Site, walk: Walk) -> None:
+    """Mount, write, and unmount; what an interrupted one left mounted is unmounted first."""
+    target = site.base / "target"
+    with site.manager(on_step=walk) as manager:
+        with contextlib.suppress(MountNotExistError):
+            manager.umount("app")
+
+        def use() -> None:
+            with manager.mount("app", _own_names(site), target=target):
+                assert (target / "etc/name").read_text() == _own_names(site)[0]
+
+        try:
+            walk.do(use)
+        finally:
+            with contextlib.suppress(MountNotExistError):
+                manager.umount("app")
+
+
+def _lease(site: Site, walk: Walk) -> None:
+    with site.manager(on_step=walk) as manager:
+        for lease in manager.leases():
+            manager.release_lease(lease.lease_id)
+
+        def use() -> None:
+            with manager.lease(["one", "two"], owner="a test"):
+                assert manager.remove_expired_layers(_NOTHING_LEFT) == ()
+
+        walk.do(use)
+
+
+def _remove_what_comes_into_use(site: Site, walk: Walk) -> None:
+    """Somebody mounts a layer right before it is taken out of its place."""
+    digest = site.layer(_own_names(site)[0]).digest
+    lower = [site.config.layers_dir / "sha256" / digest.encoded, site.base / "empty"]
+    with contextlib.ExitStack() as mounts:
+
+        def mount_first(step: Step) -> None:
+            if step is Step.MOVE_TO_TRASH:
+                script = mount_command(lower, site.base / "target")
+                mounts.enter_context(shell(script, prefix=IN_A_MOUNT_NAMESPACE))
+            walk(step)
+
+        with site.manager(on_step=mount_first) as manager:
+            walk.do(lambda: manager.remove_expired_layers(_NOTHING_LEFT))
+
+
 # Starting and ending
 
 
@@ -416,6 +484,11 @@ SCENARIOS: Final = {
     "forget a spool": _scenario(_with_a_spool, _apply("earlier"), network=_SPOOLING),
     "evict a spool": _scenario(
         _with_a_spool_in_the_way, _apply_evicting_a_spool, network=_SPOOLING
+    ),
+    "mount": _scenario(_with_layers_of_its_own, _mount),
+    "lease": _scenario(_with_two_cached, _lease),
+    "remove what comes into use": _scenario(
+        _with_one_of_its_own_cached, _remove_what_comes_into_use
     ),
     "start": _scenario(_with_two, _start),
     "start over leftovers": _scenario(_with_leftovers, _start),

@@ -12,8 +12,10 @@ from layermanager.check import Status
 from layermanager.config import Config
 from layermanager.desired import desired_to_json, read_desired
 from layermanager.inventory import Inventory
+from layermanager.leases import tag_of
 from layermanager.manager import LayerManager
 from layermanager.model import DesiredImage
+from layermanager.namespaces import own_mounts
 from layermanager.testing.images import build_image, layout_files, write_files
 from layermanager.testing.layers import build_package, compress, desired
 from layermanager.testing.trees import snapshot
@@ -144,11 +146,15 @@ class Site:
         database = self.config.database.name
         ours = {
             *(database + suffix for suffix in _OF_THE_DATABASE),
-            *(layers_dir.name, index_dir.name, self.config.download_dir.name, "layermanager.lock"),
+            *(layers_dir.name, index_dir.name, self.config.download_dir.name, "mounts"),
+            "layermanager.lock",
         }
-        places = (layers_dir / ".staging", layers_dir / ".trash", index_dir / ".staging")
+        places = (
+            *(layers_dir / ".staging", layers_dir / ".trash", index_dir / ".staging"),
+            self.config.working_dir / "mounts",
+        )
         return [
-            *(str(path) for place in places for path in _children(place)),
+            *(str(path) for place in places for path in _children(place) if not _is_mounted(path)),
             *(str(path) for path in _children(self.config.working_dir) if path.name not in ours),
         ]
 
@@ -160,6 +166,12 @@ class Site:
     def go_back(self) -> None:
         """Make the store what it was when it was kept, in the same place."""
         _copy(self.base / "kept", self.config.working_dir)
+
+
+def _is_mounted(path: Path) -> bool:
+    """Whether it holds what is written to a mount, which outlives a process."""
+    tag = tag_of(path.name).encode()
+    return path.parent.name == "mounts" and any(mount.source == tag for mount in own_mounts())
 
 
 def assert_whole(state: State, *known: State) -> None:

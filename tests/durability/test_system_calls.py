@@ -34,6 +34,10 @@ CALLS = {
     Step.SYNC_DIRECTORY: {"fsync"},
     Step.REMOVE_INDEX: {"unlink", "unlinkat"},
     Step.MOVE_TO_TRASH: {"rename", "renameat", "renameat2"},
+    Step.PUT_BACK: {"rename", "renameat", "renameat2"},
+    Step.MAKE_MOUNT_DIRECTORY: {"mkdir", "mkdirat", "chmod", "fchmodat", "chown", "fchownat"},
+    Step.MOUNT: set(),  # on a table of the kernel, not on the disk
+    Step.UNMOUNT: set(),
     Step.REMOVE_TREE: {"unlink", "unlinkat", "rmdir", "fchmod", "fchmodat", "chmod"},
     Step.WRITE_SPOOL: {"openat", "ftruncate", "pwrite64"},
     Step.SYNC_SPOOL: {"fdatasync"},

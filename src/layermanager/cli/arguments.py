@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from layermanager.cli.tables import parse_size
+from layermanager.cli.tables import parse_duration, parse_size
 
 # The library is imported by the commands that need it: `--help` answers without SQLite, and `ls`
 # without the HTTP client.
@@ -44,6 +44,16 @@ def size(_context: click.Context, parameter: click.Parameter, value: str) -> int
     """Read a number of bytes, such as ``500M``."""
     try:
         return parse_size(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint=parameter.opts[0]) from error
+
+
+def duration(
+    _context: click.Context, parameter: click.Parameter, value: str | None
+) -> timedelta | None:
+    """Read a duration, such as ``12h``."""
+    try:
+        return None if value is None else parse_duration(value)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint=parameter.opts[0]) from error
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from layermanager.cli.progress import Display
     from layermanager.config import Config
     from layermanager.errors import LayerManagerError
+    from layermanager.leases import HeldLayer
     from layermanager.manager import LayerManager
     from layermanager.model import (
         ApplyResult,
@@ -106,21 +107,31 @@ def gc(settings: Settings, ttl_days: int | None, free: int, patience: timedelta)
     if ttl_days is not None:
         config = replace(config, layer_ttl_days=ttl_days)
 
-    def collect(manager: LayerManager) -> tuple[LayerInfo, ...]:
+    def collect(manager: LayerManager) -> tuple[Sequence[LayerInfo], Sequence[HeldLayer]]:
         removed = manager.remove_expired_layers(config.layer_ttl)
         freed = sum(layer.size for layer in removed)
-        return removed + manager.remove_cached_layers(max(0, free - freed))
+        removed += manager.remove_cached_layers(max(0, free - freed))
+        return removed, manager.held_layers()
 
-    removed = with_manager(settings, config, collect, patience)
+    removed, held = with_manager(settings, config, collect, patience)
     freed = sum(layer.size for layer in removed)
     if settings.is_json:
-        from layermanager.cli.documents import layer_json
+        from layermanager.cli.documents import held_json, layer_json
 
-        write_json({"removed": [layer_json(layer) for layer in removed], "freed": freed})
+        write_json(
+            {
+                "removed": [layer_json(layer) for layer in removed],
+                "freed": freed,
+                "held": [held_json(layer) for layer in held],
+            }
+        )
         return
     for layer in removed:
         name = tables.printable(f"{layer.layer_id} {layer.version}".strip())
         write(f"removed {tables.short_digest(layer.digest)}  {name}")
+    for one in held:
+        holders = " and ".join(map(str, one.holders))
+        write(f"in use  {tables.short_digest(one.digest)}  by {tables.printable(holders)}")
     layers = "layer" if len(removed) == 1 else "layers"
     write(f"{len(removed)} {layers} removed, {tables.size_text(freed)} freed")
 

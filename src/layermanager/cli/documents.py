@@ -7,6 +7,7 @@ from datetime import UTC
 from typing import TYPE_CHECKING
 
 from layermanager.errors import IntegrityError, LayerError, NotEnoughSpaceError, SourceError
+from layermanager.leases import OverlayBond, ProcessBond
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from layermanager.check import LayerReport
     from layermanager.errors import LayerManagerError
     from layermanager.inventory import StoreUsage
+    from layermanager.leases import HeldLayer, LayerMount, Lease
     from layermanager.model import (
         ApplyResult,
         FailedImage,
@@ -112,6 +114,51 @@ def _time(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
+def lease_json(lease: Lease) -> dict[str, object]:
+    """A lease."""
+    document: dict[str, object] = {
+        "leaseId": lease.lease_id,
+        "owner": lease.owner,
+        "layers": list(lease.layers),
+        "created": _time(lease.created),
+        "expires": None if lease.expires is None else _time(lease.expires),
+    }
+    match lease.bond:
+        case ProcessBond():
+            document["process"] = lease.bond.process
+        case OverlayBond():
+            document["overlay"] = lease.bond.device
+    return document
+
+
+def mount_json(mount: LayerMount) -> dict[str, object]:
+    """What was mounted by name."""
+    return {
+        "name": mount.name,
+        "leaseId": mount.lease_id,
+        "target": str(mount.target),
+        "layers": list(mount.layers),
+        "upper": None if mount.upper is None else str(mount.upper),
+        "mounted": mount.is_mounted,
+    }
+
+
+def held_json(held: HeldLayer) -> dict[str, object]:
+    """A layer that is in use, and by whom."""
+    return {
+        "digest": held.digest,
+        "holders": [
+            {
+                "description": holder.description,
+                "leaseId": holder.lease_id,
+                "mountPoint": holder.mount_point,
+                "process": holder.process,
+            }
+            for holder in held.holders
+        ],
+    }
+
+
 def usage_json(usage: StoreUsage) -> dict[str, object]:
     """Where the space went."""
     return {
@@ -121,6 +168,7 @@ def usage_json(usage: StoreUsage) -> dict[str, object]:
         "limit": usage.limit,
         "desired": usage.desired,
         "reclaimable": usage.reclaimable,
+        "held": usage.held,
         "other": usage.other,
     }
 
@@ -172,5 +220,6 @@ def error_json(error: LayerManagerError) -> dict[str, object]:
                 "limit": error.limit,
                 "reclaimable": error.reclaimable,
                 "limitReached": error.limit_reached,
+                "held": [held_json(held) for held in error.held],
             }
     return document

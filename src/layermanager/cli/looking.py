@@ -14,6 +14,7 @@ from layermanager.cli import arguments as kinds
 from layermanager.cli import tables
 from layermanager.cli.output import write, write_json, write_pairs, write_table
 from layermanager.cli.settings import Settings, json_option
+from layermanager.cli.using import list_mounts
 from layermanager.errors import ImageNotExistError, InvalidDigestError, LayerNotExistError
 
 # The library is imported by the commands that need it: `--help` answers without SQLite, and `ls`
@@ -33,12 +34,16 @@ _DIGEST: Final = re.compile(r"(?:sha[0-9]+:?)?[0-9a-f]*", re.ASCII)
 
 @click.command("ls")
 @click.option("--images", is_flag=True, help="List the installed images instead.")
+@click.option("--mounts", is_flag=True, help="List what was mounted instead.")
 @json_option
 @click.pass_obj
-def ls(settings: Settings, *, images: bool) -> None:
+def ls(settings: Settings, *, images: bool, mounts: bool) -> None:
     """List the installed layers."""
     if images:
         _list_images(settings)
+        return
+    if mounts:
+        list_mounts(settings)
         return
     layers = settings.inventory.layers()
     if settings.is_json:
@@ -138,17 +143,18 @@ def df(settings: Settings) -> None:
 
         write_json(usage_json(usage))
         return
-    write_pairs(
-        [
-            ("layers", str(usage.path)),
-            ("partition", tables.size_text(usage.total)),
-            ("free", tables.size_text(usage.free)),
-            ("limit", tables.size_text(usage.limit) if usage.limit else "none"),
-            ("desired", tables.size_text(usage.desired)),
-            ("cached", f"{tables.size_text(usage.reclaimable)} (reclaimable)"),
-            ("other", tables.size_text(usage.other)),
-        ]
-    )
+    rows = [
+        ("layers", str(usage.path)),
+        ("partition", tables.size_text(usage.total)),
+        ("free", tables.size_text(usage.free)),
+        ("limit", tables.size_text(usage.limit) if usage.limit else "none"),
+        ("desired", tables.size_text(usage.desired)),
+        ("cached", f"{tables.size_text(usage.reclaimable)} (reclaimable)"),
+        ("other", tables.size_text(usage.other)),
+    ]
+    if usage.held:
+        rows.insert(6, ("in use", f"{tables.size_text(usage.held)} (cached, not reclaimable)"))
+    write_pairs(rows)
 
 
 def find(layers: Iterable[LayerInfo], text: str) -> LayerInfo:

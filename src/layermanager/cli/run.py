@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 import click
 
 from layermanager import __version__
-from layermanager.cli import changing, checking, looking, packing, pushing
+from layermanager.cli import changing, checking, looking, packing, pushing, using
 from layermanager.cli.output import OutputError, tell, write_json
 from layermanager.cli.settings import Settings, json_option
 from layermanager.errors import LayerManagerError
@@ -152,6 +152,9 @@ for _command in (
     checking.check,
     packing.pack,
     pushing.push,
+    using.mount,
+    using.umount,
+    using.lease,
 ):
     _group.add_command(_command)
 

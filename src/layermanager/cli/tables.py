@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from datetime import timedelta
 
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 _SIZE: Final = re.compile(
     r"\s*([0-9]+(?:\.[0-9]+)?)\s*(?:([KMGTPE])i?)?B?\s*", re.IGNORECASE | re.ASCII
 )
+_SECONDS: Final = {"s": 1, "min": 60, "h": 3600, "d": 86400}
+_DURATION: Final = re.compile(r"([0-9]{1,18})\s*(s|min|h|d)?", re.ASCII)
+_LONGEST_SECONDS: Final = 1000 * 365 * 86400  # beyond which dates have no name
 _SHORT_DIGITS: Final = 12
 _GAP: Final = "  "
 
@@ -45,6 +48,19 @@ def parse_size(text: str) -> int:
     whole, _, fraction = number.partition(".")
     factor = 1 << 10 * power
     return int(whole) * factor + int(fraction or 0) * factor // int(10 ** len(fraction))
+
+
+def parse_duration(text: str) -> timedelta:
+    """The duration that *text* names: ``90`` or ``90s``, ``15min``, ``12h``, ``30d``.
+
+    Raises:
+        ValueError: it names none, or more than there can be.
+    """
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        raise ValueError(f"not a duration: {text!r}; write for example 90s, 15min, 12h or 30d")
+    number, unit = match.groups()
+    return timedelta(seconds=min(int(number) * _SECONDS[unit or "s"], _LONGEST_SECONDS))
 
 
 def age_text(age: timedelta) -> str:

@@ -1,0 +1,241 @@
+"""The commands that use layers: ``mount``, ``umount`` and ``lease``."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from layermanager.cli import arguments as kinds
+from layermanager.cli.output import write, write_json, write_table
+from layermanager.cli.settings import Settings, json_option
+from layermanager.errors import InvalidReferenceError
+
+# The library is imported by the commands that need it: `--help` answers without SQLite, and `ls`
+# without the HTTP client.
+# ruff: noqa: PLC0415
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import timedelta
+
+    from layermanager.leases import Lease
+
+_DIGEST_BEGINNING: Final = re.compile(r"(?:sha[0-9]+:)?[0-9a-f]{4,128}", re.ASCII)
+
+
+@click.command("mount")
+@click.argument("name")
+@click.argument("target", type=click.Path(file_okay=False, path_type=Path))
+@click.argument("layers", metavar="LAYER|IMAGE...", nargs=-1, required=True)
+@click.option(
+    "--upper",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Directory for what is written.  [default: thrown away at the end]",
+)
+@click.option(
+    "--work",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Empty directory beside it, for overlayfs.  [default: one is made]",
+)
+@click.option("--read-only", is_flag=True, help="Let nothing be written.")
+@json_option
+@click.pass_obj
+def mount(
+    settings: Settings,
+    name: str,
+    target: Path,
+    layers: Sequence[str],
+    *,
+    upper: Path | None,
+    work: Path | None,
+    read_only: bool,
+) -> None:
+    """Mount installed layers, or an image, as one tree on the directory TARGET.
+
+    The uppermost LAYER comes first. A layer is named by its digest, which may be shortened, or by
+    its name. NAME is what `umount` unmounts it by.
+    """
+    from layermanager.use import open_use
+
+    references = _references(settings, layers)
+    with open_use(settings.config) as use:
+        mounted = use.mount(
+            name, references, target=target, upper=upper, work=work, read_only=read_only
+        )
+    if settings.is_json:
+        from layermanager.cli.documents import mount_json
+
+        write_json(mount_json(mounted.mount))
+        return
+    count = len(mounted.mount.layers)
+    layers_text = "layer" if count == 1 else "layers"
+    write(f"mounted {name} on {mounted.mount.target}: {count} {layers_text}")
+
+
+@click.command("umount")
+@click.argument("name")
+@click.option("--lazy", is_flag=True, help="Also if its files are in use; who has some keeps them.")
+@json_option
+@click.pass_obj
+def umount(settings: Settings, name: str, *, lazy: bool) -> None:
+    """Unmount what was mounted as NAME, and throw away what is to be thrown away."""
+    from layermanager.use import open_use
+
+    with open_use(settings.config) as use:
+        use.umount(name, lazy=lazy)
+    if settings.is_json:
+        write_json({"unmounted": name})
+        return
+    write(f"unmounted {name}")
+
+
+@click.group("lease")
+def lease() -> None:
+    """Keep layers that somebody uses from being removed."""
+
+
+@lease.command("add")
+@click.argument("layers", metavar="LAYER|IMAGE...", nargs=-1, required=True)
+@click.option("--owner", callback=kinds.text, required=True, help="Who uses them.")
+@click.option(
+    "--ttl", callback=kinds.duration, metavar="TIME", help="For how long, such as 90s or 12h."
+)
+@click.option(
+    "--process", type=click.IntRange(min=1), help="Number of a process with which it ends."
+)
+@json_option
+@click.pass_obj
+def add(
+    settings: Settings,
+    layers: Sequence[str],
+    *,
+    owner: str,
+    ttl: timedelta | None,
+    process: int | None,
+) -> None:
+    """Keep layers, or those of an image, and print what the lease is released by."""
+    from layermanager.use import open_use
+
+    references = _references(settings, layers)
+    with open_use(settings.config) as use:
+        taken = use.lease(references, owner=owner, ttl=ttl, process=process).lease
+    if settings.is_json:
+        from layermanager.cli.documents import lease_json
+
+        write_json(lease_json(taken))
+        return
+    write(taken.lease_id)
+
+
+@lease.command("ls")
+@json_option
+@click.pass_obj
+def list_leases(settings: Settings) -> None:
+    """List the leases, those of mounts included."""
+    leases = settings.inventory.leases()
+    if settings.is_json:
+        from layermanager.cli.documents import lease_json
+
+        write_json([lease_json(one) for one in leases])
+        return
+    if not leases:
+        write("there are no leases")
+        return
+    write_table(
+        ("LEASE", "OWNER", "LAYERS", "SINCE (UTC)", "ENDS"),
+        [
+            (
+                one.lease_id,
+                one.owner,
+                str(len(one.layers)),
+                f"{one.created:%Y-%m-%d %H:%M}",
+                _end_of(one),
+            )
+            for one in leases
+        ],
+        right=frozenset({2}),
+    )
+
+
+@lease.command("release")
+@click.argument("lease_id", metavar="LEASE")
+@json_option
+@click.pass_obj
+def release(settings: Settings, lease_id: str) -> None:
+    """End a lease."""
+    from layermanager.use import open_use
+
+    with open_use(settings.config) as use:
+        use.release_lease(lease_id)
+    if settings.is_json:
+        write_json({"released": lease_id})
+        return
+    write(f"released {lease_id}")
+
+
+def list_mounts(settings: Settings) -> None:
+    """Print what was mounted by name."""
+    mounts = settings.inventory.mounts()
+    if settings.is_json:
+        from layermanager.cli.documents import mount_json
+
+        write_json([mount_json(one) for one in mounts])
+        return
+    if not mounts:
+        write("nothing is mounted")
+        return
+    write_table(
+        ("NAME", "STATE", "LAYERS", "WRITES TO", "TARGET"),
+        [
+            (
+                one.name,
+                "mounted" if one.is_mounted else "gone",
+                str(len(one.layers)),
+                "-" if one.upper is None else str(one.upper),
+                str(one.target),
+            )
+            for one in mounts
+        ],
+        right=frozenset({2}),
+    )
+
+
+def _references(settings: Settings, texts: Sequence[str]) -> list[str]:
+    """What the library knows the layers and images by that are called *texts* at a shell."""
+    from layermanager.cli.looking import find
+
+    layers = settings.inventory.layers()
+    names = {layer.layer_id for layer in layers}
+    references = []
+    for text in texts:
+        if text in names:
+            references.append(text)
+        elif _DIGEST_BEGINNING.fullmatch(text):
+            references.append(find(layers, text).digest)
+        else:
+            references.append(_image(text))
+    return references
+
+
+def _image(text: str) -> str:
+    try:
+        return kinds.image_reference(text)
+    except InvalidReferenceError:
+        return text  # then it is the name of a layer that is not there
+
+
+def _end_of(lease: Lease) -> str:
+    from layermanager.leases import OverlayBond, ProcessBond
+
+    ends = []
+    if lease.expires is not None:
+        ends.append(f"{lease.expires:%Y-%m-%d %H:%M}")
+    match lease.bond:
+        case ProcessBond():
+            ends.append(f"with process {lease.bond.process}")
+        case OverlayBond():
+            ends.append("when unmounted")
+    return " or ".join(ends) or "when released"
