@@ -276,6 +276,7 @@ class TestMounts:
             {prepare.format(**paths)}
             {mount_command([lower.format(**paths), empty], place)}
             umount -q {bound} || true
+            rmdir {bound}
         """
         with mounted(script):
             assert layers.in_use() == {layers.used}

@@ -8,7 +8,7 @@ one, as a lower directory or as their root. Three things tell them:
     directory any more, or that cannot be followed;
 *the files* that an overlay shows are the layer's, by their inode numbers (overlayfs.rst, "Inode
     properties"). So are those compared that are in no table of mounts, or whose paths lead nowhere,
-    or led somewhere else once, since there are symlinks on the way.
+    or to layers by symlinks, which may have led to others once.
 
 A path says where a directory was when it was mounted. That is why layers are renamed before the
 last look and removed after it: from then on nobody can begin to use them by their path, who did
@@ -22,6 +22,7 @@ import re
 from collections import defaultdict
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from layermanager.leases import Holder
@@ -31,7 +32,6 @@ from layermanager.overlay import device_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from layermanager.namespaces import DetachedOverlay, MountTable
 
@@ -50,14 +50,16 @@ class Suspect:
     """An overlay whose layers have no names.
 
     Attributes:
-        directory: a path of ours to its root directory, or to one below.
+        directory: a path of ours to its root directory; to any of it if it is not mounted.
         holder: what to say of it.
         device: its ``st_dev``, as ``major:minor``.
+        is_mounted: whether it is in a table of mounts.
     """
 
     directory: str
     holder: Holder
     device: str
+    is_mounted: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +128,7 @@ def _look(
                 by_name[name].append(_holder(mount, table))
             if mount.kind == OVERLAY:
                 overlays[os.fsdecode(mount.source)].append(_holder(mount, table))
-                if table.root and paths.are_vague(lower_directories(mount.options)):
+                if table.root and paths.are_vague(lower_directories(mount.options), names):
                     suspects.append(_suspect(mount, table, table.root))
         if table.root and not table.root.exists():
             return None
@@ -221,17 +223,18 @@ class _Paths:
         is_seen = identity is not None and device_text(identity[0]) == mount.device
         return is_seen and identity not in directories
 
-    def are_vague(self, paths: Iterable[bytes]) -> bool:
-        """Whether one of *paths* may have led somewhere else, or to something, when it was used.
+    def are_vague(self, paths: Iterable[bytes], directories: Directories) -> bool:
+        """Whether one of *paths* may have led to a layer when it was used, though not now."""
+        return any(self._is_vague(path, directories) for path in paths)
 
-        Nothing is an empty directory, too: something may have been mounted there.
-        """
-        return any(
-            not self._can_follow(path)
-            or self._resolved(path, _MOST_LINKS) != path
-            or self._is_nothing(path)
-            for path in paths
-        )
+    def _is_vague(self, path: bytes, directories: Directories) -> bool:
+        if not self._can_follow(path):
+            return True
+        resolved = self._resolved(path, _MOST_LINKS)
+        if self._identity(resolved) is None:
+            return not layers_in(resolved)
+        # A symlink that leads to one layer now may have led to another one.
+        return resolved != path and any(self.layers(path, directories))
 
     def _can_follow(self, path: bytes) -> bool:
         return self._root is not None and path.startswith(b"/")
@@ -243,13 +246,6 @@ class _Paths:
         except OSError:
             return None
         return status.st_dev, status.st_ino
-
-    def _is_nothing(self, path: bytes) -> bool:
-        try:
-            with os.scandir((self._root or b"") + path) as entries:
-                return next(entries, None) is None
-        except OSError:
-            return True
 
     def _resolved(self, path: bytes, links: int) -> bytes:
         parent, _, name = path.rstrip(b"/").rpartition(b"/")
@@ -288,7 +284,7 @@ def _holder(mount: Mount, table: MountTable) -> Holder:
 
 def _suspect(mount: Mount, table: MountTable, root: Path) -> Suspect:
     directory = str(root) + os.fsdecode(mount.mount_point)
-    return Suspect(directory, _holder(mount, table), mount.device)
+    return Suspect(directory, _holder(mount, table), mount.device, is_mounted=True)
 
 
 def _suspect_detached(detached: DetachedOverlay) -> Suspect:
@@ -296,7 +292,7 @@ def _suspect_detached(detached: DetachedOverlay) -> Suspect:
         f"an unmounted overlay, of which process {detached.process} has a directory open",
         process=detached.process,
     )
-    return Suspect(detached.directory or "", holder, detached.device)
+    return Suspect(detached.directory or "", holder, detached.device, is_mounted=False)
 
 
 def _shows(suspect: Suspect, layer: Path) -> bool:
@@ -309,36 +305,43 @@ def _shows(suspect: Suspect, layer: Path) -> bool:
             return False  # one of them is gone, or another one has its place
         stack.callback(os.close, directory)
         for path, _, names, below in os.fwalk(".", dir_fd=directory):
-            for name in names:
-                if _is_same(name, below, f"{path}/{name}", root):
-                    return True
+            if any(_is_same(name, below, f"{root}/{path}/{name}") for name in names):
+                return True
     return False
 
 
-def _root_of(suspect: Suspect, stack: ExitStack) -> int:
-    """Open the root directory of an overlay, from wherever in it.
+def _root_of(suspect: Suspect, stack: ExitStack) -> str:
+    """The root directory of an overlay, as a path.
+
+    Of one that is mounted nothing is held open: who unmounts it is not to be told that it is busy.
 
     Raises:
         OSError: the overlay is not there any more.
     """
+    if suspect.is_mounted:
+        _require_device(Path(suspect.directory).stat(), suspect)
+        return suspect.directory
     current = os.open(suspect.directory, _OPEN_PATH)
     stack.callback(os.close, current)
-    identity = os.fstat(current)
-    if device_text(identity.st_dev) != suspect.device:
-        raise FileNotFoundError(suspect.directory)
+    _require_device(os.fstat(current), suspect)
     while True:
         parent = os.open("..", _OPEN_PATH, dir_fd=current)
         stack.callback(os.close, parent)
-        status = os.fstat(parent)
-        if status.st_dev != identity.st_dev or status.st_ino == identity.st_ino:
-            return current
-        current, identity = parent, status
+        status, below = os.fstat(parent), os.fstat(current)
+        if status.st_dev != below.st_dev or status.st_ino == below.st_ino:
+            return f"/proc/self/fd/{current}"
+        current = parent
 
 
-def _is_same(name: str, directory: int, path: str, root: int) -> bool:
-    """Whether *path* below *root* shows the file *name* of a layer's *directory*."""
+def _require_device(status: os.stat_result, suspect: Suspect) -> None:
+    if device_text(status.st_dev) != suspect.device:
+        raise FileNotFoundError(suspect.directory)
+
+
+def _is_same(name: str, directory: int, path: str) -> bool:
+    """Whether *path* shows the file *name* of a layer's *directory*."""
     try:
-        shown = os.stat(path, dir_fd=root, follow_symlinks=False)
+        shown = os.lstat(path)
         own = os.stat(name, dir_fd=directory, follow_symlinks=False)
     except OSError:
         return False
