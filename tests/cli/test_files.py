@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from layermanager.cli.files import file_json, file_line
+from layermanager.cli.files import file_line
+from layermanager.json_documents import file_json
 from layermanager.unpack.index import IndexEntry
 
 FILE = IndexEntry(

@@ -116,7 +116,7 @@ def gc(settings: Settings, ttl_days: int | None, free: int, patience: timedelta)
     removed, held = with_manager(settings, config, collect, patience)
     freed = sum(layer.size for layer in removed)
     if settings.is_json:
-        from layermanager.cli.documents import held_json, layer_json
+        from layermanager.json_documents import held_json, layer_json
 
         write_json(
             {
@@ -207,7 +207,7 @@ def _terminal_size() -> tuple[int, int]:
 def _print_plan(settings: Settings, desired: Sequence[DesiredLayer | DesiredImage]) -> None:
     plan = settings.inventory.plan(desired)
     if settings.is_json:
-        from layermanager.cli.documents import plan_json
+        from layermanager.json_documents import plan_json
 
         write_json(plan_json(plan))
         return
@@ -218,7 +218,7 @@ def _print_plan(settings: Settings, desired: Sequence[DesiredLayer | DesiredImag
 
 def _print_result(settings: Settings, result: ApplyResult) -> None:
     if settings.is_json:
-        from layermanager.cli.documents import result_json
+        from layermanager.json_documents import result_json
 
         write_json(result_json(result))
         return

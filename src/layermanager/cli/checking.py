@@ -124,7 +124,7 @@ def _print(
     failed: Mapping[Digest, FailedLayer],
 ) -> None:
     if settings.is_json:
-        from layermanager.cli.documents import report_json
+        from layermanager.json_documents import report_json
 
         write_json([report_json(one, one.layer.digest in repaired) for one in reports])
     else:

@@ -1,9 +1,7 @@
-"""The entries of a layer's index, as lines like those of ``ls -l`` and as JSON."""
+"""The entries of a layer's index, as lines like those of ``ls -l``."""
 
 from __future__ import annotations
 
-import base64
-import os
 import stat
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
@@ -47,29 +45,3 @@ def _moment_text(mtime_ns: int) -> str:
     if not _FIRST_SECOND <= seconds <= _LAST_SECOND:
         return f"@{seconds}".rjust(16)
     return datetime.fromtimestamp(seconds, UTC).isoformat(" ", "minutes")[:16]
-
-
-def file_json(entry: IndexEntry) -> dict[str, object]:
-    """One path as JSON; bytes of names that are no UTF-8 are lone surrogates, U+DC80 to U+DCFF."""
-    document: dict[str, object] = {"path": os.fsdecode(entry.path), "type": entry.kind}
-    if entry.hard_link:
-        return document | {"hardLink": os.fsdecode(entry.hard_link)}
-    document |= {
-        "mode": f"{entry.mode:04o}",
-        "uid": entry.owner[0],
-        "gid": entry.owner[1],
-        "mtimeNs": entry.mtime_ns,
-    }
-    match entry.kind:
-        case "file":
-            document |= {"size": entry.size, "sha256": entry.sha256}
-        case "link":
-            document["link"] = os.fsdecode(entry.link)
-        case "char" | "block":
-            document |= {"major": entry.device[0], "minor": entry.device[1]}
-    if entry.xattrs:
-        document["xattrs"] = {
-            os.fsdecode(name): base64.b64encode(value).decode("ascii")
-            for name, value in entry.xattrs.items()
-        }
-    return document

@@ -47,7 +47,7 @@ def ls(settings: Settings, *, images: bool, mounts: bool) -> None:
         return
     layers = settings.inventory.layers()
     if settings.is_json:
-        from layermanager.cli.documents import layer_json
+        from layermanager.json_documents import layer_json
 
         write_json([layer_json(layer) for layer in layers])
         return
@@ -98,7 +98,7 @@ def show(settings: Settings, name: str | None, *, files: bool, jail: bool) -> No
     if files:
         _print_files(settings, inventory.files(layer.digest))
     elif settings.is_json:
-        from layermanager.cli.documents import layer_json
+        from layermanager.json_documents import layer_json
 
         write_json(layer_json(layer))
     else:
@@ -108,7 +108,7 @@ def show(settings: Settings, name: str | None, *, files: bool, jail: bool) -> No
 def _list_images(settings: Settings) -> None:
     images = settings.inventory.images()
     if settings.is_json:
-        from layermanager.cli.documents import image_json
+        from layermanager.json_documents import image_json
 
         write_json([image_json(image) for image in images])
         return
@@ -139,7 +139,7 @@ def df(settings: Settings) -> None:
     """Show where the space of the layers' partition went."""
     usage = settings.inventory.usage()
     if settings.is_json:
-        from layermanager.cli.documents import usage_json
+        from layermanager.json_documents import usage_json
 
         write_json(usage_json(usage))
         return
@@ -196,8 +196,8 @@ def _find_image(images: Iterable[ImageInfo], text: str) -> ImageInfo:
 
 def _print_image(settings: Settings, image: ImageInfo) -> None:
     if settings.is_json:
-        from layermanager.cli.documents import image_json
         from layermanager.documents import parse
+        from layermanager.json_documents import image_json
 
         write_json({**image_json(image), "config": parse(image.config)})
         return
@@ -249,7 +249,8 @@ def _end_of(time_left: timedelta) -> str:
 
 
 def _print_files(settings: Settings, entries: Iterator[IndexEntry]) -> None:
-    from layermanager.cli.files import file_json, file_line
+    from layermanager.cli.files import file_line
+    from layermanager.json_documents import file_json
 
     if settings.is_json:
         write_json([file_json(entry) for entry in entries])

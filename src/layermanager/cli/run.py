@@ -168,7 +168,7 @@ def _print_usage_error(error: click.ClickException, settings: Settings) -> None:
 
 def _print_error(error: LayerManagerError, settings: Settings) -> None:
     if settings.is_json:
-        from layermanager.cli.documents import error_json
+        from layermanager.json_documents import error_json
 
         write_json({"error": error_json(error)})
         return

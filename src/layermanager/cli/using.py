@@ -66,7 +66,7 @@ def mount(
             name, references, target=target, upper=upper, work=work, read_only=read_only
         )
     if settings.is_json:
-        from layermanager.cli.documents import mount_json
+        from layermanager.json_documents import mount_json
 
         write_json(mount_json(mounted.mount))
         return
@@ -123,7 +123,7 @@ def add(
     with open_use(settings.config) as use:
         taken = use.lease(references, owner=owner, ttl=ttl, process=process).lease
     if settings.is_json:
-        from layermanager.cli.documents import lease_json
+        from layermanager.json_documents import lease_json
 
         write_json(lease_json(taken))
         return
@@ -137,7 +137,7 @@ def list_leases(settings: Settings) -> None:
     """List the leases, those of mounts included."""
     leases = settings.inventory.leases()
     if settings.is_json:
-        from layermanager.cli.documents import lease_json
+        from layermanager.json_documents import lease_json
 
         write_json([lease_json(one) for one in leases])
         return
@@ -180,7 +180,7 @@ def list_mounts(settings: Settings) -> None:
     """Print what was mounted by name."""
     mounts = settings.inventory.mounts()
     if settings.is_json:
-        from layermanager.cli.documents import mount_json
+        from layermanager.json_documents import mount_json
 
         write_json([mount_json(one) for one in mounts])
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 from datetime import UTC
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
         ResolvedImage,
     )
     from layermanager.plan import Plan
+    from layermanager.unpack.index import IndexEntry
 
 
 def layer_json(layer: LayerInfo) -> dict[str, object]:
@@ -191,6 +193,32 @@ def report_json(report: LayerReport, is_repaired: bool) -> dict[str, object]:  #
             for difference in report.differences
         ],
     }
+
+
+def file_json(entry: IndexEntry) -> dict[str, object]:
+    """One path as JSON; bytes of names that are no UTF-8 are lone surrogates, U+DC80 to U+DCFF."""
+    document: dict[str, object] = {"path": os.fsdecode(entry.path), "type": entry.kind}
+    if entry.hard_link:
+        return document | {"hardLink": os.fsdecode(entry.hard_link)}
+    document |= {
+        "mode": f"{entry.mode:04o}",
+        "uid": entry.owner[0],
+        "gid": entry.owner[1],
+        "mtimeNs": entry.mtime_ns,
+    }
+    match entry.kind:
+        case "file":
+            document |= {"size": entry.size, "sha256": entry.sha256}
+        case "link":
+            document["link"] = os.fsdecode(entry.link)
+        case "char" | "block":
+            document |= {"major": entry.device[0], "minor": entry.device[1]}
+    if entry.xattrs:
+        document["xattrs"] = {
+            os.fsdecode(name): base64.b64encode(value).decode("ascii")
+            for name, value in entry.xattrs.items()
+        }
+    return document
 
 
 def error_json(error: LayerManagerError) -> dict[str, object]:

@@ -5,13 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from layermanager.cli.documents import (
-    error_json,
-    layer_json,
-    plan_json,
-    result_json,
-    usage_json,
-)
 from layermanager.errors import (
     IntegrityError,
     LayerManagerError,
@@ -20,6 +13,13 @@ from layermanager.errors import (
     StoreBusyError,
 )
 from layermanager.inventory import StoreUsage
+from layermanager.json_documents import (
+    error_json,
+    layer_json,
+    plan_json,
+    result_json,
+    usage_json,
+)
 from layermanager.leases import HeldLayer, Holder
 from layermanager.model import ApplyResult, DesiredLayer, Digest, FailedLayer, LayerInfo
 from layermanager.plan import Plan
