@@ -1,4 +1,4 @@
-"""Values as people read them: sizes, ages, digests, tables. All pure, all within 80 columns."""
+"""Values as people read them at a terminal: tables, sizes. All pure, all within 80 columns."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ import unicodedata
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
+from layermanager.readable import age_text, short_digest, size_text
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-_UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+__all__ = [
+    "age_text",
+    "columns_of",
+    "cut",
+    "padded",
+    "parse_duration",
+    "parse_size",
+    "printable",
+    "short_digest",
+    "size_text",
+    "table",
+]
+
 _SIZE: Final = re.compile(
     r"\s*([0-9]+(?:\.[0-9]+)?)\s*(?:([KMGTPE])i?)?B?\s*", re.IGNORECASE | re.ASCII
 )
 _SECONDS: Final = {"s": 1, "min": 60, "h": 3600, "d": 86400}
 _DURATION: Final = re.compile(r"([0-9]{1,18})\s*(s|min|h|d)?", re.ASCII)
 _LONGEST_SECONDS: Final = 1000 * 365 * 86400  # beyond which dates have no name
-_SHORT_DIGITS: Final = 12
 _GAP: Final = "  "
-
-
-def size_text(size: int) -> str:
-    """A number of bytes with three significant digits: ``1.23 MiB``."""
-    value = float(size)
-    for unit in _UNITS:
-        if value < 999.5 or unit == _UNITS[-1]:
-            break
-        value /= 1024
-    if unit == "B":
-        return f"{size} B"
-    decimals = 2 if value < 9.995 else 1 if value < 99.95 else 0
-    return f"{value:.{decimals}f} {unit}"
 
 
 def parse_size(text: str) -> int:
@@ -61,21 +61,6 @@ def parse_duration(text: str) -> timedelta:
         raise ValueError(f"not a duration: {text!r}; write for example 90s, 15min, 12h or 30d")
     number, unit = match.groups()
     return timedelta(seconds=min(int(number) * _SECONDS[unit or "s"], _LONGEST_SECONDS))
-
-
-def age_text(age: timedelta) -> str:
-    """A duration in its largest unit: ``3 d``, ``5 h``, ``12 min``, ``40 s``."""
-    seconds = max(0, int(age.total_seconds()))
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds // length} {unit}"
-    return f"{seconds} s"
-
-
-def short_digest(digest: str) -> str:
-    """The algorithm and the first digits, which name a layer on one node well enough."""
-    algorithm, _, encoded = digest.partition(":")
-    return f"{algorithm}:{encoded[:_SHORT_DIGITS]}"
 
 
 def printable(text: str) -> str:
