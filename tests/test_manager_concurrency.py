@@ -16,9 +16,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from layermanager.cancellation import Cancellation
+from layermanager.clock import SystemClock
 from layermanager.config import Network
 from layermanager.errors import CancelledError, LayersFailedError, SourceError, StoreBusyError
 from layermanager.inventory import Inventory
+from layermanager.lock import StoreLock
 from layermanager.model import LayerProgress, Phase
 from layermanager.space import Partitions
 from layermanager.testing.clock import FakeClock
@@ -70,13 +73,15 @@ def stalled(server: LayerServer, name: str) -> tuple[DesiredLayer, Stall]:
 
 
 @contextmanager
-def installing(manager: LayerManager, layers: list[DesiredLayer]) -> Iterator[list[Exception]]:
+def installing(
+    manager: LayerManager, layers: list[DesiredLayer], cancellation: Cancellation | None = None
+) -> Iterator[list[Exception]]:
     """Have a thread install *layers* for the time of the context; yields what it raised."""
     raised: list[Exception] = []
 
     def install() -> None:
         try:
-            manager.process_desired_layers(layers)
+            manager.process_desired_layers(layers, cancellation=cancellation)
         except (CancelledError, LayersFailedError, StoreBusyError) as error:
             raised.append(error)
 
@@ -164,6 +169,47 @@ class TestThreads:
             stall.until.set()
         assert raised == []
         node.assert_has([ready, hanging])
+
+
+class TestCancelling:
+    def test_one_operation_ends_and_leaves_nothing_and_the_next_one_is_done(
+        self, tmp_path: Path, server: LayerServer
+    ) -> None:
+        node = Node(tmp_path, parallel_installs=2)
+        done = node.publish("done")
+        hanging, stall = stalled(server, "hanging")
+        cancellation = Cancellation()
+        with node.manager() as manager:
+            manager.process_desired_layers([done])
+            with installing(manager, [done, hanging], cancellation) as raised:
+                stall.reached.wait()
+                cancellation.cancel()
+            assert [type(error) for error in raised] == [CancelledError]
+            stall.until.set()
+            node.assert_has([done])
+            assert names_in(manager.process_desired_layers([done]).kept) == ["done"]
+
+    def test_what_was_cancelled_before_it_began_does_nothing(self, node: Node) -> None:
+        cancellation = Cancellation()
+        cancellation.cancel()
+        one = node.publish("one")
+        with node.manager() as manager:
+            with pytest.raises(CancelledError, match="not wanted any more"):
+                manager.process_desired_layers([one], cancellation=cancellation)
+            with pytest.raises(CancelledError, match="not wanted any more"):
+                manager.repair_layers([], cancellation=cancellation)
+        node.assert_has([])
+
+    def test_waiting_for_another_process_ends(self, node: Node) -> None:
+        cancellation = Cancellation()
+        another_process = StoreLock(node.config.working_dir, SystemClock())
+        with (
+            node.manager(patience=timedelta.max) as manager,
+            another_process.held(timedelta(0), threading.Event()),
+            installing(manager, [], cancellation) as raised,
+        ):
+            cancellation.cancel()
+        assert [type(error) for error in raised] == [CancelledError]
 
 
 class TestClosing:

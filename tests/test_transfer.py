@@ -31,6 +31,7 @@ from layermanager.space import Partitions
 from layermanager.spool import Spools
 from layermanager.testing.clock import PassingClock
 from layermanager.testing.layers import build_package, compress, desired, digest_of
+from layermanager.testing.observer import RecordingObserver
 from layermanager.testing.sources import Asked, MemorySource, Mishap
 from layermanager.transfer import CHUNK_BYTES, Fetcher, Transfer
 
@@ -62,12 +63,14 @@ class Fetching:
         self.source = MemorySource(files, list(mishaps), is_local=False)
         self.clock = PassingClock()
         self.cancellation = Cancellation()
+        self.observer = RecordingObserver()
         self.fetcher = Fetcher(
             open_stream=opener({"memory": self.source}),
             spools=Spools(Path("/nonexistent"), Partitions().new_allocator),
             network=network or Network(),
             limits=limits or Limits(),
             clock=self.clock,
+            observer=self.observer,
             chance=chance,
         )
 

@@ -80,6 +80,7 @@ if TYPE_CHECKING:
         Phase,
         Repair,
     )
+    from layermanager.observer import Observer, Removal
     from layermanager.pack import Compression, pack_image, pack_layer
     from layermanager.plan import Plan
     from layermanager.protocols import (
@@ -167,6 +168,7 @@ _MODULES = {
         "Repair",
     ),
     "pack": ("Compression", "pack_image", "pack_layer"),
+    "observer": ("Observer", "Removal"),
     "plan": ("Plan",),
     "protocols": (
         "Allocator",
@@ -244,6 +246,7 @@ __all__ = [
     "Network",
     "NewSpaceAllocator",
     "NotEnoughSpaceError",
+    "Observer",
     "OverlayBond",
     "PackError",
     "PackageError",
@@ -255,6 +258,7 @@ __all__ = [
     "PushProgress",
     "Registry",
     "RemembersSources",
+    "Removal",
     "Repair",
     "Source",
     "SourceChangedError",

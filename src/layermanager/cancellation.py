@@ -15,11 +15,15 @@ if TYPE_CHECKING:
 class Cancellation:
     """Tells operations that they are to end, and interrupts what they wait for.
 
+    Args:
+        why: what the error says of the reason.
+
     Attributes:
         requested: set once ``cancel`` was called.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, why: str = "the operation is not wanted any more") -> None:
+        self._why = why
         self.requested = threading.Event()
         self._lock = threading.Lock()
         self._interrupts: list[Callable[[], None]] = []
@@ -34,7 +38,7 @@ class Cancellation:
     def check(self) -> None:
         """Raise ``CancelledError`` if it is time to end."""
         if self.requested.is_set():
-            raise CancelledError("cancelled: the layer manager was closed")
+            raise CancelledError(f"cancelled: {self._why}")
 
     @contextmanager
     def interrupting(self, interrupt: Callable[[], None]) -> Iterator[None]:

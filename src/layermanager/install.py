@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from layermanager.cancellation import Cancellation
     from layermanager.model import DesiredLayer, Limits
+    from layermanager.observer import Observer
     from layermanager.protocols import Allocator, Space, SpaceAllocator
     from layermanager.steps import OnStep
     from layermanager.store import StagedLayer, Store
@@ -69,6 +70,7 @@ class Installer:
         limits: what to refuse.
         on_progress: is told what happens, in the thread in which it happens.
         on_step: likewise is told of each piece that will be unpacked to disk.
+        observer: is told what is written.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class Installer:
         limits: Limits,
         on_progress: Callable[[LayerProgress], None],
         on_step: OnStep,
+        observer: Observer,
     ) -> None:
         self._fetcher = fetcher
         self._unpacker = unpacker
@@ -91,6 +94,7 @@ class Installer:
         self._limits = limits
         self._on_progress = on_progress
         self._on_step = on_step
+        self._observer = observer
 
     def install(self, desired: DesiredLayer, cancellation: Cancellation) -> VerifiedLayer:
         """Fetch, unpack and verify one layer; nothing is left behind where that fails.
@@ -126,7 +130,7 @@ class Installer:
         cancellation: Cancellation,
     ) -> Unpacked:
         with ExitStack() as stack:
-            granting = _Granting(self._grow, space)
+            granting = _Granting(self._grow, space, self._observer)
             job = Job(
                 digest=desired.digest,
                 is_package=desired.is_package,
@@ -150,6 +154,7 @@ class Installer:
                 unpacked = unpacking.finish()
             except OSError as error:
                 raise _disk_error(error, staged, space) from error
+            granting.note_written(unpacked.size)
             self._report(desired, transfer, granting)
             if desired.is_package and unpacked.blob_digest != desired.digest:
                 raise IntegrityError(
@@ -212,18 +217,27 @@ class _Granting:
         written: the bytes on disk, as of the last request.
     """
 
-    def __init__(self, grow: Callable[[Space, int], None], space: Space) -> None:
+    def __init__(
+        self, grow: Callable[[Space, int], None], space: Space, observer: Observer
+    ) -> None:
         self._grow = grow
         self._space = space
+        self._observer = observer
         self.written = 0
 
     def grant(self, written: int, needed: int) -> int:
         """Return how many bytes the layer may take in all."""
-        self.written = written
+        self.note_written(written)
         self._space.note_written(written)
         if written + needed > self._space.size:
             self._grow(self._space, written + needed)
         return self._space.size
+
+    def note_written(self, written: int) -> None:
+        """Note that the layer takes *written* bytes on disk by now."""
+        if written > self.written:
+            self._observer.written(written - self.written)
+            self.written = written
 
 
 def _disk_error(error: OSError, staged: StagedLayer, space: Space) -> LayerManagerError:

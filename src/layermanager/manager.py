@@ -41,6 +41,7 @@ from layermanager.model import (
     Phase,
     Resolution,
 )
+from layermanager.observer import UNOBSERVED, Removal
 from layermanager.plan import expired, oldest_to_free, plan, reconcile
 from layermanager.protocols import RemembersSources, Transactional
 from layermanager.sources import default_sources, opener
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from layermanager.install import VerifiedLayer
     from layermanager.leases import HeldLayer, LayerMount, Lease
     from layermanager.model import ImageInfo, Repair
+    from layermanager.observer import Observer
     from layermanager.plan import Plan
     from layermanager.protocols import (
         Clock,
@@ -99,6 +101,7 @@ class LayerManager:
         on_progress: is told how far each installation is, from the thread that installs; it must
             not block and not call this object.
         on_step: is told of each change of the disk before it is made, from any thread.
+        observer: is told what is fetched, written and removed.
 
     Raises:
         StoreBusyError: another process is changing the store.
@@ -118,12 +121,14 @@ class LayerManager:
         patience: timedelta = _NOT_AT_ALL,
         on_progress: Callable[[LayerProgress], None] = lambda _: None,
         on_step: OnStep = unannounced,
+        observer: Observer = UNOBSERVED,
     ) -> None:
         self._config = config
         self._clock = clock or SystemClock()
         self._patience = patience
         self._on_progress = on_progress
-        self._cancellation = Cancellation()
+        self._observer = observer
+        self._cancellation = Cancellation("the layer manager was closed")
         self._operation_lock = threading.Lock()
         self._state_lock = threading.Lock()
         self._reclaimable: set[Digest] = set()
@@ -171,6 +176,7 @@ class LayerManager:
                 network=config.network,
                 limits=config.limits,
                 clock=self._clock,
+                observer=self._observer,
             )
             self._installer = Installer(
                 fetcher=fetcher,
@@ -181,6 +187,7 @@ class LayerManager:
                 limits=config.limits,
                 on_progress=on_progress,
                 on_step=on_step,
+                observer=self._observer,
             )
             self.remove_expired_layers()
             self._timer = threading.Thread(
@@ -233,13 +240,20 @@ class LayerManager:
     # Changing
 
     def process_desired_layers(
-        self, desired_layers: Iterable[DesiredLayer | DesiredImage]
+        self,
+        desired_layers: Iterable[DesiredLayer | DesiredImage],
+        *,
+        cancellation: Cancellation | None = None,
     ) -> ApplyResult:
         """Make the layers on disk the desired ones (the seed's ``ProcessDesiredLayers``).
 
         Cached layers that are desired again are restored, installed ones that are not desired any
         longer are cached, missing ones are installed, several at once. A layer that fails stops no
         other. An image is desired in the stead of all its layers, and is installed when they are.
+
+        Args:
+            desired_layers: all that shall be here.
+            cancellation: ends it early; it is called, too, when the manager is closed meanwhile.
 
         Returns:
             What was done.
@@ -251,17 +265,19 @@ class LayerManager:
             InvalidReferenceError: the reference or the platform of an image is none; nothing was
                 done.
             StoreBusyError: another process is changing the store; nothing was done.
-            CancelledError: the manager was closed; what had been done by then stays.
+            CancelledError: it was cancelled, or the manager closed; what had been done by then
+                stays.
         """
         desired = tuple(desired_layers)
-        with self._operation():
+        cancellation = cancellation or Cancellation()
+        with self._operation(cancellation):
             installed_layers = self._recover()
             installed_images = self._images.installed()
             images = [one for one in desired if isinstance(one, DesiredImage)]
             steps = plan(
                 [one for one in desired if isinstance(one, DesiredLayer)],
                 installed_layers,
-                self._resolve(images, installed_images),
+                self._resolve(images, installed_images, cancellation),
                 installed_images,
             )
             # What is here already does not change, but where it may be had can.
@@ -273,7 +289,7 @@ class LayerManager:
             gone = {layer.digest for layer in steps.restore} - {layer.digest for layer in restored}
             evicted = tuple(layer for layer in steps.desired if layer.digest in gone)
             self._spools.keep_only((*steps.install, *evicted))
-            installed, failed = self._install((*steps.install, *evicted))
+            installed, failed = self._install((*steps.install, *evicted), cancellation)
             changes = self._images.settle(steps, cached_images, failed)
         result = ApplyResult(steps.keep, restored, cached, installed, failed, changes)
         errors = [*(layer.error for layer in failed), *(image.error for image in changes.failed)]
@@ -293,10 +309,12 @@ class LayerManager:
         """
         if time_to_live is None:
             time_to_live = self._config.layer_ttl
-        with self._operation():
+        with self._operation(Cancellation()):
             layers = self._recover()
             self._images.remove_expired(time_to_live)
-            return self._remove_cached(expired(layers, self._clock.now(), time_to_live))
+            return self._remove_cached(
+                expired(layers, self._clock.now(), time_to_live), Removal.EXPIRED
+            )
 
     def remove_cached_layers(self, size: int) -> tuple[LayerInfo, ...]:
         """Remove cached layers, oldest first, until *size* bytes are freed or none is left.
@@ -304,18 +322,24 @@ class LayerManager:
         Returns:
             The layers that were removed.
         """
-        with self._operation():
+        with self._operation(Cancellation()):
             layers = self._recover()
             users = self._use.users()
             free = [layer for layer in layers if not users.holders(layer.digest)]
-            return self._remove_cached(oldest_to_free(free, size))
+            return self._remove_cached(oldest_to_free(free, size), Removal.REQUESTED)
 
-    def repair_layers(self, repairs: Iterable[Repair]) -> tuple[LayerInfo, ...]:
+    def repair_layers(
+        self, repairs: Iterable[Repair], *, cancellation: Cancellation | None = None
+    ) -> tuple[LayerInfo, ...]:
         """Install damaged layers anew, each from its source, and replace it at one moment.
 
         The damaged layer stays in its place until the new one is complete and verified. It keeps
         its state and its age. Overlays that were mounted with it as a lower directory go on with
         the old files, as far as they have them open, until they are mounted anew.
+
+        Args:
+            repairs: the layers.
+            cancellation: ends it early; it is called, too, when the manager is closed meanwhile.
 
         Returns:
             The layers that were repaired.
@@ -324,15 +348,18 @@ class LayerManager:
             LayersFailedError: some layers failed, and are as they were; it holds their errors and,
                 as installed, what was repaired.
             StoreBusyError: another process is changing the store; nothing was done.
-            CancelledError: the manager was closed; what had been done by then stays.
+            CancelledError: it was cancelled, or the manager closed; what had been done by then
+                stays.
         """
         repairs = tuple(repairs)
-        with self._operation():
+        cancellation = cancellation or Cancellation()
+        with self._operation(cancellation):
             self._recover()
             for repair in repairs:  # it must not be evicted to make room for itself
                 self._allocator.restore_outdated_item(repair.layer.digest)
             repaired, failed = self._install(
                 tuple(repair.source for repair in repairs),
+                cancellation,
                 {repair.layer.digest: repair.layer for repair in repairs},
             )
             self._tell_allocator(self._storage.get_layers_info(), self._use.users())
@@ -447,13 +474,14 @@ class LayerManager:
     # Within an operation
 
     @contextmanager
-    def _operation(self) -> Iterator[None]:
+    def _operation(self, cancellation: Cancellation) -> Iterator[None]:
         """Be the only one, in this process and among all, that changes the store."""
         with (
+            self._cancellation.interrupting(cancellation.cancel),
             self._operation_lock,
-            self._lock.held(self._patience, self._cancellation.requested),
+            self._lock.held(self._patience, cancellation.requested),
         ):
-            self._cancellation.check()
+            cancellation.check()
             yield
 
     def _recover(self) -> tuple[LayerInfo, ...]:
@@ -499,7 +527,10 @@ class LayerManager:
         self._allocator.note_used_space(sum(layer.size for layer in layers))
 
     def _resolve(
-        self, images: Sequence[DesiredImage], installed: Sequence[ImageInfo]
+        self,
+        images: Sequence[DesiredImage],
+        installed: Sequence[ImageInfo],
+        cancellation: Cancellation,
     ) -> Resolution:
         if not images:
             return Resolution()
@@ -509,7 +540,7 @@ class LayerManager:
         storage = self._storage
         noted = storage.get_sources() if isinstance(storage, RemembersSources) else {}
         resolver = ImageResolver(self._sources, parallel=self._config.parallel_installs)
-        return resolver.resolve(images, installed, noted, self._cancellation)
+        return resolver.resolve(images, installed, noted, cancellation)
 
     def _note_sources(self, layers: Sequence[DesiredLayer]) -> None:
         if isinstance(self._storage, RemembersSources):
@@ -542,16 +573,16 @@ class LayerManager:
                 self._tell_allocator(self._storage.get_layers_info(), self._use.users())
         return cached, images
 
-    def _remove_cached(self, layers: Sequence[LayerInfo]) -> tuple[LayerInfo, ...]:
+    def _remove_cached(self, layers: Sequence[LayerInfo], why: Removal) -> tuple[LayerInfo, ...]:
         removed = []
         for layer in layers:
             self._cancellation.check()
             with self._state_lock:
-                if not self._is_cached(layer.digest):
+                if self._cached(layer.digest) is None:
                     continue  # a neighbour evicted it, and the allocator knows
                 self._allocator.restore_outdated_item(layer.digest)
                 self._reclaimable.discard(layer.digest)
-                if not self._remove(layer.digest):
+                if not self._remove(layer, why):
                     continue
             self._allocator.free_space(layer.size)
             removed.append(layer)
@@ -561,31 +592,34 @@ class LayerManager:
         """Remove a cached layer, whose space the allocator needs; called from any thread."""
         digest = Digest(item_id)
         with self._lock.held(self._patience, self._cancellation.requested), self._state_lock:
-            if self._is_cached(digest) and not self._remove(digest):
+            layer = self._cached(digest)
+            if layer is not None and not self._remove(layer, Removal.EVICTED):
                 # It came into use since the operation began: its space is not free.
                 self._allocator.restore_outdated_item(item_id)
                 self._reclaimable.discard(digest)
 
-    def _is_cached(self, digest: Digest) -> bool:
-        """Whether the layer is there and has not been restored in the meantime."""
+    def _cached(self, digest: Digest) -> LayerInfo | None:
+        """The layer if it is there and has not been restored in the meantime."""
         try:
-            return self._storage.get_layer_info_by_digest(digest).cached
+            layer = self._storage.get_layer_info_by_digest(digest)
         except LayerNotExistError:
-            return False
+            return None
+        return layer if layer.cached else None
 
-    def _remove(self, digest: Digest) -> bool:
+    def _remove(self, layer: LayerInfo, why: Removal) -> bool:
         """Remove a cached layer unless it is in use; return whether it was removed."""
         # Within the transaction, so that a lease is taken before it or not at all.
-        with self._store.removal(digest) as take_out, self._transaction():
-            holders = self._use.users().holders(digest)
+        with self._store.removal(layer.digest) as take_out, self._transaction():
+            holders = self._use.users().holders(layer.digest)
             if holders:
-                _LOGGER.info("layer %s stays: it is in use by %s", digest, holders[0])
+                _LOGGER.info("layer %s stays: it is in use by %s", layer.digest, holders[0])
                 return False
             if not take_out():
-                _LOGGER.info("layer %s stays: it came into use right now", digest)
+                _LOGGER.info("layer %s stays: it came into use right now", layer.digest)
                 return False
-            self._storage.delete_layer_by_digest(digest)
-        _LOGGER.info("removed the cached layer %s", digest)
+            self._storage.delete_layer_by_digest(layer.digest)
+        self._observer.removed(layer, why)
+        _LOGGER.info("removed the cached layer %s: %s", layer.digest, why)
         return True
 
     def _transaction(self) -> AbstractContextManager[None]:
@@ -599,6 +633,7 @@ class LayerManager:
     def _install(
         self,
         layers: Sequence[DesiredLayer],
+        cancellation: Cancellation,
         replaced: Mapping[Digest, LayerInfo] = MappingProxyType({}),
     ) -> tuple[tuple[LayerInfo, ...], tuple[FailedLayer, ...]]:
         """Install *layers*, several at once, committing together those that are ready together.
@@ -613,7 +648,7 @@ class LayerManager:
             self._on_progress(LayerProgress(desired, Phase.PENDING))
         operation = Cancellation()
         with (
-            self._cancellation.interrupting(operation.cancel),
+            cancellation.interrupting(operation.cancel),
             ThreadPoolExecutor(self._config.parallel_installs, "install") as threads,
         ):
             pending = {
@@ -629,7 +664,7 @@ class LayerManager:
                     installed += self._commit(group, replaced, failed)
             finally:
                 _abandon(pending, operation)
-        self._cancellation.check()
+        cancellation.check()
         order = {desired.digest: position for position, desired in enumerate(layers)}
         installed.sort(key=lambda layer: order[layer.digest])
         failed.sort(key=lambda layer: order[layer.desired.digest])

@@ -30,6 +30,7 @@ from layermanager.errors import (
     StoreError,
 )
 from layermanager.mirrors import addresses
+from layermanager.observer import UNOBSERVED
 from layermanager.pace import RateLimit, TimedStream
 from layermanager.spool import Mark
 from layermanager.urls import shown
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from layermanager.config import Network
     from layermanager.errors import LayerError
     from layermanager.model import DesiredLayer, Limits
+    from layermanager.observer import Observer
     from layermanager.protocols import ByteStream, Clock
     from layermanager.sources import OpenStream
     from layermanager.spool import Spool, Spools
@@ -71,6 +73,7 @@ class Fetcher:
         network: how patient and how fast to be.
         limits: what to refuse.
         clock: the time.
+        observer: is told what is fetched, and how often anew.
         chance: gives numbers from 0 to 1, to spread what would happen at the same moment.
     """
 
@@ -82,6 +85,7 @@ class Fetcher:
         network: Network,
         limits: Limits,
         clock: Clock,
+        observer: Observer = UNOBSERVED,
         chance: Callable[[], float] = random.random,
     ) -> None:
         self.open_stream = open_stream
@@ -89,6 +93,7 @@ class Fetcher:
         self.network = network
         self.limits = limits
         self.clock = clock
+        self.observer = observer
         self.rate_limit = RateLimit(network.rate_limit, clock)
         self._chance = chance
 
@@ -207,6 +212,7 @@ class Transfer:
         self._starts += 1
         if self._starts > self._network.attempts or not self._may_be_mended(error):
             raise error
+        self._fetcher.observer.retried()
         _LOGGER.warning("layer %s is fetched from its beginning: %s", self._desired.digest, error)
 
     def close(self) -> None:
@@ -237,7 +243,7 @@ class Transfer:
                     validator=self._validators.get(address, ""),
                 )
             except SourceError as error:
-                self._attempts.failed(address, error)
+                self._failed(address, error)
                 continue
             wrong = self._size_that_is_wrong(stream)
             if wrong is None:
@@ -265,9 +271,14 @@ class Transfer:
             raise wrong
         _LOGGER.warning("layer %s: %s: %s", self._desired.digest, wrong, shown(address))
 
+    def _failed(self, address: str, error: SourceError) -> None:
+        """Note that *address* failed; return if something may be asked again."""
+        self._attempts.failed(address, error)
+        self._fetcher.observer.retried()
+
     def _broke_off(self, address: str, error: SourceError) -> None:
         """Note that a stream of *address* failed; return if another one may go on there."""
-        self._attempts.failed(address, error)
+        self._failed(address, error)
         if isinstance(error, SourceChangedError):
             raise error
         if self.transferred and not self._may_mix:
@@ -321,6 +332,7 @@ class Transfer:
             data = stream.read(min(left, self._fetcher.rate_limit.piece(CHUNK_BYTES)))
             if not data:
                 break
+            self._fetcher.observer.fetched(len(data))
             left -= len(data)
             for hash_ in hashes:
                 hash_.update(data)
@@ -336,11 +348,13 @@ class Transfer:
         """All bytes of *stream*, at the rate that those of the network may have."""
         if is_local:
             while chunk := stream.read(CHUNK_BYTES):
+                self._fetcher.observer.fetched(len(chunk))
                 yield chunk
             return
         rate_limit = self._fetcher.rate_limit
         piece = rate_limit.piece(CHUNK_BYTES)
         while chunk := stream.read(piece):
+            self._fetcher.observer.fetched(len(chunk))
             yield chunk
             rate_limit.spend(len(chunk), self._cancellation)
 
