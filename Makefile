@@ -9,7 +9,7 @@ POWER_CUTS ?= 300
 
 $(READY): pyproject.toml requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements-dev.txt --editable .
+	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements-dev.txt --editable ".[daemon]"
 	touch $@
 
 run: $(READY)

@@ -12,7 +12,6 @@ from layermanager.errors import (
     SourceError,
     StoreBusyError,
 )
-from layermanager.inventory import StoreUsage
 from layermanager.json_documents import (
     error_json,
     layer_json,
@@ -21,7 +20,7 @@ from layermanager.json_documents import (
     usage_json,
 )
 from layermanager.leases import HeldLayer, Holder
-from layermanager.model import ApplyResult, DesiredLayer, Digest, FailedLayer, LayerInfo
+from layermanager.model import ApplyResult, DesiredLayer, Digest, FailedLayer, LayerInfo, StoreUsage
 from layermanager.plan import Plan
 
 DIGESTS = [Digest(f"sha256:{digit * 64}") for digit in "abcde"]

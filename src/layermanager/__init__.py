@@ -55,7 +55,7 @@ if TYPE_CHECKING:
         UseError,
     )
     from layermanager.images.push import PushProgress, push_image
-    from layermanager.inventory import CheckProgress, Inventory, StoreUsage
+    from layermanager.inventory import CheckProgress, Inventory
     from layermanager.leases import (
         HeldLayer,
         Holder,
@@ -79,6 +79,7 @@ if TYPE_CHECKING:
         Limits,
         Phase,
         Repair,
+        StoreUsage,
     )
     from layermanager.observer import Observer, Removal
     from layermanager.pack import Compression, pack_image, pack_layer
@@ -149,7 +150,7 @@ _MODULES = {
         "UseError",
     ),
     "images.push": ("PushProgress", "push_image"),
-    "inventory": ("CheckProgress", "Inventory", "StoreUsage"),
+    "inventory": ("CheckProgress", "Inventory"),
     "leases": ("HeldLayer", "Holder", "LayerMount", "Lease", "OverlayBond", "ProcessBond"),
     "manager": ("LayerManager",),
     "model": (
@@ -166,6 +167,7 @@ _MODULES = {
         "Limits",
         "Phase",
         "Repair",
+        "StoreUsage",
     ),
     "pack": ("Compression", "pack_image", "pack_layer"),
     "observer": ("Observer", "Removal"),

@@ -392,6 +392,7 @@ _OWN_KEYS: Final = frozenset(
         "unpackTimeoutSeconds",
         "network",
         "limits",
+        "daemon",  # which the daemon reads for itself
     }
 )
 _REGISTRY_KEYS: Final = frozenset({"mirrors", "http"})

@@ -25,7 +25,7 @@ from layermanager.check import (
 from layermanager.clock import SystemClock
 from layermanager.errors import LayerNotExistError, StorageError, StoreError
 from layermanager.images import default_image_sources
-from layermanager.model import DesiredImage, DesiredLayer, Digest, Resolution
+from layermanager.model import DesiredImage, DesiredLayer, Digest, Resolution, StoreUsage
 from layermanager.plan import plan
 from layermanager.space import disk_usage
 from layermanager.storage import (
@@ -52,35 +52,6 @@ if TYPE_CHECKING:
     from layermanager.use import Users
 
 _Identity: TypeAlias = tuple[int, int] | None
-
-
-@dataclass(frozen=True, slots=True)
-class StoreUsage:
-    """Where the space of the layers' partition went, in bytes.
-
-    Attributes:
-        path: the directory of the layers.
-        total: the size of its partition.
-        free: what anybody may still write there.
-        limit: what the layers may take in all; 0 when they are not limited.
-        desired: what the layers in use take.
-        reclaimable: what the cached layers take that nobody uses.
-        held: what those take that cannot be removed, since somebody does.
-    """
-
-    path: Path
-    total: int
-    free: int
-    limit: int
-    desired: int
-    reclaimable: int
-    held: int = 0
-
-    @property
-    def other(self) -> int:
-        """What on the partition does not belong to the layers, the reserve of root included."""
-        layers = self.desired + self.reclaimable + self.held
-        return max(0, self.total - self.free - layers)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,14 +15,15 @@ if TYPE_CHECKING:
 
     from layermanager.check import LayerReport
     from layermanager.errors import LayerManagerError
-    from layermanager.inventory import StoreUsage
     from layermanager.leases import HeldLayer, LayerMount, Lease
     from layermanager.model import (
         ApplyResult,
         FailedImage,
         ImageInfo,
         LayerInfo,
+        LayerProgress,
         ResolvedImage,
+        StoreUsage,
     )
     from layermanager.plan import Plan
     from layermanager.unpack.index import IndexEntry
@@ -36,7 +37,7 @@ def layer_json(layer: LayerInfo) -> dict[str, object]:
         "version": layer.version,
         "path": str(layer.path),
         "osVersion": layer.os_version,
-        "timestamp": _time(layer.timestamp),
+        "timestamp": time_json(layer.timestamp),
         "cached": layer.cached,
         "size": layer.size,
     }
@@ -51,9 +52,31 @@ def image_json(image: ImageInfo) -> dict[str, object]:
         "layers": list(image.layers),
         "diffIds": list(image.diff_ids),
         "configDigest": image.config_digest,
-        "timestamp": _time(image.timestamp),
+        "timestamp": time_json(image.timestamp),
         "cached": image.cached,
     }
+
+
+def time_json(moment: datetime) -> str:
+    """A point in time."""
+    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+def progress_json(progress: LayerProgress) -> dict[str, object]:
+    """A moment in the installation of a layer."""
+    document: dict[str, object] = {
+        "digest": progress.desired.digest,
+        "layerId": progress.desired.layer_id,
+        "version": progress.desired.version,
+        "phase": str(progress.phase),
+        "transferred": progress.transferred,
+        "unpacked": progress.unpacked,
+    }
+    if progress.size is not None:
+        document["size"] = progress.size
+    if progress.error is not None:
+        document["error"] = error_json(progress.error)
+    return document
 
 
 def plan_json(plan: Plan) -> dict[str, object]:
@@ -112,18 +135,14 @@ def _failed_image_json(failed: FailedImage) -> dict[str, object]:
     }
 
 
-def _time(moment: datetime) -> str:
-    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
-
-
 def lease_json(lease: Lease) -> dict[str, object]:
     """A lease."""
     document: dict[str, object] = {
         "leaseId": lease.lease_id,
         "owner": lease.owner,
         "layers": list(lease.layers),
-        "created": _time(lease.created),
-        "expires": None if lease.expires is None else _time(lease.expires),
+        "created": time_json(lease.created),
+        "expires": None if lease.expires is None else time_json(lease.expires),
     }
     match lease.bond:
         case ProcessBond():

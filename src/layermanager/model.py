@@ -328,6 +328,35 @@ class LayerProgress:
 
 
 @dataclass(frozen=True, slots=True)
+class StoreUsage:
+    """Where the space of the layers' partition went, in bytes.
+
+    Attributes:
+        path: the directory of the layers.
+        total: the size of its partition.
+        free: what anybody may still write there.
+        limit: what the layers may take in all; 0 when they are not limited.
+        desired: what the layers in use take.
+        reclaimable: what the cached layers take that nobody uses.
+        held: what those take that cannot be removed, since somebody does.
+    """
+
+    path: Path
+    total: int
+    free: int
+    limit: int
+    desired: int
+    reclaimable: int
+    held: int = 0
+
+    @property
+    def other(self) -> int:
+        """What on the partition does not belong to the layers, the reserve of root included."""
+        layers = self.desired + self.reclaimable + self.held
+        return max(0, self.total - self.free - layers)
+
+
+@dataclass(frozen=True, slots=True)
 class JailMeasure:
     """One wall of the jail in which layers are unpacked.
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 import click
 
 from layermanager import __version__
-from layermanager.cli import changing, checking, looking, packing, pushing, using
+from layermanager.cli import changing, checking, looking, packing, pushing, serving, using
 from layermanager.cli.output import OutputError, tell, write_json
 from layermanager.cli.settings import Settings, json_option
 from layermanager.errors import LayerManagerError
@@ -155,6 +155,7 @@ for _command in (
     using.mount,
     using.umount,
     using.lease,
+    serving.serve,
 ):
     _group.add_command(_command)
 

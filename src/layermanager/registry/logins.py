@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Final
 from layermanager.documents import DocumentError, JsonObject, parse
 from layermanager.errors import ConfigError
 from layermanager.oci.reference import DEFAULT_REGISTRY
-from layermanager.sources.credentials import basic, check_secret
+from layermanager.secret_files import check_secret
+from layermanager.sources.credentials import basic
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

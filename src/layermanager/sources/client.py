@@ -34,7 +34,8 @@ from urllib3.util import make_headers
 from layermanager import __version__
 from layermanager.config import TlsVersion
 from layermanager.errors import ConfigError, SourceError, SourceTimeoutError
-from layermanager.sources.credentials import Credentials, check_secret, from_userinfo
+from layermanager.secret_files import check_secret
+from layermanager.sources.credentials import Credentials, from_userinfo
 from layermanager.sources.scopes import scope_of, scope_of_name
 from layermanager.sources.tls import EagerSocket
 from layermanager.urls import shown, without_credentials

@@ -1,0 +1,303 @@
+"""The node as the API sees it: reads at once, changes as operations."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+from layermanager import __version__
+from layermanager.check import Depth, Status
+from layermanager.daemon.desired_state import FILE_NAME, DesiredState, RememberedState
+from layermanager.daemon.metrics import Metrics
+from layermanager.daemon.operations import (
+    Kind,
+    Lane,
+    NoSuchOperationError,
+    Operations,
+    QueueFullError,
+)
+from layermanager.daemon.problems import RefusedError
+from layermanager.daemon.reading import CurrentLayers
+from layermanager.errors import (
+    InputError,
+    LayerManagerError,
+    LayerNotExistError,
+    LayersFailedError,
+    StoreBusyError,
+    StoreError,
+)
+from layermanager.inventory import Inventory
+from layermanager.json_documents import error_json, layer_json, report_json, result_json
+from layermanager.manager import LayerManager
+from layermanager.model import Repair
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence, Set
+    from datetime import timedelta
+
+    from layermanager.check import LayerReport
+    from layermanager.config import Config
+    from layermanager.daemon.events import Events
+    from layermanager.daemon.operations import Run, Work
+    from layermanager.model import Digest, FailedLayer, LayerInfo, LayerProgress
+    from layermanager.observer import Removal
+    from layermanager.protocols import Clock
+
+_LOGGER: Final = logging.getLogger(__name__)
+_SECONDS_BETWEEN_STARTS: Final = 5.0
+
+
+class Node:
+    """A store, what is done with it, and what is told of it.
+
+    Reading takes no lock and waits for nobody. Changing goes through the one ``LayerManager`` of
+    the daemon, which its first operation makes: until the store is clean the node is not ready, but
+    can be looked at. Other processes may use the store as well; operations wait for them.
+
+    Attributes:
+        config: of the store.
+        inventory: looks at the store.
+        layers: what is installed.
+        events: what happens.
+        operations: what is done.
+        metrics: what is counted.
+        clock: the time.
+
+    Args:
+        config: of the store.
+        clock: the time.
+        events: where to tell what happens.
+    """
+
+    def __init__(self, config: Config, clock: Clock, events: Events) -> None:
+        self.config = config
+        self.inventory = Inventory(config)
+        self.layers = CurrentLayers(self.inventory, config.database)
+        self.events = events
+        self.metrics = Metrics(clock, __version__)
+        self.operations = Operations(events, clock, self.metrics.ended)
+        self.clock = clock
+        self._remembered = RememberedState(config.working_dir / FILE_NAME)
+        self._changing_desired = threading.Lock()
+        self._desired: tuple[DesiredState | None, str] = None, ""
+        self._manager: LayerManager | None = None
+        self._installing: Run | None = None
+
+    def start(self) -> None:
+        """Clean the store, and make what was desired last be there, in the background."""
+        self.operations.start()
+        self._submit(Kind.START, self._open)
+        try:
+            state = self._remembered.load()
+        except LayerManagerError as error:
+            # The daemon must come up, so that a better one can be given to it.
+            _LOGGER.error("the last desired state is not used: %s", error)  # noqa: TRY400 - no bug
+            return
+        if state is not None:
+            with self._changing_desired:
+                self._apply(state)
+
+    def close(self) -> None:
+        """Cancel what is under way, and release the store."""
+        self.events.close()
+        self.operations.close()
+        if self._manager is not None:
+            self._manager.close()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the store is clean and operations are done."""
+        return self._manager is not None
+
+    # The desired state
+
+    @property
+    def desired(self) -> tuple[DesiredState | None, str]:
+        """What was desired last, and the id of the operation that sees to it."""
+        return self._desired
+
+    def put_desired(self, document: bytes) -> dict[str, object]:
+        """Make what is desired be there from now on, also after a restart.
+
+        What was desired before is not seen to any more: its operation is cancelled. The same once
+        more, while it is being seen to, changes nothing.
+
+        Returns:
+            The operation, as JSON.
+
+        Raises:
+            DesiredStateError, InvalidDigestError: it cannot be used; the last one stays.
+            StoreError: it cannot be kept for the time after a restart; the last one stays.
+        """
+        state = DesiredState.read(document, "the body")
+        with self._changing_desired:
+            before, operation_id = self._desired
+            if state == before and not self._has_ended(operation_id):
+                return self.operations.get(operation_id)
+            self._remembered.keep(state)
+            return self._apply(state)
+
+    def _apply(self, state: DesiredState) -> dict[str, object]:
+        _, before = self._desired
+        if not self._has_ended(before):
+            self.operations.cancel(before)
+        operation = self._submit(Kind.APPLY, lambda run: self._make_desired(state, run))
+        self._desired = state, str(operation["id"])
+        return operation
+
+    def _has_ended(self, operation_id: str) -> bool:
+        try:
+            return self.operations.state_of(operation_id).has_ended
+        except NoSuchOperationError:
+            return True
+
+    # Operations
+
+    def collect_garbage(self, time_to_live: timedelta, free: int) -> dict[str, object]:
+        """Remove cached layers past *time_to_live*, and more until *free* bytes are freed."""
+        return self._submit(Kind.GC, lambda run: self._remove_cached(run, time_to_live, free))
+
+    def check(self, digests: Sequence[Digest], depth: Depth, *, repair: bool) -> dict[str, object]:
+        """Compare layers with their indexes; all of them if there are no *digests*.
+
+        Raises:
+            LayerNotExistError: one of them is not installed.
+        """
+        layers = self._chosen(digests)
+        if not repair:
+            return self._submit(
+                Kind.CHECK, lambda run: self._look(run, layers, depth), Lane.LOOKING
+            )
+        return self._submit(Kind.CHECK, lambda run: self._repair(run, layers, depth))
+
+    def _submit(self, kind: Kind, work: Work, lane: Lane = Lane.CHANGING) -> dict[str, object]:
+        try:
+            return self.operations.submit(kind, work, lane)
+        except QueueFullError:
+            raise RefusedError.for_now("too many operations are waiting already") from None
+
+    def _chosen(self, digests: Sequence[Digest]) -> Sequence[LayerInfo]:
+        layers = self.layers.get()
+        if not digests:
+            return layers
+        by_digest = {layer.digest: layer for layer in layers}
+        for digest in digests:
+            if digest not in by_digest:
+                raise LayerNotExistError(f"layer {digest} is not installed", digest=digest)
+        return [by_digest[digest] for digest in dict.fromkeys(digests)]
+
+    # What operations do, in the threads of their lanes
+
+    def _open(self, run: Run) -> object:
+        """Make the manager, which cleans the store; what is in the way may be mended meanwhile."""
+        while True:
+            try:
+                self._manager = LayerManager(
+                    self.config,
+                    clock=self.clock,
+                    on_progress=self._note_progress,
+                    observer=_Telling(self.metrics, self.events),
+                )
+            except (InputError, StoreBusyError):
+                raise  # the one ends the daemon's work, the other is tried again
+            except LayerManagerError as error:
+                _LOGGER.error("the store cannot be used: %s", error)  # noqa: TRY400 - no bug
+                run.note_wait(str(error))
+                self.clock.wait(run.cancellation.requested, _SECONDS_BETWEEN_STARTS)
+                run.cancellation.check()
+            else:
+                self.events.publish("ready", {})
+                return {}
+
+    def _opened(self) -> LayerManager:
+        if self._manager is None:
+            raise StoreError("the store could not be opened when the daemon started; see its log")
+        return self._manager
+
+    def _make_desired(self, state: DesiredState, run: Run) -> object:
+        manager = self._opened()
+        with self._shown_in(run):
+            result = manager.process_desired_layers(state.layers, cancellation=run.cancellation)
+        return result_json(result)
+
+    def _remove_cached(self, run: Run, time_to_live: timedelta, free: int) -> object:
+        manager = self._opened()
+        removed = manager.remove_expired_layers(time_to_live)
+        freed = sum(layer.size for layer in removed)
+        run.cancellation.check()
+        removed += manager.remove_cached_layers(max(0, free - freed))
+        return {
+            "removed": [layer_json(layer) for layer in removed],
+            "freed": sum(layer.size for layer in removed),
+        }
+
+    def _look(self, run: Run, layers: Sequence[LayerInfo], depth: Depth) -> object:
+        return _check_json(self._compare(run, layers, depth), frozenset(), ())
+
+    def _compare(
+        self, run: Run, layers: Sequence[LayerInfo], depth: Depth
+    ) -> Sequence[LayerReport]:
+        reports = self.inventory.check(
+            layers, depth, cancellation=run.cancellation, on_progress=run.note_check
+        )
+        self.metrics.found_damaged(sum(one.status is Status.DAMAGED for one in reports))
+        return reports
+
+    def _repair(self, run: Run, layers: Sequence[LayerInfo], depth: Depth) -> object:
+        reports = self._compare(run, layers, depth)
+        sources = self.inventory.sources()
+        repairs = [
+            Repair(report.layer, sources[report.layer.digest])
+            for report in reports
+            if report.status is not Status.INTACT and report.layer.digest in sources
+        ]
+        failed: Sequence[FailedLayer] = ()
+        try:
+            with self._shown_in(run):
+                repaired = self._opened().repair_layers(repairs, cancellation=run.cancellation)
+        except LayersFailedError as error:
+            repaired = error.result.installed
+            failed = error.result.failed
+        return _check_json(reports, {layer.digest for layer in repaired}, failed)
+
+    @contextmanager
+    def _shown_in(self, run: Run) -> Iterator[None]:
+        """Show the installations within the context as those of *run*."""
+        self._installing = run
+        try:
+            yield
+        finally:
+            self._installing = None
+
+    def _note_progress(self, progress: LayerProgress) -> None:
+        self.metrics.progressed(progress)
+        if self._installing is not None:
+            self._installing.note_layer(progress)
+
+
+def _check_json(
+    reports: Sequence[LayerReport], repaired: Set[Digest], failed: Sequence[FailedLayer]
+) -> dict[str, object]:
+    return {
+        "reports": [report_json(one, one.layer.digest in repaired) for one in reports],
+        "failed": [
+            {"digest": layer.desired.digest, "error": error_json(layer.error)} for layer in failed
+        ],
+    }
+
+
+class _Telling:
+    """The ``Observer`` of the manager: counts everything, and tells readers of removals."""
+
+    def __init__(self, metrics: Metrics, events: Events) -> None:
+        self._metrics = metrics
+        self._events = events
+        self.fetched = metrics.fetched
+        self.written = metrics.written
+        self.retried = metrics.retried
+
+    def removed(self, layer: LayerInfo, why: Removal) -> None:
+        self._metrics.removed(layer, why)
+        self._events.publish("removed", {**layer_json(layer), "reason": str(why)})

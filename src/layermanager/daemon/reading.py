@@ -1,0 +1,76 @@
+"""What is installed, for many readers a second."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from layermanager.inventory import Inventory
+    from layermanager.model import LayerInfo
+
+_State: TypeAlias = "tuple[tuple[int, int, int] | None, ...]"
+
+_SETTLED_NANOSECONDS: Final = 100_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    layers: Sequence[LayerInfo]
+    state: _State
+
+
+class CurrentLayers:
+    """The installed layers, read anew only after the database has changed.
+
+    Another process may change it, so what counts is the file and its log, by their sizes and
+    times. The kernel's times have a grain of some milliseconds: two changes within one look like
+    one, so that files that were changed just now are read anew all the same.
+
+    Args:
+        inventory: reads them.
+        database: the file that they are read from.
+    """
+
+    def __init__(self, inventory: Inventory, database: Path) -> None:
+        self._inventory = inventory
+        self._files = (os.fspath(database), f"{database}-wal")
+        self._lock = threading.Lock()
+        self._last: _Reading | None = None
+
+    def get(self) -> Sequence[LayerInfo]:
+        """All installed layers, ordered by digest.
+
+        Raises:
+            StorageError: the database cannot be read.
+        """
+        with self._lock:  # else all that wait would read the same
+            state = self._state()
+            if self._last is not None and self._last.state == state:
+                return self._last.layers
+            layers = self._inventory.layers()
+            is_settled = self._state() == state and _is_settled(state)
+            self._last = _Reading(layers, state) if is_settled else None
+            return layers
+
+    def _state(self) -> _State:
+        return tuple(map(_state_of, self._files))
+
+
+def _state_of(path: str) -> tuple[int, int, int] | None:
+    try:
+        status = os.stat(path)  # noqa: PTH116 - it is asked for a thousand times a second
+    except OSError:
+        return None  # most often it is not there; else reading it says what is wrong
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _is_settled(state: _State) -> bool:
+    newest = max((one[2] for one in state if one is not None), default=0)
+    return newest < time.time_ns() - _SETTLED_NANOSECONDS

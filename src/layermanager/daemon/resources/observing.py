@@ -1,0 +1,91 @@
+"""How the daemon is: for a supervisor, a monitoring system and a person."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from layermanager import __version__
+from layermanager.daemon import page
+from layermanager.daemon.api import Endpoint, Reply
+from layermanager.daemon.http import Answer
+from layermanager.daemon.metrics import CONTENT_TYPE, Snapshot
+from layermanager.daemon.problems import RefusedError
+from layermanager.daemon.schema import reference
+
+if TYPE_CHECKING:
+    from layermanager.daemon.api import Call
+    from layermanager.daemon.node import Node
+
+_HEALTH: Final = {"status": "ok", "version": __version__}
+
+
+def _health(_node: Node, _call: Call) -> Answer:
+    return Answer.json(_HEALTH)
+
+
+def _ready(node: Node, _: Call) -> Answer:
+    if not node.is_ready:
+        raise RefusedError.for_now("the store is not clean yet; see /v1/operations")
+    return Answer.json(_HEALTH)
+
+
+def _metrics(node: Node, _: Call) -> Answer:
+    snapshot = Snapshot(
+        layers=node.layers.get(),
+        usage=node.inventory.usage(),
+        event_readers=node.events.readers,
+        is_ready=node.is_ready,
+    )
+    return Answer(200, CONTENT_TYPE, node.metrics.text(snapshot).encode())
+
+
+def _page(node: Node, _: Call) -> Answer:
+    state, _operation = node.desired
+    view = page.View(
+        now=node.clock.now(),
+        is_ready=node.is_ready,
+        desired=None if state is None else state.layers,
+        layers=node.layers.get(),
+        usage=node.inventory.usage(),
+        time_to_live=node.config.layer_ttl,
+        operations=node.operations.current(),
+        events=node.events.latest(page.MAX_EVENTS),
+    )
+    return Answer(200, page.CONTENT_TYPE, page.render(view).encode(), page.HEADERS)
+
+
+ENDPOINTS: Final = (
+    Endpoint(
+        "GET",
+        "/v1/health",
+        "getHealth",
+        "Whether the daemon answers at all",
+        _health,
+        {200: Reply("It does.", reference("Health"))},
+    ),
+    Endpoint(
+        "GET",
+        "/v1/ready",
+        "getReadiness",
+        "Whether the store is clean and operations are done",
+        _ready,
+        {200: Reply("They are.", reference("Health"))},
+        problems=(503,),
+    ),
+    Endpoint(
+        "GET",
+        "/v1/metrics",
+        "getMetrics",
+        "What was counted and measured, for Prometheus",
+        _metrics,
+        {200: Reply("The metrics, as text.", None, CONTENT_TYPE)},
+    ),
+    Endpoint(
+        "GET",
+        "/",
+        "getStatusPage",
+        "How the node is, for a browser",
+        _page,
+        {200: Reply("The page.", None, page.CONTENT_TYPE)},
+    ),
+)
