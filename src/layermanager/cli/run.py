@@ -15,7 +15,7 @@ import click
 from layermanager import __version__
 from layermanager.cli import changing, checking, looking, packing, pushing, serving, using
 from layermanager.cli.output import OutputError, tell, write_json
-from layermanager.cli.settings import Settings, json_option
+from layermanager.cli.settings import Settings, json_option, log_as
 from layermanager.errors import LayerManagerError
 
 # The library is imported by the commands that need it: `--help` answers without SQLite, and `ls`
@@ -127,18 +127,27 @@ def _run(arguments: Sequence[str]) -> int:
     show_default=True,
     help="What to log on standard error.",
 )
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json", "journald"]),
+    help="How to log.  [default: text; the configuration's, for serve]",
+)
 @json_option
 @click.version_option(__version__)
 @click.pass_obj
 def _group(
-    settings: Settings, config_file: Path | None, working_dir: Path | None, log_level: str
+    settings: Settings,
+    config_file: Path | None,
+    working_dir: Path | None,
+    log_level: str,
+    log_format: str | None,
 ) -> None:
     """Make the filesystem layers on this node be exactly the desired ones."""
     settings.config_file = config_file
     settings.working_dir = working_dir
-    logging.basicConfig(
-        level=log_level.upper(), format="%(levelname)s: %(message)s", handlers=[settings.log]
-    )
+    settings.log_format = log_format
+    logging.basicConfig(level=log_level.upper(), handlers=[settings.log])
+    log_as(log_format or "text", settings.log)
     # What it would say, for debugging, holds whole addresses, with the signatures in them.
     logging.getLogger("urllib3").setLevel(logging.WARNING)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from layermanager.cli.settings import Settings, json_option
+from layermanager.cli.settings import Settings, json_option, log_as
 
 # The daemon, and h11, are imported when it is to run.
 # ruff: noqa: PLC0415
@@ -48,6 +48,8 @@ def serve(settings: Settings, socket: Path | None) -> None:
     daemon = load_daemon_config(settings.config_file)
     if socket is not None:
         daemon = replace(daemon, socket=socket)
+    if settings.log_format is None:
+        log_as(daemon.log_format, settings.log)
     ended = threading.Event()
 
     def end(_number: int, _frame: FrameType | None) -> None:

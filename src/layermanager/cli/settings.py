@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, TextIO
 
@@ -14,7 +15,6 @@ from layermanager.cli import arguments
 # ruff: noqa: PLC0415
 
 if TYPE_CHECKING:
-    import logging
     from pathlib import Path
 
     from layermanager.cli.background import BackgroundDisplay
@@ -31,6 +31,7 @@ class Settings:
         log: where the log goes.
         config_file: the configuration file, if one is given.
         working_dir: the working directory, if one is given.
+        log_format: what the log shall look like, if that is given.
         rate_limit: bytes a second instead of the configuration's, if they are given.
     """
 
@@ -38,6 +39,7 @@ class Settings:
     log: logging.StreamHandler[TextIO | BackgroundDisplay]
     config_file: Path | None = None
     working_dir: Path | None = None
+    log_format: str | None = None
     rate_limit: int | None = None
 
     @property
@@ -56,6 +58,21 @@ class Settings:
         from layermanager.inventory import Inventory
 
         return Inventory(self.config)
+
+
+def log_as(log_format: str, stream_handler: logging.Handler) -> None:
+    """Have the log look so from now on; to the journal it does not go by *stream_handler*.
+
+    Raises:
+        ConfigError: there is no journal.
+    """
+    from layermanager.logs import JournalHandler, LogFormat, formatter
+
+    stream_handler.setFormatter(formatter(log_format))
+    if log_format == LogFormat.JOURNALD:
+        root = logging.getLogger()
+        root.addHandler(JournalHandler())
+        root.removeHandler(stream_handler)
 
 
 json_option: Final = click.option(

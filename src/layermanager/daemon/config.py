@@ -13,6 +13,7 @@ from typing import Final
 from layermanager.daemon.server import ServerLimits
 from layermanager.documents import DocumentError, JsonObject, parse
 from layermanager.errors import ConfigError
+from layermanager.logs import LogFormat
 
 DEFAULT_SOCKET: Final = Path("/run/layermanager/api.sock")
 
@@ -31,6 +32,7 @@ _KEYS: Final = frozenset(
         "idleTimeoutSeconds",
         "heartbeatSeconds",
         "stopTimeoutSeconds",
+        "logFormat",
     }
 )
 _TCP_KEYS: Final = frozenset({"address", "port", "certificate", "key", "tokenFile"})
@@ -68,6 +70,7 @@ class DaemonConfig:
         limits: what one client may ask of the server.
         event_readers: how many may have events open at once.
         heartbeat: how long a reader of events hears nothing at most.
+        log_format: what the log looks like.
         stop_timeout: how long answers that are being given may take when the daemon stops.
     """
 
@@ -79,6 +82,7 @@ class DaemonConfig:
     event_readers: int = 128
     heartbeat: timedelta = timedelta(seconds=15)
     stop_timeout: timedelta = timedelta(seconds=5)
+    log_format: LogFormat = LogFormat.TEXT
 
 
 def load_daemon_config(path: Path | None) -> DaemonConfig:
@@ -119,6 +123,7 @@ def _from_document(document: JsonObject) -> DaemonConfig:
         event_readers=document.integer("maxEventReaders", base.event_readers),
         heartbeat=_seconds(document, "heartbeatSeconds", base.heartbeat),
         stop_timeout=_seconds(document, "stopTimeoutSeconds", base.stop_timeout),
+        log_format=_log_format(document, base.log_format),
     )
 
 
@@ -132,6 +137,14 @@ def _tcp(document: JsonObject) -> TcpConfig:
         key=Path(tcp.required_text("key")),
         token_file=Path(tcp.required_text("tokenFile")),
     )
+
+
+def _log_format(document: JsonObject, default: LogFormat) -> LogFormat:
+    text = document.text("logFormat", default)
+    if text not in list(LogFormat):
+        known = " or ".join(LogFormat)
+        raise DocumentError(f"{document.at('logFormat')}: must be {known}, not {text!r:.80}")
+    return LogFormat(text)
 
 
 def _mode(document: JsonObject, default: int) -> int:

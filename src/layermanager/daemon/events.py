@@ -137,10 +137,10 @@ class Events:
                 return Position(int(number))
             return Position(oldest, has_gap=True)
 
-    def latest(self, count: int) -> tuple[Event, ...]:
-        """The last *count* events, the latest one first."""
+    def latest(self) -> tuple[Event, ...]:
+        """All events that there are, the latest one first."""
         with self._changed:
-            return tuple(self._ring)[: -count - 1 : -1]
+            return tuple(reversed(self._ring))
 
     def wait(self, position: Position) -> tuple[tuple[Event, ...], Position]:
         """The events after *position*, and the position after them.

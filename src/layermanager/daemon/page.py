@@ -25,14 +25,15 @@ if TYPE_CHECKING:
     from layermanager.model import DesiredLayer, LayerInfo, StoreUsage
 
 CONTENT_TYPE: Final = "text/html; charset=utf-8"
-MAX_EVENTS: Final = 15
+_MAX_EVENTS: Final = 15
 _MAX_ROWS: Final = 200
 
 _STYLE: Final = """
 :root{color-scheme:light dark;--bg:#f4f5f7;--card:#fff;--ink:#1a1f29;--dim:#646c7a;--line:#e3e6eb;
---desired:#2f6fed;--cached:#e0a526;--other:#a4acba;--free:#e6e9ee;--good:#17855a;--bad:#c8324a}
+--desired:#2f6fed;--cached:#e0a526;--amber:#8f6400;--other:#a4acba;--free:#e6e9ee;--good:#17855a;
+--bad:#c8324a}
 @media(prefers-color-scheme:dark){:root{--bg:#12151b;--card:#1b2029;--ink:#e8ebf0;--dim:#98a1b0;
---line:#2c333f;--desired:#5b8ff9;--cached:#d9a441;--other:#5d6675;--free:#2a313d;--good:#4cc38a;
+--line:#2c333f;--desired:#5b8ff9;--cached:#d9a441;--amber:#e0b25c;--other:#5d6675;--free:#2a313d;--good:#4cc38a;
 --bad:#f2738a}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--bg);color:var(--ink);
@@ -48,12 +49,13 @@ section{background:var(--card);border:1px solid var(--line);border-radius:.75rem
 padding:1rem 1.1rem;margin-bottom:1rem}
 .pill{display:inline-block;padding:.05rem .6rem;border-radius:1rem;font-size:.8rem;
 font-weight:600;white-space:nowrap;border:1px solid currentColor}
-.desired,.installing,.running{color:var(--desired)}.cached{color:var(--cached)}
+.desired,.running{color:var(--desired)}.cached{color:var(--amber)}
+.pill.installing,.pill.committing{background:var(--desired);border-color:var(--desired);color:#fff}
 .good{color:var(--good)}.failed{color:var(--bad)}
-.missing,.pending,.committing{color:var(--dim)}
+.missing,.pending,.cancelled{color:var(--dim)}
 svg{display:block;width:100%;height:1.1rem;border-radius:.4rem}
 rect.desired{fill:var(--desired)}rect.cached{fill:var(--cached)}rect.other{fill:var(--other)}
-rect.free{fill:var(--free)}line{stroke:var(--bad);stroke-width:2}
+rect.free{fill:var(--free)}
 dl{display:flex;flex-wrap:wrap;gap:.35rem 1.75rem;margin:.8rem 0 0}
 dl div{display:flex;gap:.45rem;align-items:baseline}
 dt{color:var(--dim);font-size:.85rem}
@@ -61,7 +63,7 @@ dd{margin:0;font-weight:600;font-variant-numeric:tabular-nums}
 dt::before{content:"";display:inline-block;width:.65rem;height:.65rem;border-radius:.2rem;
 margin-right:.4rem;background:var(--swatch,transparent)}
 dt.desired{--swatch:var(--desired)}dt.cached{--swatch:var(--cached)}dt.other{--swatch:var(--other)}
-dt.free{--swatch:var(--free)}dt.limit{--swatch:var(--bad)}dt.desired,dt.cached{color:var(--dim)}
+dt.free{--swatch:var(--free)}dt.limit::before{display:none}dt.desired,dt.cached{color:var(--dim)}
 table{width:100%;border-collapse:collapse;font-variant-numeric:tabular-nums}
 th{text-align:left;font-weight:500;font-size:.8rem;color:var(--dim);padding:0 .6rem .35rem 0}
 td{padding:.45rem .6rem .45rem 0;border-top:1px solid var(--line);vertical-align:top}
@@ -86,9 +88,11 @@ p{margin:0;color:var(--dim)}
 body.offline #offline{display:block}body.offline main{opacity:.55}
 @media(max-width:40rem){thead{display:none}tr{display:flex;flex-wrap:wrap;gap:.1rem .8rem;
 padding:.55rem 0;border-top:1px solid var(--line);align-items:baseline}
-tbody tr:first-child{border:0}td{border:0;padding:0}td:first-child{order:2;margin-left:auto}
-td:nth-child(2){flex:1 0 55%;order:1}td:nth-child(n+3){order:3;color:var(--dim);font-size:.85rem}
-td.end{text-align:left}section{padding:.9rem}}
+tbody tr:first-child{border:0}td{border:0;padding:0}
+td:first-child{order:2;min-width:6.2rem;text-align:right}
+td:nth-child(2){flex:1 0 calc(100% - 7rem);order:1}
+td:nth-child(n+3){order:3;color:var(--dim);font-size:.85rem}
+td.end{text-align:left}.task div{gap:0 1rem}section{padding:.9rem}}
 """
 
 # What comes is the page itself, parsed: nothing of it is put together here. The number of elements
@@ -262,9 +266,7 @@ def _space(usage: StoreUsage) -> str:
         position += width
     legend = [(kind, size_text(size)) for kind, size in parts]
     if usage.limit:
-        at = f"{100 * usage.limit / total:.3f}%"
-        bars.append(f'<line x1="{at}" x2="{at}" y1="0" y2="100%"/>')
-        legend.append(("limit", size_text(usage.limit)))
+        legend.append(("limit", f"{size_text(usage.limit)} for layers"))
     items = "".join(
         f'<div><dt class="{kind}">{kind}</dt><dd>{text}</dd></div>' for kind, text in legend
     )
@@ -329,8 +331,15 @@ def _rows(view: View) -> Iterator[_Row]:
             version=layer.version or "-",
             digest=layer.digest,
             size=size_text(layer.size),
-            since=age_text(view.now - layer.timestamp),
+            since=_since(layer, view),
         )
+
+
+def _since(layer: LayerInfo, view: View) -> str:
+    age = view.now - layer.timestamp
+    if not layer.cached:
+        return age_text(age)
+    return f"{age_text(age)}, {age_text(view.time_to_live - age)} left"
 
 
 def _row(row: _Row) -> str:
@@ -345,34 +354,34 @@ def _row(row: _Row) -> str:
 
 
 def _events(view: View) -> str:
-    items = "".join(
-        f"<li><time>{age_text(view.now - event.time)} ago</time><span>{escape(_told(event))}"
-        "</span></li>"
-        for event in view.events
-    )
-    body = f"<ol>{items}</ol>" if items else "<p>Nothing has happened yet.</p>"
+    told = ((event, _told(event)) for event in view.events)
+    items = [
+        f"<li><time>{age_text(view.now - event.time)} ago</time>"
+        f'<span class="{kind}">{escape(text)}</span></li>'
+        for event, (kind, text) in told
+        if text
+    ]
+    body = f"<ol>{''.join(items[:_MAX_EVENTS])}</ol>" if items else "<p>Nothing happened yet.</p>"
     return f"<section><h2>Recent events</h2>{body}</section>"
 
 
-def _told(event: Event) -> str:
-    """An event on a line."""
+def _told(event: Event) -> tuple[str, str]:
+    """The kind of an event and what it says on a line; nothing if it is a step of another one."""
     data: Mapping[str, Any] = event.data
-    match event.kind:
-        case "operation":
-            text = f"{data['kind']} {data['state']}"
-            if "waitsFor" in data:
-                text += f", waits: {data['waitsFor']}"
-            return f"{text}: {data['error']['message']}" if "error" in data else text
-        case "progress":
-            text = f"{_name(data['layerId'], data['version'], data['digest'])}: {data['phase']}"
-            if data["phase"] == "installing":
-                text += f", {size_text(data['transferred'])}"
-            return f"{text}: {data['error']['message']}" if "error" in data else text
-        case "removed":
+    error = f": {data['error']['message']}" if "error" in data else ""
+    match event.kind, data.get("state", data.get("phase")):
+        case "operation", "failed" | "succeeded" | "cancelled" as state:
+            return ("failed" if error else ""), f"{data['kind']} {state}{error}"
+        case "progress", "installed" | "failed" as phase:
             name = _name(data["layerId"], data["version"], data["digest"])
-            return f"{name}: removed, {data['reason']}, {size_text(data['size'])} freed"
+            return ("failed" if error else ""), f"{name} {phase}{error}"
+        case "removed", _:
+            name = _name(data["layerId"], data["version"], data["digest"])
+            return "", f"{name} {data['reason']}, {size_text(data['size'])} freed"
+        case "ready", _:
+            return "", "the store is clean, and the daemon ready"
         case _:
-            return event.kind
+            return "", ""
 
 
 def _name(layer_id: str, version: str, digest: str) -> str:

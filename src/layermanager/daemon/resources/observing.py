@@ -49,7 +49,7 @@ def _page(node: Node, _: Call) -> Answer:
         usage=node.inventory.usage(),
         time_to_live=node.config.layer_ttl,
         operations=node.operations.current(),
-        events=node.events.latest(page.MAX_EVENTS),
+        events=node.events.latest(),
     )
     return Answer(200, page.CONTENT_TYPE, page.render(view).encode(), page.HEADERS)
 
