@@ -5,7 +5,7 @@ READY := $(VENV)/.ready
 FUZZ_SECONDS ?= 60
 POWER_CUTS ?= 300
 
-.PHONY: run test slow powercut lint format bench fuzz clean
+.PHONY: run test slow powercut lint format bench fuzz openapi clean
 
 $(READY): pyproject.toml requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)
@@ -37,6 +37,9 @@ format: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m bench --update docs/benchmarks.md
+
+openapi: $(READY)
+	$(BIN)/python -m layermanager.daemon > docs/openapi.json
 
 # FUZZ_SECONDS for each target; after hours, .cache/fuzz holds what to begin with the next time.
 fuzz: $(READY)

@@ -343,7 +343,8 @@ class Client:
                     yield Event("", "open", {})
                     for event in _events_in(answer):
                         last_event_id = event.id or last_event_id
-                        yield event
+                        if event.kind:
+                            yield event
                         deadline = time.monotonic() + patience.total_seconds()
             except _BROKEN as error:
                 if time.monotonic() >= deadline:
@@ -408,14 +409,17 @@ class _UnixConnection(http.client.HTTPConnection):
 
 
 def _events_in(answer: http.client.HTTPResponse) -> Iterator[Event]:
-    """The events of a stream (HTML standard, section 9.2.6), until it ends."""
+    """The events of a stream (HTML standard, section 9.2.6), until it ends.
+
+    One without a kind only says from where to go on.
+    """
     fields = {"id": "", "event": "", "data": ""}
     while line := answer.readline(_MAX_LINE_BYTES):
         name, _, value = line.decode().rstrip("\r\n").partition(":")
         if name:
             fields[name] = value.removeprefix(" ")
-        elif fields["event"]:
-            data = JsonObject.of(parse(fields["data"]), "")
+        elif fields["id"] or fields["event"]:
+            data = JsonObject.of(parse(fields["data"] or "{}"), "")
             yield Event(fields["id"], fields["event"], data.members)
             fields = {"id": "", "event": "", "data": ""}
 

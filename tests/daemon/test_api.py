@@ -123,8 +123,11 @@ class TestDesiredState:
     ) -> None:
         hanging, stall = stalled(server, "hanging")
         layer = node.publish("one")
-        first = served.client.put_desired([hanging])
-        assert stall.reached.wait(30)
+        with closing(served.client.events()) as events:
+            assert next(events).kind == "open"
+            first = served.client.put_desired([hanging])
+            while next(events).data.get("phase") != "installing":
+                pass
         assert [one.state for one in served.client.desired_state().layers] == ["installing"]
         served.done(served.client.put_desired([layer]))
         assert served.client.operation(first.id).state == "cancelled"

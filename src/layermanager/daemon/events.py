@@ -119,9 +119,9 @@ class Events:
         with self._changed:
             return self._is_closed
 
-    def id_of(self, event: Event) -> str:
-        """What a reader names to get what came after *event*."""
-        return f"{self._run}-{event.number}"
+    def id_of(self, number: int) -> str:
+        """What a reader names to get what came after the event of that *number*."""
+        return f"{self._run}-{number}"
 
     def position_after(self, event_id: str | None) -> Position:
         """Where a reader goes on who has seen *event_id* last; None for what happens from now on.

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 CONTENT_TYPE: Final = "text/html; charset=utf-8"
 _MAX_EVENTS: Final = 15
 _MAX_ROWS: Final = 200
+_MAX_TASKS: Final = 20
 
 _STYLE: Final = """
 :root{color-scheme:light dark;--bg:#f4f5f7;--card:#fff;--ink:#1a1f29;--dim:#646c7a;--line:#e3e6eb;
@@ -216,6 +217,8 @@ def _operation(operation: Mapping[str, Any]) -> str:
         for layer in operation.get("layers", ())
         if layer["phase"] in {"installing", "committing", "failed"}
     ]
+    if len(tasks) > _MAX_TASKS:
+        tasks[_MAX_TASKS:] = [f'<p class="task">… and {len(tasks) - _MAX_TASKS} more</p>']
     waiting = sum(layer["phase"] == "pending" for layer in operation.get("layers", ()))
     if waiting:
         tasks.append(f'<p class="task">{_count(waiting, "layer")} waiting</p>')

@@ -33,6 +33,7 @@ _LOGGER: Final = logging.getLogger(__name__)
 
 _RECEIVE_BYTES: Final = 64 * 1024
 _MAX_HEAD_BYTES: Final = 16 * 1024
+_VERSIONS: Final = frozenset({b"1.0", b"1.1"})
 _LINGER_SECONDS: Final = 1.0
 _PEER_CREDENTIALS: Final = struct.Struct("3i")
 _FULL: Final = (
@@ -255,6 +256,8 @@ class _Connection:
         head = self._read_head()
         if head is None:
             return None
+        if head.http_version not in _VERSIONS:
+            raise RefusedError(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "only HTTP/1.1 is spoken")
         headers = {name.decode("ascii"): value.decode("latin-1") for name, value in head.headers}
         self._listener.admit(headers)
         return Request(

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from layermanager.daemon.events import Event, Events, Position
     from layermanager.daemon.node import Node
 
-_RETRY: Final = b"retry: 2000\n\n"
 _GAP: Final = b"event: gap\ndata: {}\n\n"
 _HEARTBEAT: Final = b":\n\n"
 
@@ -34,7 +33,8 @@ def _follow(node: Node, call: Call) -> Answer:
 def _stream(events: Events, position: Position) -> Generator[bytes]:
     try:
         yield b""
-        yield _RETRY
+        # The id alone: who is gone before the first event comes goes on from here, too.
+        yield b"retry: 2000\nid: %b\n\n" % events.id_of(position.number).encode("ascii")
         while not events.is_closed:
             if position.has_gap:
                 yield _GAP
@@ -47,7 +47,7 @@ def _stream(events: Events, position: Position) -> Generator[bytes]:
 def _text(events: Events, event: Event) -> bytes:
     data = encoded({"time": time_json(event.time), **event.data})
     return b"id: %b\nevent: %b\ndata: %b\n\n" % (
-        events.id_of(event).encode("ascii"),
+        events.id_of(event.number).encode("ascii"),
         event.kind.encode("ascii"),
         data,
     )
