@@ -595,6 +595,8 @@ def _words(cause: BaseException) -> str:
     match cause:
         case ssl.SSLCertVerificationError():
             return f"the server's certificate is not trusted: {cause.verify_message}"
+        case ssl.SSLError() if cause.reason == "WRONG_VERSION_NUMBER":
+            return "the server speaks no TLS: is it one of http? (not an SSL record)"
         case OSError():
             return cause.strerror or str(cause)
         case IncompleteRead():
