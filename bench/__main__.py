@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import compileall
 import os
 import sys
 import tempfile
@@ -10,13 +11,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from bench import corpora, debian, machine, report
+import layermanager
+from bench import corpora, debian, images, machine, report
 from bench.checking import checking
 from bench.durability import durability
 from bench.fetching import at_a_rate, broken_link, large_file, many_layers
 from bench.installing import in_parallel, one_layer, peak_memory
 from bench.nothing_to_do import nothing_to_do
 from bench.profiling import profile
+from bench.pulling import pulling
 from bench.setting import Setting, UnavailableError
 from bench.starting import start_up
 from bench.volumes import DirectoryVolumes, LoopVolumes
@@ -41,6 +44,8 @@ BENCHMARKS: Final[dict[str, Benchmark]] = {
     "fetch-many-layers": many_layers,
     "fetch-at-a-rate": at_a_rate,
     "fetch-over-a-broken-link": broken_link,
+    "pull": partial(pulling, images.application),
+    "pull-zstd": partial(pulling, images.application_in_zstd),
     "memory": partial(peak_memory, corpora.huge_files),
     "memory-zstd": partial(peak_memory, corpora.huge_files_in_zstd),
     "durability": durability,
@@ -58,6 +63,8 @@ _VOLUMES: Final[dict[str, Callable[[Path], Volumes]]] = {
 def main() -> None:
     """Run the benchmarks that the command line names and show what they found."""
     arguments = _arguments()
+    # What is installed has its byte code; where that is worked on it may not be written.
+    compileall.compile_dir(Path(layermanager.__file__).parent, quiet=1)
     with tempfile.TemporaryDirectory(prefix="layermanager-bench.", dir=arguments.scratch) as name:
         scratch = Path(name).absolute()
         volumes = _VOLUMES[arguments.volumes](scratch)

@@ -45,6 +45,9 @@ _FEW_FILES: Final = 10
 _FEW_BYTES: Final = 250 * _MEGABYTE
 _HUGE_BYTES: Final = 1024**3
 _FEW_SMALLEST_SOURCE_BYTES: Final = 64 * 1024
+_SMALL_FILES: Final = 20_000
+_SMALL_BYTES: Final = 50 * _MEGABYTE
+_LARGE_BYTES: Final = 100 * _MEGABYTE
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +61,7 @@ class _File:
 @cache
 def many_files(setting: Setting) -> Layer:
     """About 17,000 files of 200 MB in all, as of a distribution or a language's packages."""
-    return _build(setting.scratch / "many-files.tar.gz", _many_files(_MANY_FILES))
+    return _build(setting.scratch / "many-files.tar.gz", _many_files(_MANY_FILES, _MANY_BYTES))
 
 
 @cache
@@ -104,6 +107,27 @@ def huge_files_in_zstd(setting: Setting) -> Layer:
 
 
 @cache
+def small_files(setting: Setting, removed: tuple[PurePosixPath, ...]) -> Layer:
+    """20,000 files of 50 MB in all, and the removal of what layers below have, as OCI marks it."""
+    markers = (_File(path.with_name(f".wh.{path.name}"), b"") for path in removed)
+    files = _many_files(_SMALL_FILES, _SMALL_BYTES)
+    return _build(setting.scratch / "small-files.tar.gz", itertools.chain(markers, files))
+
+
+@cache
+def large_files(setting: Setting) -> Layer:
+    """Ten files of 100 MB in all, of machine code."""
+    return _build(setting.scratch / "large-files.tar.gz", _few_files(_LARGE_BYTES))
+
+
+@cache
+def one_file(setting: Setting) -> Layer:
+    """A layer of one small file: what a build's last step often adds."""
+    file = _File(PurePosixPath("etc", "application.conf"), b"[application]\nlevel = info\n")
+    return _build(setting.scratch / "one-file.tar.gz", [file])
+
+
+@cache
 def nothing(setting: Setting) -> Layer:
     """A layer without any file."""
     return _build(setting.scratch / "nothing.tar.gz", ())
@@ -111,15 +135,15 @@ def nothing(setting: Setting) -> Layer:
 
 def _split(setting: Setting, name: str, count: int, size: int) -> tuple[Layer, ...]:
     """As many layers as *count*, each of *size* files."""
-    files = _many_files(count * size)
+    files = _many_files(count * size, count * size * _MANY_BYTES // _MANY_FILES)
     return tuple(
         _build(setting.scratch / f"{name}-{number}.tar.gz", itertools.islice(files, size))
         for number in range(count)
     )
 
 
-def _many_files(count: int) -> Iterator[_File]:
-    """Packages in an order that mixes them, keeping to the size that is wanted.
+def _many_files(count: int, count_bytes: int) -> Iterator[_File]:
+    """Packages in an order that mixes them, of *count* files and about *count_bytes* in all.
 
     What counts as a package is a directory at the depth of /usr/share/doc/NAME, with all below it;
     no one may set the tone, so that of the largest only a part is taken. Files that are compressed
@@ -143,7 +167,7 @@ def _many_files(count: int) -> Iterator[_File]:
     for copy in itertools.count():
         for path in itertools.chain.from_iterable(packages[one] for one in mixed):
             content = path.read_bytes()
-            if total + len(content) > _MANY_BYTES * (files + 1) / _MANY_FILES + _MEGABYTE:
+            if total + len(content) > count_bytes * (files + 1) / count + _MEGABYTE:
                 continue  # we are ahead of the average: only smaller ones for a while
             yield _File(PurePosixPath(f"copy-{copy}", *path.parts[1:]), content)
             files += 1

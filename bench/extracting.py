@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from bench.figures import Series, Unit
-from bench.processes import Usage, measure
+from bench.processes import measure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from bench.commands import Command
+    from bench.processes import Usage
     from bench.setting import Setting
     from bench.volumes import Volume
+
+_MB: Final = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +38,14 @@ class Extraction:
 
 def extract(setting: Setting, command: Callable[[Path], Command]) -> Extraction:
     """Measure the program that *command* makes for an empty directory."""
+    return extract_by(setting, lambda directory: measure(command(directory)))
+
+
+def extract_by(setting: Setting, unpack: Callable[[Path], Usage]) -> Extraction:
+    """Have *unpack* fill an empty directory; it tells what it used."""
     with setting.volumes.fresh() as volume:
         before = volume.device_bytes()
-        usage = measure(command(volume.path))
+        usage = unpack(volume.path)
         start = time.perf_counter()
         volume.sync()
         synced_seconds = usage.wall_seconds + time.perf_counter() - start
@@ -62,6 +70,12 @@ def synced(extractions: Iterable[Extraction]) -> Series:
 def seconds(values: Iterable[float]) -> Series:
     """*values* in seconds, as a series."""
     return Series(tuple(values), Unit.SECONDS)
+
+
+def device_megabytes(extractions: Iterable[Extraction]) -> Series | None:
+    """What the device wrote, if that can be told."""
+    values = [one.device_bytes for one in extractions if one.device_bytes is not None]
+    return Series(tuple(value / _MB for value in values), Unit.MEGABYTES) if values else None
 
 
 def _written_since(before: int | None, volume: Volume) -> int | None:

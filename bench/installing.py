@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from bench import corpora
 from bench.commands import install, untar, untar_all_at_once, untar_one_by_one
-from bench.extracting import cpu, extract, seconds, synced, wall
+from bench.extracting import cpu, device_megabytes, extract, seconds, synced, wall
 from bench.figures import Figure, Peer, Series, Unit
 from bench.layers import GZIP
 from bench.processes import peak_memory_bytes
@@ -115,13 +115,8 @@ def _figures(
         Figure(subject, "wall; both on disk", wall(ours), Peer(on_disk, synced(tar)), _WALL_GOAL),
         Figure(subject, "bytes written", written, Peer("payload", payload), _WRITTEN_GOAL),
     ]
-    our_device, tar_device = _device_megabytes(ours), _device_megabytes(tar)
+    our_device, tar_device = device_megabytes(ours), device_megabytes(tar)
     if our_device is not None and tar_device is not None:
         peer = Peer(on_disk, tar_device)
         figures.append(Figure(subject, "bytes written by the device", our_device, peer))
     return tuple(figures)
-
-
-def _device_megabytes(extractions: Sequence[Extraction]) -> Series | None:
-    values = [one.device_bytes for one in extractions if one.device_bytes is not None]
-    return Series(tuple(value / _MB for value in values), Unit.MEGABYTES) if values else None

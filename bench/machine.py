@@ -18,7 +18,7 @@ from layermanager.testing import nginx
 if TYPE_CHECKING:
     from bench.volumes import Volumes
 
-_PEERS: Final = ("tar", "gzip", "zstd", "curl")
+_PEERS: Final = ("tar", "gzip", "zstd", "curl", "skopeo", "umoci", "podman", "containerd")
 
 
 def facts(volumes: Volumes, scratch: Path, runs: int) -> dict[str, str]:

@@ -50,6 +50,22 @@ def measure(command: Sequence[str | Path]) -> Usage:
     return Usage(wall, used.ru_utime + used.ru_stime, used.ru_oublock * _OUTPUT_BLOCK_BYTES)
 
 
+def measure_with_server(command: Sequence[str | Path], server: int) -> Usage:
+    """Run *command* to its end; what the process *server*, which works for it, uses counts as well.
+
+    Raises:
+        subprocess.CalledProcessError: it failed.
+    """
+    cpu_before, written_before = _used_so_far(server)
+    client = measure(command)
+    cpu, written = _used_so_far(server)
+    return Usage(
+        client.wall_seconds,
+        client.cpu_seconds + cpu - cpu_before,
+        client.written_bytes + written - written_before,
+    )
+
+
 def peak_memory_bytes(command: Sequence[str | Path]) -> int:
     """Run *command* to its end; return the most memory that it and its descendants ever had.
 
@@ -80,6 +96,16 @@ def _started(command: Sequence[str | Path]) -> Iterator[subprocess.Popen[bytes]]
         yield process
     if process.returncode != 0:
         raise subprocess.CalledProcessError(process.returncode, list(command))
+
+
+def _used_so_far(process: int) -> tuple[float, int]:
+    """The CPU seconds of a process and of its children that ended, and the bytes it has written."""
+    # proc(5): the name in parentheses, which may hold blanks, is the second field of stat.
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    ticks = sum(map(int, fields[11:15]))  # utime, stime, cutime, cstime
+    lines = Path(f"/proc/{process}/io").read_text().splitlines()
+    written = dict(line.split(": ") for line in lines)["write_bytes"]
+    return ticks / os.sysconf("SC_CLK_TCK"), int(written)
 
 
 def _family(process: int) -> Iterator[int]:
