@@ -13,6 +13,7 @@ import pytest
 
 from layermanager import (
     DesiredImage,
+    DesiredLayer,
     ImageChanges,
     ImageInfo,
     IntegrityError,
@@ -21,6 +22,9 @@ from layermanager import (
     ManifestError,
     SourceError,
 )
+from layermanager.clock import SystemClock
+from layermanager.config import Network
+from layermanager.images import default_image_sources
 from layermanager.storage import SqliteLayerStorage
 from layermanager.testing.clock import FakeClock
 from layermanager.testing.images import (
@@ -32,13 +36,15 @@ from layermanager.testing.images import (
 )
 from layermanager.testing.layers import compress, digest_of
 from layermanager.testing.storage import MemoryLayerStorage
-from manager_fixtures import MIB, Node, layer_tar, name_on_disk
+from manager_fixtures import MIB, Node, descendants, layer_tar, name_on_disk
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from layermanager import LayerManager
+    from layermanager import ByteStream, Cancellation, LayerManager
+    from layermanager.oci.manifest import Descriptor, ImageIndex
+    from layermanager.oci.reference import Reference
     from layermanager.testing.images import BuiltImage
 
 START = datetime(2026, 11, 24, tzinfo=UTC)
@@ -68,6 +74,30 @@ class ImageNode(Node):
     def image(self, name: str) -> DesiredImage:
         """The image of that name in the layout."""
         return DesiredImage(f"oci:{self.layout}:{name}")
+
+
+class WatchedSource:
+    """The layouts, and how many processes we have below us whenever something is asked for."""
+
+    def __init__(self) -> None:
+        self._source = default_image_sources(Network(), SystemClock())["oci"]
+        self.processes: dict[str, int] = {}
+
+    def find_image(self, reference: Reference, cancellation: Cancellation) -> ImageIndex:
+        self.processes["image"] = len(descendants())
+        return self._source.find_image(reference, cancellation)
+
+    def read_document(
+        self, reference: Reference, descriptor: Descriptor, cancellation: Cancellation
+    ) -> bytes:
+        return self._source.read_document(reference, descriptor, cancellation)
+
+    def open(self, url: str, cancellation: Cancellation, **arguments: Any) -> ByteStream:
+        self.processes["layer"] = len(descendants())
+        return self._source.open(url, cancellation, **arguments)
+
+    def close(self) -> None:
+        self._source.close()
 
 
 @pytest.fixture
@@ -409,3 +439,31 @@ def test_the_digest_of_a_large_layer_is_that_of_its_bytes(node: ImageNode) -> No
     assert hashlib.sha256((layer.path / "data").read_bytes()).digest() == (
         hashlib.sha256(hashlib.shake_256(b"large").digest(3 * MIB)).digest()
     )
+
+
+def test_the_unpacker_loads_while_an_image_is_looked_up(node: ImageNode) -> None:
+    node.publish_images({"1": image_of("only")})
+    source = WatchedSource()
+    with node.manager(sources={"oci": source}) as manager:
+        manager.process_desired_layers([node.image("1")])
+    # The server alone: no worker waits for a layer that may take any time to arrive.
+    assert source.processes == {"image": 1, "layer": 1}
+
+
+def test_the_unpacker_loads_while_a_layer_is_asked_for(node: ImageNode) -> None:
+    node.publish_images({"1": image_of("only")})
+    source = WatchedSource()
+    layer = DesiredLayer(digest_of(blob("only")), f"oci:{node.layout}@{digest_of(blob('only'))}")
+    with node.manager(sources={"oci": source}) as manager:
+        manager.process_desired_layers([layer])
+    assert source.processes == {"layer": 1}
+
+
+def test_the_unpacker_is_left_alone_where_an_image_is_known(node: ImageNode) -> None:
+    node.publish_images({"1": image_of("only")})
+    with node.manager() as manager:
+        manager.process_desired_layers([node.image("1")])
+    source = WatchedSource()
+    with node.manager(sources={"oci": source}) as manager:
+        manager.process_desired_layers([node.image("1")])
+    assert source.processes == {"image": 0}

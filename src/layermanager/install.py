@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -130,6 +131,9 @@ class Installer:
         cancellation: Cancellation,
     ) -> Unpacked:
         with ExitStack() as stack:
+            chunks = stack.enter_context(closing(transfer.chunks()))
+            # Nobody unpacks before there is something to unpack: that may take any time to arrive.
+            first = next(chunks, b"")
             granting = _Granting(self._grow, space, self._observer)
             job = Job(
                 digest=desired.digest,
@@ -146,7 +150,7 @@ class Installer:
             )
             stack.enter_context(cancellation.interrupting(unpacking.kill))
             try:
-                for chunk in stack.enter_context(closing(transfer.chunks())):
+                for chunk in itertools.chain((first,), chunks):
                     self._report(desired, transfer, granting)
                     self._on_step(Step.UNPACK)
                     unpacking.feed(chunk)

@@ -164,8 +164,8 @@ class LayerManager:
                 stack.callback(source.close)
             self._sources = sources
             self._images = ImageRecord(layer_storage, self._clock)
-            unpacker = Unpacker(config.unpack_timeout)
-            stack.callback(unpacker.close)
+            self._unpacker = Unpacker(config.unpack_timeout)
+            stack.callback(self._unpacker.close)
             self._spools = Spools(
                 config.download_dir, new_allocator, durable=config.durable, on_step=on_step
             )
@@ -180,7 +180,7 @@ class LayerManager:
             )
             self._installer = Installer(
                 fetcher=fetcher,
-                unpacker=unpacker,
+                unpacker=self._unpacker,
                 store=self._store,
                 allocator=self._allocator,
                 neighbour=space_allocator,
@@ -534,6 +534,9 @@ class LayerManager:
     ) -> Resolution:
         if not images:
             return Resolution()
+        known = {image.reference for image in installed}
+        if any(image.reference not in known for image in images):
+            self._unpacker.prepare()  # it will be needed, most likely, and loads meanwhile
         # Here and not above: most operations are about no image.
         from layermanager.images.resolve import ImageResolver  # noqa: PLC0415
 
@@ -644,6 +647,7 @@ class LayerManager:
         failed: list[FailedLayer] = []
         if not layers:
             return (), ()
+        self._unpacker.prepare()  # it loads while the first bytes of a layer are waited for
         for desired in layers:
             self._on_progress(LayerProgress(desired, Phase.PENDING))
         operation = Cancellation()

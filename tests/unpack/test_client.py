@@ -232,6 +232,15 @@ def is_server(process: int) -> bool:
     return int(parent) == os.getpid()
 
 
+def test_the_server_can_be_there_before_it_is_needed(unpacker: Unpacker, tmp_path: Path) -> None:
+    unpacker.prepare()
+    server = processes_of_unpacker()
+    assert len(server) == 1
+    unpacker.prepare()
+    unpack(unpacker, tmp_path / "layer", job(BLOB), BLOB)
+    assert [process for process in processes_of_unpacker() if is_server(process)] == server
+
+
 def test_closing_may_be_repeated_and_starting_again_works(tmp_path: Path) -> None:
     unpacker = Unpacker(PATIENCE)
     unpacker.close()
@@ -458,6 +467,7 @@ def test_a_python_that_cannot_be_started_is_told(
     unpacker: Unpacker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "missing"))
+    unpacker.prepare()
     with (
         pytest.raises(UnpackerError, match="cannot start the unpacker"),
         unpacking(unpacker, tmp_path / "layer", job(BLOB)),

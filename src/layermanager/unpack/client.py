@@ -77,6 +77,14 @@ class Unpacker:
         self._control: Channel | None = None
         self._jail: tuple[JailMeasure, ...] = ()
 
+    def prepare(self) -> None:
+        """Start the server if none runs, and do not wait for it: it takes a while to load.
+
+        That a process cannot be started is told when one is needed.
+        """
+        with self._lock, contextlib.suppress(OSError):
+            self._running_server()
+
     def start(self, job: Job, root: int, index: int, grant: Grant) -> Unpacking:
         """Start to unpack one layer below the empty directory *root*, a file descriptor.
 
@@ -152,14 +160,18 @@ class Unpacker:
 
     def _send(self, descriptors: tuple[int, ...]) -> None:
         with self._lock:
-            if self._server is not None and self._server.poll() is not None:
-                self._server = None
-            if self._control is not None and self._server is None:
-                self._control.close()
-                self._control = None
-            if self._control is None:
-                self._control = self._start_server()
-            self._control.send({}, descriptors)
+            self._running_server().send({}, descriptors)
+
+    def _running_server(self) -> Channel:
+        """The way to the server, which is started if it does not run."""
+        if self._server is not None and self._server.poll() is not None:
+            self._server = None
+        if self._control is not None and self._server is None:
+            self._control.close()
+            self._control = None
+        if self._control is None:
+            self._control = self._start_server()
+        return self._control
 
     def _start_server(self) -> Channel:
         ours, theirs = Channel.pair()
