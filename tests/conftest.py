@@ -103,6 +103,14 @@ def needs_docker_registry(needs_openssl: None) -> None:  # noqa: ARG001 - as abo
         _miss("the program skopeo")
 
 
+@pytest.fixture(scope="session")
+def needs_chromium() -> None:
+    """The browser, and what drives it."""
+    for program in ("chromium", "chromedriver"):
+        if shutil.which(program) is None:
+            _miss(f"the program {program}")
+
+
 @contextmanager
 def _overlay(lower: Sequence[Path], mount_point: Path) -> Iterator[Path]:
     directories = ":".join(str(path) for path in lower)

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def forwarded(path: Path) -> Iterator[int]:
+def forwarded(path: Path, port: int = 0) -> Iterator[int]:
     """Forward connections to the socket *path* for the time of the context; yields the port."""
     open_sockets: list[socket.socket] = []
     threads: list[threading.Thread] = []
-    with socket.create_server(("127.0.0.1", 0), backlog=128) as listening:
+    with socket.create_server(("127.0.0.1", port), backlog=128) as listening:
 
         def accept() -> None:
             with suppress(OSError):
