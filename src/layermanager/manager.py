@@ -13,6 +13,7 @@ import logging
 import threading
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from datetime import timedelta
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Self
@@ -78,6 +79,21 @@ if TYPE_CHECKING:
 
 _LOGGER: Final = logging.getLogger(__name__)
 _NOT_AT_ALL: Final = timedelta(0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """All that is recorded of a layer, and that goes with its row.
+
+    Attributes:
+        layer: the row.
+        source: where it can be had again, if that is known.
+        images: the images that have it.
+    """
+
+    layer: LayerInfo
+    source: DesiredLayer | None
+    images: tuple[ImageInfo, ...]
 
 
 class LayerManager:
@@ -492,7 +508,6 @@ class LayerManager:
         """
         with self._state_lock:  # what a neighbour is just evicting is no leftover
             users = self._use.sweep()
-            self._store.undo_removals(row.digest for row in self._storage.get_layers_info())
             leftovers = self._store.sweep()
             if leftovers:
                 _LOGGER.warning(
@@ -611,19 +626,41 @@ class LayerManager:
 
     def _remove(self, layer: LayerInfo, why: Removal) -> bool:
         """Remove a cached layer unless it is in use; return whether it was removed."""
-        # Within the transaction, so that a lease is taken before it or not at all.
-        with self._store.removal(layer.digest) as take_out, self._transaction():
-            holders = self._use.users().holders(layer.digest)
-            if holders:
-                _LOGGER.info("layer %s stays: it is in use by %s", layer.digest, holders[0])
-                return False
+        with self._store.removal(layer.digest) as take_out:
+            # Looked at and deleted in one transaction, so that a lease is taken before it or not at
+            # all. The row goes before the directory: whoever reads a row finds the layer.
+            with self._transaction():
+                holders = self._use.users().holders(layer.digest)
+                if holders:
+                    _LOGGER.info("layer %s stays: it is in use by %s", layer.digest, holders[0])
+                    return False
+                record = self._record_of(layer)
+                self._storage.delete_layer_by_digest(layer.digest)
             if not take_out():
                 _LOGGER.info("layer %s stays: it came into use right now", layer.digest)
+                self._record_again(record)
                 return False
-            self._storage.delete_layer_by_digest(layer.digest)
         self._observer.removed(layer, why)
         _LOGGER.info("removed the cached layer %s: %s", layer.digest, why)
         return True
+
+    def _record_of(self, layer: LayerInfo) -> _Record:
+        storage = self._storage
+        sources = storage.get_sources() if isinstance(storage, RemembersSources) else {}
+        return _Record(
+            layer=layer,
+            source=sources.get(layer.digest),
+            images=tuple(
+                image for image in self._images.installed() if layer.digest in image.layers
+            ),
+        )
+
+    def _record_again(self, record: _Record) -> None:
+        with self._transaction():
+            self._storage.add_layer(record.layer)
+            if record.source is not None:
+                self._note_sources([record.source])
+            self._images.add(record.images)
 
     def _transaction(self) -> AbstractContextManager[None]:
         """Make several changes of the storage one, if it can do that: one sync for all of them."""

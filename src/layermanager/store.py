@@ -35,7 +35,7 @@ from layermanager.removal import remove_tree
 from layermanager.steps import Step, unannounced
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
     from pathlib import Path
 
     from layermanager.steps import OnStep
@@ -185,12 +185,12 @@ class Store:
 
     @contextmanager
     def removal(self, digest: Digest) -> Iterator[Callable[[], bool]]:
-        """Remove a layer at the end of the context, together with its row.
+        """Remove a layer at the end of the context.
 
-        Yields a function that takes the layer out of its place, and returns whether it may go: if
-        so its row is to be deleted then. It is looked at in the trash, where nobody can begin to
-        use it by its path, whether somebody has. Who did has the directory itself; to him it is
-        nothing that it was renamed, and it is put back. So it is after an exception.
+        Yields a function that takes the layer out of its place, when its row is gone, and returns
+        whether it may go. It is looked at in the trash, where nobody can begin to use it by its
+        path, whether somebody has. Who did has the directory itself; to him it is nothing that it
+        was renamed, and it is put back. So it is after an exception.
 
         When the context ends its space is free again.
         """
@@ -247,17 +247,6 @@ class Store:
                     if (algorithm, path.name) not in expected:
                         self._on_step(Step.REMOVE_INDEX)
                         path.unlink(missing_ok=True)
-
-    def undo_removals(self, recorded: Iterable[Digest]) -> None:
-        """Put back what a crash left in the trash and is *recorded*: its removal had not begun."""
-        trashed: dict[str, list[Path]] = {}
-        with _store_errors("cannot look into the trash"):
-            for path in self._trash.iterdir() if self._trash.exists() else ():
-                trashed.setdefault(_encoded(path), []).append(path)
-        for digest in recorded:
-            match trashed.get(digest.encoded):
-                case [path] if not self.path_of(digest).exists():
-                    self._put_back(path, digest)
 
     def sweep(self) -> int:
         """Remove what a crash left in staging and trash; return how many layers that were."""

@@ -35,6 +35,12 @@ class ImageRecord:
         """The images whose layers are all there."""
         return tuple(self._images.get_images_info()) if self._images else ()
 
+    def add(self, images: Iterable[ImageInfo]) -> None:
+        """Record *images* as they are."""
+        if self._images:
+            for image in images:
+                self._images.add_image(image)
+
     def cache(self, images: Iterable[ImageInfo]) -> tuple[ImageInfo, ...]:
         """Note that *images* are no longer desired; return them as they are then."""
         return self._set_cached(images, cached=True)
