@@ -296,14 +296,19 @@ def _suspect_detached(detached: DetachedOverlay) -> Suspect:
 
 
 def _shows(suspect: Suspect, layer: Path) -> bool:
-    """Whether the overlay shows a file of *layer*, at its place."""
+    """Whether the overlay shows a file of *layer*, at its place, or may do so."""
     with ExitStack() as stack:
         try:
-            root = _root_of(suspect, stack)
             directory = os.open(layer, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError:
-            return False  # one of them is gone, or another one has its place
+            return False  # it is gone
         stack.callback(os.close, directory)
+        try:
+            root = _root_of(suspect, stack)
+        except OSError:
+            # The process by which the overlay was found has ended since the look; others may see
+            # the overlay all the same. The next look will tell.
+            return True
         for path, _, names, below in os.fwalk(".", dir_fd=directory):
             if any(_is_same(name, below, f"{root}/{path}/{name}") for name in names):
                 return True

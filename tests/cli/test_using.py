@@ -181,7 +181,7 @@ class TestLeases:
             str(os.getpid()),
         )
         ends = run("lease", "ls").lines[1]
-        assert ends.endswith(f" or with process {os.getpid()}")
+        assert ends.endswith(f" or process {os.getpid()}")
 
     @pytest.mark.parametrize("ttl", ["", "a day", "-1", "1w"])
     def test_what_is_no_duration(

@@ -235,7 +235,7 @@ def _end_of(lease: Lease) -> str:
         ends.append(f"{lease.expires:%Y-%m-%d %H:%M}")
     match lease.bond:
         case ProcessBond():
-            ends.append(f"with process {lease.bond.process}")
+            ends.append(f"process {lease.bond.process}")
         case OverlayBond():
             ends.append("when unmounted")
     return " or ".join(ends) or "when released"
