@@ -42,6 +42,7 @@ _LAYER_NAME: Final = re.compile(rb"([0-9a-f]{128}|[0-9a-f]{96}|[0-9a-f]{64})(?:\
 _DELETED: Final = b"//deleted"
 _INODE_BITS: Final = 0xFFFF_FFFF
 _OPEN_PATH: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+_PROCESSES: Final = b"/proc/"
 _MOST_LINKS: Final = 40  # as the kernel has it
 
 
@@ -231,6 +232,8 @@ class _Paths:
         if not self._can_follow(path):
             return True
         resolved = self._resolved(path, _MOST_LINKS)
+        if resolved.startswith(_PROCESSES):
+            return True  # such as /proc/self/fd/5: it leads elsewhere for whoever looks
         if self._identity(resolved) is None:
             return not layers_in(resolved)
         # A symlink that leads to one layer now may have led to another one.
@@ -262,6 +265,8 @@ class _Paths:
         if name == b"..":
             return directory.rpartition(b"/")[0] or b"/"
         path = directory.rstrip(b"/") + b"/" + name
+        if path.startswith(_PROCESSES):
+            return path
         try:
             target = os.readlink((self._root or b"") + path)  # noqa: PTH115 - bytes
         except OSError:
@@ -296,23 +301,49 @@ def _suspect_detached(detached: DetachedOverlay) -> Suspect:
 
 
 def _shows(suspect: Suspect, layer: Path) -> bool:
-    """Whether the overlay shows a file of *layer*, at its place, or may do so."""
+    """Whether the overlay shows a file of *layer*, at its place."""
     with ExitStack() as stack:
         try:
             directory = os.open(layer, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError:
             return False  # it is gone
         stack.callback(os.close, directory)
-        try:
-            root = _root_of(suspect, stack)
-        except OSError:
-            # The process by which the overlay was found has ended since the look; others may see
-            # the overlay all the same. The next look will tell.
-            return True
+        root = _root_by_anybody(suspect, stack)
+        if root is None:
+            return False  # it is gone, too, or another one has its place
         for path, _, names, below in os.fwalk(".", dir_fd=directory):
             if any(_is_same(name, below, f"{root}/{path}/{name}") for name in names):
                 return True
     return False
+
+
+def _root_by_anybody(suspect: Suspect, stack: ExitStack) -> str | None:
+    """The root directory of an overlay, as a path; None if nobody sees it any more.
+
+    The process by which it was found may have ended since then, and others may see it all the same.
+    """
+    tried = set()
+    candidates = [suspect]
+    while candidates:
+        candidate = candidates.pop()
+        try:
+            return _root_of(candidate, stack)
+        except OSError:
+            tried.add(candidate.holder.process)
+            candidates = [one for one in _found_again(suspect) if one.holder.process not in tried]
+    return None
+
+
+def _found_again(suspect: Suspect) -> Iterator[Suspect]:
+    """The same overlay, as all see it who see it now."""
+    tables = mount_tables()
+    for table in tables:
+        for mount in table.mounts:
+            if table.root and mount.kind == OVERLAY and mount.device == suspect.device:
+                yield _suspect(mount, table, table.root)
+    for detached in detached_overlays(tables):
+        if detached.directory and detached.device == suspect.device:
+            yield _suspect_detached(detached)
 
 
 def _root_of(suspect: Suspect, stack: ExitStack) -> str:

@@ -10,7 +10,6 @@ import errno
 import json
 import os
 import traceback
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from layermanager import linux
@@ -72,15 +71,11 @@ def outcome(misdeed: Callable[[], object]) -> str:
     return SUCCEEDED
 
 
-def confined(root: Path, work: Callable[[int], object]) -> object:
-    """What *work* returns in the whole jail, which is entered as a worker enters it.
-
-    A worker is small; what is forked here is as large as all tests before have made this process,
-    so that more memory is allowed. Where there is too little, a new thread dies before it begins.
-    """
+def confined(root: Path, work: Callable[[int], object], limits: Limits = LIMITS) -> object:
+    """What *work* returns in the whole jail, which is entered as a worker enters it."""
 
     def enter() -> object:
-        jail.confine(descriptor, replace(LIMITS, zstd_window_bytes=16 * 1024**3))
+        jail.confine(descriptor, limits)
         return work(descriptor)
 
     def keep() -> object:
