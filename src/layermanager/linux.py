@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _AT_FDCWD: Final = -100
+_RESOLVE_NO_MAGICLINKS: Final = 0x02
+_RESOLVE_IN_ROOT: Final = 0x10
+_OPEN_HOW: Final = struct.Struct("=3Q")  # flags, mode, how to resolve the path
 _FSOPEN_CLOEXEC: Final = 1
 _FSCONFIG_SET_FLAG: Final = 0
 _FSCONFIG_SET_STRING: Final = 1
@@ -60,6 +63,7 @@ _SYS_MOVE_MOUNT: Final = 429
 _SYS_FSOPEN: Final = 430
 _SYS_FSCONFIG: Final = 431
 _SYS_FSMOUNT: Final = 432
+_SYS_OPENAT2: Final = 437
 _SYS_LANDLOCK_CREATE_RULESET: Final = 444
 _SYS_LANDLOCK_ADD_RULE: Final = 445
 _SYS_LANDLOCK_RESTRICT_SELF: Final = 446
@@ -118,6 +122,12 @@ def file_system_magic(path: bytes) -> int:
     _require_success(_libc.statfs(path, buffer))
     magic: int = ctypes.c_long.from_buffer(buffer).value
     return magic
+
+
+def open_inside(root: int, path: bytes, flags: int) -> int:
+    """Open *path* as a process does whose root directory is *root* (openat2(2), Linux 5.6)."""
+    how = _OPEN_HOW.pack(flags, 0, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS)
+    return _system_call(_SYS_OPENAT2, root, path, how, len(how))
 
 
 def mount(source: bytes, target: bytes, flags: int) -> None:

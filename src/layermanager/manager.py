@@ -18,6 +18,7 @@ from datetime import timedelta
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Self
 
+from layermanager.bundle import write_bundle
 from layermanager.cancellation import Cancellation
 from layermanager.clock import SystemClock
 from layermanager.errors import (
@@ -461,6 +462,45 @@ class LayerManager:
         """
         return self._use.mount(
             name, layers, target=target, upper=upper, work=work, read_only=read_only
+        )
+
+    def bundle(
+        self,
+        name: str,
+        image: str,
+        *,
+        directory: Path,
+        arguments: Sequence[str] = (),
+        read_only: bool = False,
+    ) -> MountedLayers:
+        """Make a bundle of an installed *image*, from which an OCI runtime can run it.
+
+        It is a directory with a ``config.json``, made of the image's configuration and of what
+        runtimes have as defaults, and with the image mounted on ``rootfs``.
+
+        Args:
+            name: by which it can be unmounted, and the container's host name.
+            image: the image's reference.
+            directory: is made if it is missing; a ``config.json`` in it is replaced.
+            arguments: the command's arguments instead of the image's; without an entrypoint, the
+                command as a whole.
+            read_only: that the container can write nothing to its root file system.
+
+        Returns:
+            What is mounted, as from ``mount``.
+
+        Raises:
+            ImageNotExistError: the image is not installed.
+            ImageError: it has no command, or a user that it does not know.
+            MountError: it cannot be mounted, or the directory cannot be used.
+        """
+        return write_bundle(
+            self._use,
+            self._use.image(image),
+            directory,
+            name=name,
+            arguments=arguments,
+            read_only=read_only,
         )
 
     def umount(self, name: str, *, lazy: bool = False) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from layermanager.errors import (
     DesiredStateError,
+    ImageNotExistError,
     InvalidReferenceError,
     LayerNotExistError,
     UseError,
@@ -236,23 +237,28 @@ def _layers_of(
         raise UseError(f"several layers are called {reference}: name one by its digest: {digests}")
     if found:
         return found
-    image = _image_of(reference, images)
-    if image is None:
+    try:
+        image = find_image(reference, images)
+    except (ImageNotExistError, InvalidReferenceError):
         raise LayerNotExistError(
             f"no layer and no image {reference} is installed", digest=reference
-        )
+        ) from None
     by_digest = {layer.digest: layer for layer in installed}
     return [by_digest[digest] for digest in reversed(image.layers)]
 
 
-def _image_of(reference: str, images: Iterable[ImageInfo]) -> ImageInfo | None:
-    """The image of that *reference*; of several, the desired one or the one desired last."""
-    try:
-        name = str(parse_reference(reference))
-    except InvalidReferenceError:
-        return None
+def find_image(reference: str, images: Iterable[ImageInfo]) -> ImageInfo:
+    """The one of *images* that *reference* names; of several, the desired one or the latest.
+
+    Raises:
+        ImageNotExistError: it is not there.
+        InvalidReferenceError: *reference* is none.
+    """
+    name = str(parse_reference(reference))
     found = [image for image in images if image.reference == name]
-    return max(found, key=lambda image: (not image.cached, image.timestamp), default=None)
+    if not found:
+        raise ImageNotExistError(f"image {name} is not installed")
+    return max(found, key=lambda image: (not image.cached, image.timestamp))
 
 
 def expired(

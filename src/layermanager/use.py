@@ -52,7 +52,7 @@ from layermanager.leases import (
 )
 from layermanager.namespaces import own_mounts
 from layermanager.overlay import Overlay
-from layermanager.plan import find_layers
+from layermanager.plan import find_image, find_layers
 from layermanager.processes import boot_name, is_process_alive, process_bond
 from layermanager.protocols import HoldsLeases, RemembersImages, Transactional
 from layermanager.removal import remove_tree
@@ -66,7 +66,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from layermanager.config import Config
-    from layermanager.model import Digest, LayerInfo
+    from layermanager.model import Digest, ImageInfo, LayerInfo
     from layermanager.overlay import Mounter
     from layermanager.protocols import Clock, LayerStorage
     from layermanager.steps import OnStep
@@ -317,6 +317,15 @@ class LayerUse:
             raise
         return MountedLayers(mount, self)
 
+    def image(self, reference: str) -> ImageInfo:
+        """The installed image that *reference* names.
+
+        Raises:
+            ImageNotExistError: it is not installed.
+            InvalidReferenceError: *reference* is none.
+        """
+        return find_image(reference, self._images())
+
     def umount(self, name: str, *, lazy: bool = False) -> None:
         """Unmount what was mounted as *name*; see ``LayerManager.umount``."""
         self.end_mount(self._mount_named(name), lazy=lazy)
@@ -386,9 +395,11 @@ class LayerUse:
         )
 
     def _found(self, layers: str | Iterable[str]) -> tuple[LayerInfo, ...]:
+        return find_layers(layers, self._layers.get_layers_info(), self._images())
+
+    def _images(self) -> Sequence[ImageInfo]:
         storage = self._layers
-        images = storage.get_images_info() if isinstance(storage, RemembersImages) else ()
-        return find_layers(layers, storage.get_layers_info(), images)
+        return storage.get_images_info() if isinstance(storage, RemembersImages) else ()
 
     def _begin(self, name: str, layers: str | Iterable[str]) -> tuple[Lease, tuple[LayerInfo, ...]]:
         """Take the lease of a mount; it ends with this process as long as nothing is mounted."""

@@ -9,12 +9,12 @@ import json
 import os
 import shutil
 import stat
-import subprocess
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from debian_image import call, debian_layout
 from layermanager.cli.run import run
 from layermanager.config import Network, Registry
 from layermanager.model import DesiredImage
@@ -30,17 +30,6 @@ if TYPE_CHECKING:
     from layermanager.testing.trees import FileState
 
 pytestmark = pytest.mark.usefixtures("needs_root", "needs_trusted_xattrs", "needs_devices")
-
-
-def call(*command: str | Path) -> str:
-    """What a program that has to be here prints."""
-    if shutil.which(command[0]) is None:
-        (pytest.fail if os.environ.get("LAYERMANAGER_CI") == "1" else pytest.skip)(
-            f"there is no program {command[0]}"
-        )
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
 
 
 def fill(root: Path) -> None:
@@ -271,20 +260,4 @@ def test_debian_from_a_registry_is_the_same_to_umoci_and_to_us(
 @pytest.fixture(scope="module")
 def debian(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A layout with the smallest Debian, and a second layer that removes its documentation."""
-    base = tmp_path_factory.mktemp("debian")
-    layout, bundle = base / "layout", base / "bundle"
-    call("umoci", "init", "--layout", layout)
-    call("umoci", "new", "--image", f"{layout}:1")
-    call("umoci", "unpack", "--image", f"{layout}:1", bundle)
-    # What it mounts and starts goes away with the namespaces, whichever way it ends.
-    alone = ("unshare", "--mount", "--pid", "--fork", "--kill-child")
-    bootstrap = ("debootstrap", "--variant=minbase", "bookworm", bundle / "rootfs")
-    call("debootstrap", "--version")
-    done = subprocess.run((*alone, *bootstrap), capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        pytest.skip(f"debootstrap cannot fetch Debian: {done.stdout[-200:]}")
-    repack = ("umoci", "repack", "--refresh-bundle", "--image", f"{layout}:1", bundle)
-    call(*repack)
-    shutil.rmtree(bundle / "rootfs/usr/share/doc")
-    call(*repack)
-    return layout
+    return debian_layout(tmp_path_factory.mktemp("debian"))

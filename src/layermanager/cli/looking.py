@@ -15,7 +15,7 @@ from layermanager.cli import tables
 from layermanager.cli.output import write, write_json, write_pairs, write_table
 from layermanager.cli.settings import Settings, json_option
 from layermanager.cli.using import list_mounts
-from layermanager.errors import ImageNotExistError, InvalidDigestError, LayerNotExistError
+from layermanager.errors import InvalidDigestError, LayerNotExistError
 
 # The library is imported by the commands that need it: `--help` answers without SQLite, and `ls`
 # without the HTTP client.
@@ -181,17 +181,10 @@ def find(layers: Iterable[LayerInfo], text: str) -> LayerInfo:
 
 
 def _find_image(images: Iterable[ImageInfo], text: str) -> ImageInfo:
-    """The image that is called *text*; of several, the desired one or the one desired last.
+    """The image that is called *text* at a shell."""
+    from layermanager.plan import find_image
 
-    Raises:
-        ImageNotExistError: there is none.
-        InvalidReferenceError: *text* is no reference.
-    """
-    reference = kinds.image_reference(text)
-    found = [image for image in images if image.reference == reference]
-    if not found:
-        raise ImageNotExistError(f"image {reference} is not installed")
-    return max(found, key=lambda image: (not image.cached, image.timestamp))
+    return find_image(kinds.image_reference(text), images)
 
 
 def _print_image(settings: Settings, image: ImageInfo) -> None:

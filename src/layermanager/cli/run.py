@@ -162,6 +162,7 @@ for _command in (
     packing.pack,
     pushing.push,
     using.mount,
+    using.bundle,
     using.umount,
     using.lease,
     serving.serve,

@@ -75,6 +75,50 @@ def mount(
     write(f"mounted {name} on {mounted.mount.target}: {count} {layers_text}")
 
 
+@click.command("bundle")
+@click.argument("image")
+@click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
+@click.argument("arguments", nargs=-1)
+@click.option("--name", help="What to unmount it by.  [default: the name of DIRECTORY]")
+@click.option("--read-only", is_flag=True, help="Let the container write nothing there.")
+@json_option
+@click.pass_obj
+def bundle(
+    settings: Settings,
+    image: str,
+    directory: Path,
+    arguments: Sequence[str],
+    *,
+    name: str | None,
+    read_only: bool,
+) -> None:
+    """Make a bundle of an installed IMAGE, for `crun run --bundle DIRECTORY`.
+
+    The image is mounted on DIRECTORY/rootfs, until `umount`. ARGUMENTS, after a --, are those of
+    the command instead of the image's.
+    """
+    from layermanager.bundle import write_bundle
+    from layermanager.use import open_use
+
+    with open_use(settings.config) as use:
+        mounted = write_bundle(
+            use,
+            use.image(kinds.image_reference(image)),
+            directory,
+            name=name or directory.resolve().name,
+            arguments=arguments,
+            read_only=read_only,
+        )
+    if settings.is_json:
+        from layermanager.json_documents import mount_json
+
+        write_json(mount_json(mounted.mount))
+        return
+    write(
+        f"made a bundle in {directory}: unmount it with `layermanager umount {mounted.mount.name}`"
+    )
+
+
 @click.command("umount")
 @click.argument("name")
 @click.option("--lazy", is_flag=True, help="Also if its files are in use; who has some keeps them.")

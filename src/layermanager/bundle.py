@@ -1,0 +1,87 @@
+"""Bundles: an image as a runtime takes it, a ``config.json`` and a mounted ``rootfs``."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+from layermanager import linux
+from layermanager.errors import MountError
+from layermanager.oci.manifest import read_config
+from layermanager.oci.runtime import find_user, runtime_config
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from layermanager.model import ImageInfo
+    from layermanager.use import LayerUse, MountedLayers
+
+_READ: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+_MOST_BYTES: Final = 1 << 20
+_LEADS_NOWHERE: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+
+
+def write_bundle(
+    use: LayerUse,
+    image: ImageInfo,
+    directory: Path,
+    *,
+    name: str,
+    arguments: Sequence[str] = (),
+    read_only: bool = False,
+) -> MountedLayers:
+    """Make a bundle of *image*; see ``LayerManager.bundle``."""
+    config = read_config(image.config, len(image.layers))
+    with _bundle_errors(directory):
+        (directory / "rootfs").mkdir(parents=True, exist_ok=True)
+    # A runtime makes the directories that it mounts on, also where the container cannot.
+    mounted = use.mount(name, tuple(reversed(image.layers)), target=directory / "rootfs")
+    try:
+        with _bundle_errors(directory):
+            passwd, group = _read_inside(mounted.mount.target, ("etc/passwd", "etc/group"))
+            user = find_user(config.user, passwd, group)
+            document = runtime_config(
+                config, user, hostname=name, arguments=arguments, is_read_only=read_only
+            )
+            (directory / "config.json").write_bytes(document)
+    except BaseException:
+        mounted.umount()
+        raise
+    return mounted
+
+
+def _read_inside(root: Path, names: Sequence[str]) -> list[bytes]:
+    """The beginnings of files as a process sees them that has *root* as its root directory.
+
+    They are the image's: a symlink leads somewhere within, and what is no file is not read.
+    """
+    descriptor = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return [_read_file(descriptor, name) for name in names]
+    finally:
+        os.close(descriptor)
+
+
+def _read_file(root: int, name: str) -> bytes:
+    try:
+        descriptor = linux.open_inside(root, name.encode(), _READ)
+    except OSError as error:
+        if error.errno in _LEADS_NOWHERE:
+            return b""
+        raise
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return b""
+        return file.read(_MOST_BYTES)
+
+
+@contextmanager
+def _bundle_errors(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise MountError(f"cannot make a bundle in {directory}: {error}") from error

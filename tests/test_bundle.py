@@ -1,0 +1,204 @@
+"""Images are run by a real runtime, from the bundles that are made of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from debian_image import debian_layout
+from layermanager.cli.run import run
+from layermanager.errors import ImageError, ImageNotExistError, MountError
+from layermanager.model import DesiredImage
+from layermanager.testing.images import build_image, layout_files, write_files
+from layermanager.testing.layers import LayerBuilder
+from manager_fixtures import Node
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from layermanager import LayerManager
+
+PASSWD = b"root:x:0:0::/root:/bin/sh\napp:x:1000:1001::/srv:/bin/sh\n"
+
+# A runtime wants one kind of control groups; machines have both, or none that may be changed.
+ALONE = ("unshare", "--mount", "--propagation", "private", "sh", "-e", "-c")
+WITH_ONE_KIND_OF_CGROUPS = """
+    umount --recursive /sys/fs/cgroup
+    mount -t cgroup2 none /sys/fs/cgroup
+    exec crun --cgroup-manager=disabled run --bundle "$0" "$1"
+"""
+
+pytestmark = pytest.mark.usefixtures("needs_overlay")
+
+
+@pytest.fixture(scope="session")
+def crun() -> str:
+    """The runtime."""
+    if shutil.which("crun") is not None:
+        return "crun"
+    if os.environ.get("LAYERMANAGER_CI") == "1":
+        pytest.fail("this machine lacks crun")
+    pytest.skip("this machine lacks crun")
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Node:
+    return Node(tmp_path)
+
+
+@pytest.fixture
+def manager(node: Node) -> Iterator[LayerManager]:
+    with node.manager() as manager:
+        yield manager
+        for mount in manager.mounts():
+            manager.umount(mount.name, lazy=True)
+
+
+def shell_layer() -> LayerBuilder:
+    """A layer with this machine's shell and the libraries that it needs."""
+    shell = Path("/bin/sh").resolve()
+    listed = subprocess.run(["ldd", shell], check=False, capture_output=True, text=True).stdout
+    files = {"/bin/sh": shell}
+    files |= {path: Path(path).resolve() for path in re.findall(r"(/\S+) \(0x", listed)}
+    builder = LayerBuilder().directory(".")
+    made = {"/"}
+    for name, content in files.items():
+        for parent in reversed(Path(name).parents):
+            if str(parent) not in made:
+                made.add(str(parent))
+                builder = builder.directory(str(parent).lstrip("/"))
+        builder = builder.file(name.lstrip("/"), content.read_bytes(), mode=0o755)
+    return builder
+
+
+def install(
+    manager: LayerManager,
+    base: Path,
+    layers: Sequence[LayerBuilder],
+    config: Mapping[str, Any],
+) -> str:
+    """Install an image that runs as *config* says; return its reference."""
+    image = build_image([layer.tar() for layer in layers], config={"os": None, "config": config})
+    write_files(base / "image", layout_files({"": image}))
+    reference = f"oci:{base / 'image'}"
+    manager.process_desired_layers([DesiredImage(reference)])
+    return reference
+
+
+def output_of(bundle: Path, name: str) -> str:
+    """What the container prints."""
+    done = subprocess.run(
+        [*ALONE, WITH_ONE_KIND_OF_CGROUPS, bundle, name],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.usefixtures("crun")
+class TestRunning:
+    def test_a_program_of_an_image(self, manager: LayerManager, tmp_path: Path) -> None:
+        script = 'echo "$GREETING from $PWD of $HOME" > /srv/said; read x < /srv/said; echo "$x"'
+        upper = LayerBuilder().directory(".").directory("etc").file("etc/passwd", PASSWD)
+        upper = upper.directory("srv", uid=1000)
+        config = {
+            "Entrypoint": ["/bin/sh", "-c"],
+            "Cmd": [script],
+            "Env": ["GREETING=hello"],
+            "WorkingDir": "/srv",
+            "User": "app",
+        }
+        reference = install(manager, tmp_path, [shell_layer(), upper], config)
+        with manager.bundle("app", reference, directory=tmp_path / "bundle") as mounted:
+            assert (
+                output_of(tmp_path / "bundle", f"app-{os.getpid()}") == "hello from /srv of /srv\n"
+            )
+            assert mounted.mount.upper is not None
+            assert (mounted.mount.upper / "srv/said").exists()
+        assert manager.mounts() == ()
+
+    def test_other_arguments(self, manager: LayerManager, tmp_path: Path) -> None:
+        reference = install(manager, tmp_path, [shell_layer()], {"Cmd": ["/bin/sh"]})
+        command = ["/bin/sh", "-c", "echo read-only > /new || echo refused"]
+        bundle = tmp_path / "bundle"
+        with manager.bundle("app", reference, directory=bundle, arguments=command, read_only=True):
+            assert output_of(bundle, f"other-{os.getpid()}") == "refused\n"
+
+    @pytest.mark.slow
+    @pytest.mark.timeout(900)
+    def test_a_program_of_debian(
+        self, node: Node, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        store = ["--work-dir", str(node.config.working_dir)]
+        reference = f"oci:{debian_layout(tmp_path)}:1"
+        bundle = tmp_path / "bundle"
+        assert run([*store, "apply", reference]) == 0
+        command = ["sh", "-c", "dpkg --print-architecture; cat /etc/debian_version"]
+        assert run([*store, "bundle", reference, str(bundle), "--", *command]) == 0
+        try:
+            printed = output_of(bundle, f"debian-{os.getpid()}")
+        finally:
+            assert run([*store, "umount", "bundle"]) == 0
+        assert re.fullmatch(r"\w+\n12\.\d+\n", printed)
+        assert "made a bundle" in capsys.readouterr().out
+
+
+class TestMaking:
+    def test_a_symlink_leads_nowhere_outside(self, manager: LayerManager, tmp_path: Path) -> None:
+        """To the image ``/etc/passwd`` is its own, whatever it links to."""
+        secret = tmp_path / "secret"
+        secret.write_text("app:x:7:7::/:\n")
+        layer = LayerBuilder().directory(".").directory("etc")
+        layer = layer.symlink("etc/passwd", str(secret)).symlink("etc/group", "../../../etc/group")
+        reference = install(manager, tmp_path, [layer], {"Cmd": ["sh"], "User": "app"})
+        with pytest.raises(ImageError, match="'app'"):
+            manager.bundle("app", reference, directory=tmp_path / "bundle")
+        assert manager.mounts() == ()
+        assert not (tmp_path / "bundle/config.json").exists()
+
+    def test_a_pipe_is_not_waited_for(self, manager: LayerManager, tmp_path: Path) -> None:
+        layer = LayerBuilder().directory(".").directory("etc").fifo("etc/passwd")
+        reference = install(manager, tmp_path, [layer], {"Cmd": ["sh"], "User": "7"})
+        with manager.bundle("app", reference, directory=tmp_path / "bundle"):
+            document = json.loads((tmp_path / "bundle/config.json").read_text())
+        assert document["process"]["user"]["uid"] == 7
+
+    def test_a_directory_that_cannot_be_used(self, manager: LayerManager, tmp_path: Path) -> None:
+        reference = install(manager, tmp_path, [LayerBuilder().directory(".")], {"Cmd": ["sh"]})
+        (tmp_path / "file").touch()
+        with pytest.raises(MountError, match="file"):
+            manager.bundle("app", reference, directory=tmp_path / "file")
+        (tmp_path / "bundle/config.json").mkdir(parents=True)
+        with pytest.raises(MountError, match=r"config\.json"):
+            manager.bundle("app", reference, directory=tmp_path / "bundle")
+        assert manager.mounts() == ()
+
+    def test_an_image_that_is_not_installed(self, manager: LayerManager, tmp_path: Path) -> None:
+        with pytest.raises(ImageNotExistError, match="other"):
+            manager.bundle("app", "oci:/other", directory=tmp_path / "bundle")
+        assert not (tmp_path / "bundle").exists()
+
+    def test_at_the_command_line(
+        self,
+        node: Node,
+        manager: LayerManager,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        reference = install(manager, tmp_path, [LayerBuilder().directory(".")], {"Cmd": ["sh"]})
+        store = ["--work-dir", str(node.config.working_dir), "--json"]
+        bundle = tmp_path / "bundle"
+        assert run([*store, "bundle", reference, str(bundle), "--name", "one", "--", "-x"]) == 0
+        made = json.loads(capsys.readouterr().out)
+        assert (made["name"], made["target"]) == ("one", str(bundle / "rootfs"))
+        assert json.loads((bundle / "config.json").read_text())["process"]["args"] == ["-x"]
+        assert run([*store, "umount", "one"]) == 0
