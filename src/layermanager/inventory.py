@@ -35,7 +35,7 @@ from layermanager.storage import (
     read_mounts,
     read_sources,
 )
-from layermanager.store import index_path, is_being_removed
+from layermanager.store import index_path
 from layermanager.unpack.index import read_index
 from layermanager.use import mounts_among, users_of
 
@@ -214,8 +214,6 @@ class Inventory:
             row = next((row for row in self.layers() if row.digest == layer.digest), None)
             if row is None:
                 return None
-            if seen is None and is_being_removed(self._config.layers_dir, layer.digest):
-                return None  # its row goes next
             if _identity(row.path) == seen:
                 return report
             layer = row

@@ -11,7 +11,7 @@
         .staging/                an index that grows
 
 A layer is in its place or not there at all, since only renames make and unmake it. It *counts*
-when the storage has a row for it besides: the row comes after the directory and goes with it.
+when the storage has a row for it besides: the row comes after the directory and goes before it.
 What lies in ``.staging`` and ``.trash``, and layers without a row, are leftovers of a crash and are
 swept. What has come into use by a mount is put back, or stays until it is unmounted: a rename
 takes nothing from those who use it. Aos's own manager removes all ``<layersDir>/*/*`` that its
@@ -369,14 +369,6 @@ def index_path(index_dir: Path, digest: Digest) -> Path:
 def _encoded(path: Path) -> str:
     """The hex digits of the digest of what lies in staging or trash."""
     return path.name.partition(".")[0]
-
-
-def is_being_removed(layers_dir: Path, digest: Digest) -> bool:
-    """Whether a layer that is not in its place is in the trash of *layers_dir*."""
-    try:
-        return any((layers_dir / _TRASH).glob(f"{digest.encoded}.*"))
-    except OSError:
-        return False  # it is only for those who may change the store
 
 
 def _subdirectories(path: Path) -> list[str]:
