@@ -582,6 +582,12 @@ class TestTls:
         ):
             source.open("https://127.0.0.1/a", Cancellation())
 
+    def test_without_tls_nobody_looks_at_certificates(
+        self, server: LayerServer, tmp_path: Path
+    ) -> None:
+        with http_source(ca_bundle=tmp_path / "missing.pem") as source:
+            assert fetch(source, server.add("/a", DATA)) == DATA
+
 
 # --- proxies ----------------------------------------------------------------------------------
 

@@ -119,7 +119,7 @@ class HttpClient:
             authorization = place.authorization or self._credentials.authorization(place.current)
             if authorization is not None:
                 headers = {"Authorization": authorization, **headers}
-            manager = self._manager(proxy)
+            manager = self._manager(place.current, proxy)
         except (ConfigError, OSError, ValueError) as error:
             raise place.failure("not asked", error) from error
         if body is None or isinstance(body, bytes):
@@ -153,12 +153,19 @@ class HttpClient:
                 manager.clear()
             self._managers.clear()
 
-    def _manager(self, proxy: str | None) -> PoolManager:
-        """The pools for what goes by *proxy*; new ones when a certificate was replaced."""
-        key = (proxy, _state_of_files(self._network))
+    def _manager(self, url: str, proxy: str | None) -> PoolManager:
+        """The pools for what goes by *proxy*; new ones when a certificate was replaced.
+
+        To read all certificates that are trusted takes longer than many a request: plain http does
+        without.
+        """
+        network = self._network
+        is_tls = "https" in (urlsplit(url).scheme, urlsplit(proxy or "").scheme)
+        key = (proxy, _state_of_files(network) if is_tls else None)
         with self._lock:
             if key not in self._managers:
-                self._managers[key] = _new_manager(self._network, proxy)
+                trust = _trust(network) if is_tls else None
+                self._managers[key] = _new_manager(network, proxy, trust)
             return self._managers[key]
 
 
@@ -496,8 +503,7 @@ class _TlsPool(HTTPSConnectionPool):
     ConnectionCls = _TlsConnection
 
 
-def _new_manager(network: Network, proxy: str | None) -> PoolManager:
-    trust = _trust(network)
+def _new_manager(network: Network, proxy: str | None, trust: ssl.SSLContext | None) -> PoolManager:
     timeout = Timeout(
         connect=network.connect_timeout.total_seconds(), read=network.read_timeout.total_seconds()
     )
