@@ -23,13 +23,11 @@ from urllib.parse import quote
 from layermanager.desired import desired_to_json
 from layermanager.documents import DocumentError, JsonObject, objects, parse
 from layermanager.errors import LayerManagerError
-from layermanager.model import Digest, LayerInfo, StoreUsage
+from layermanager.model import DesiredImage, DesiredLayer, Digest, LayerInfo, StoreUsage
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-
-    from layermanager.model import DesiredLayer
 
     Connect = Callable[[float], http.client.HTTPConnection]
 
@@ -147,16 +145,35 @@ class LayerStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class ImageStatus:
+    """A desired image and whether it is there.
+
+    Attributes:
+        reference: what it was desired as.
+        platform: for which machines; empty: for the node's.
+        state: ``installed``, ``missing`` or ``failed``.
+        error: why it failed; empty if it did not.
+    """
+
+    reference: str
+    platform: str
+    state: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
 class DesiredStatus:
     """What shall be on the node, and how far it is.
 
     Attributes:
-        layers: all of them, in the order in which they were desired.
+        layers: those that were desired by themselves, in their order.
+        images: those that were desired, in their order.
         is_complete: whether all of them are installed.
         operation: the id of the operation that sees, or saw, to it.
     """
 
     layers: tuple[LayerStatus, ...]
+    images: tuple[ImageStatus, ...]
     is_complete: bool
     operation: str
 
@@ -229,15 +246,13 @@ class Client:
         """What shall be on the node, and how far it is."""
         return self._ask("GET", "/v1/desired-state", _desired_status)
 
-    def put_desired(self, layers: Iterable[DesiredLayer]) -> Operation:
-        """Make the layers on the node be these."""
-        body = [desired_to_json(layer) for layer in layers]
-        return self._ask("PUT", "/v1/desired-state", _operation, body)
+    def put_desired(self, desired: Iterable[DesiredLayer | DesiredImage]) -> Operation:
+        """Make the layers and images on the node be these."""
+        return self._ask("PUT", "/v1/desired-state", _operation, _state_json(desired))
 
-    def plan(self, layers: Iterable[DesiredLayer]) -> PlannedSteps:
-        """What would be done to make the layers on the node be these."""
-        body = [desired_to_json(layer) for layer in layers]
-        return self._ask("POST", "/v1/plan", _planned_steps, body)
+    def plan(self, desired: Iterable[DesiredLayer | DesiredImage]) -> PlannedSteps:
+        """What would be done to make the layers and images on the node be these."""
+        return self._ask("POST", "/v1/plan", _planned_steps, _state_json(desired))
 
     # What is there
 
@@ -270,6 +285,75 @@ class Client:
     def metrics(self) -> str:
         """What was counted and measured, as Prometheus reads it."""
         return self._request("GET", "/v1/metrics").decode()
+
+    def images(self) -> Sequence[Mapping[str, object]]:
+        """All installed images, as ``layermanager ls --images --json`` says it."""
+        return self._all("/v1/images", _members)
+
+    # Using layers
+
+    def lease(
+        self,
+        layers: Iterable[str],
+        *,
+        owner: str,
+        ttl: timedelta | None = None,
+        process: int | None = None,
+    ) -> str:
+        """Keep layers from being removed; return the id by which the lease is released.
+
+        Args:
+            layers: digests or names of layers, or references of images.
+            owner: who uses them, for people.
+            ttl: when it is over at the latest, in whole seconds; None: it need not be.
+            process: a process of the node with which it is over.
+        """
+        body: dict[str, object] = {"layers": list(layers), "owner": owner}
+        if ttl is not None:
+            body["ttlSeconds"] = int(ttl.total_seconds())
+        if process is not None:
+            body["process"] = process
+        return self._ask("POST", "/v1/leases", lambda one: one.required_text("leaseId"), body)
+
+    def leases(self) -> Sequence[Mapping[str, object]]:
+        """The leases that are not over, as ``layermanager lease ls --json`` says it."""
+        return self._all("/v1/leases", _members)
+
+    def release_lease(self, lease_id: str) -> None:
+        """End a lease."""
+        self._ask("DELETE", f"/v1/leases/{quote(lease_id, safe='')}", _members)
+
+    def mount(
+        self,
+        name: str,
+        layers: Iterable[str],
+        *,
+        target: Path,
+        upper: Path | None = None,
+        read_only: bool = False,
+    ) -> None:
+        """Mount layers, the uppermost first, as one tree on a directory of the node.
+
+        Args:
+            name: what it is unmounted by.
+            layers: digests or names of layers, or references of images.
+            target: an existing directory.
+            upper: gets what is written; without it, that is thrown away.
+            read_only: that nothing can be written.
+        """
+        body: dict[str, object] = {"name": name, "layers": list(layers), "target": str(target)}
+        if upper is not None:
+            body["upper"] = str(upper)
+        self._ask("POST", "/v1/mounts", _members, {**body, "readOnly": read_only})
+
+    def mounts(self) -> Sequence[Mapping[str, object]]:
+        """What was mounted by name, as ``layermanager ls --mounts --json`` says it."""
+        return self._all("/v1/mounts", _members)
+
+    def umount(self, name: str, *, lazy: bool = False) -> None:
+        """Unmount what was mounted by a name; lazily also if its files are in use."""
+        query = "?lazy=true" if lazy else ""
+        self._ask("DELETE", f"/v1/mounts/{quote(name, safe='')}{query}", _members)
 
     # Operations
 
@@ -432,6 +516,18 @@ def _as_described(path: str) -> Iterator[None]:
         raise UnreachableError(f"{path} is not as this client knows it: {error}") from error
 
 
+def _state_json(desired: Iterable[DesiredLayer | DesiredImage]) -> dict[str, object]:
+    desired = tuple(desired)
+    return {
+        "layers": [desired_to_json(one) for one in desired if isinstance(one, DesiredLayer)],
+        "images": [
+            {"ref": one.reference, "platform": one.platform}
+            for one in desired
+            if isinstance(one, DesiredImage)
+        ],
+    }
+
+
 def _operation_path(operation_id: str) -> str:
     return f"/v1/operations/{quote(operation_id, safe='')}"
 
@@ -475,10 +571,20 @@ def _operation(document: JsonObject) -> Operation:
     )
 
 
+def _image_status(document: JsonObject) -> ImageStatus:
+    return ImageStatus(
+        reference=document.required_text("ref"),
+        platform=document.text("platform", ""),
+        state=document.required_text("state"),
+        error=document.child("error").text("message", ""),
+    )
+
+
 def _desired_status(document: JsonObject) -> DesiredStatus:
     layers = objects(document.members.get("layers"), "layers")
     return DesiredStatus(
         layers=tuple(map(_layer_status, layers)),
+        images=tuple(map(_image_status, objects(document.members.get("images"), "images"))),
         is_complete=document.boolean("isComplete", default=False),
         operation=document.text("operation", ""),
     )
@@ -501,6 +607,7 @@ def _usage(document: JsonObject) -> StoreUsage:
         limit=document.required_integer("limit"),
         desired=document.required_integer("desired"),
         reclaimable=document.required_integer("reclaimable"),
+        held=document.required_integer("held"),
     )
 
 

@@ -153,7 +153,8 @@ class TestDesiredState:
             ([{"digest": MISSING, "url": "file:///a", "size": -1}], "#/0/size"),
             ([{"digest": MISSING, "url": "file:///a", "mirrors": ["a", 1]}], "#/0/mirrors/1"),
             ([{"digest": MISSING, "url": "file:///a", "sha256": "abc"}], "#/0/sha256"),
-            ({"a": 1}, "#"),
+            ({"a": 1}, "#/a"),
+            ("a", "#"),
         ],
     )
     def test_what_is_wrong_in_it_is_named_by_its_place(
@@ -258,7 +259,7 @@ class TestOperations:
         served.done(served.client.put_desired([one, two]))
         served.done(served.client.put_desired([two]))
         nothing = served.done(served.client.collect_garbage())
-        assert nothing.result == {"removed": [], "freed": 0}
+        assert nothing.result == {"removed": [], "freed": 0, "held": []}
         collected = served.done(served.client.collect_garbage(free=1))
         assert collected.result is not None
         assert [layer["layerId"] for layer in collected.result["removed"]] == ["one"]  # type: ignore[attr-defined] # JSON

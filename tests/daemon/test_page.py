@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from layermanager.daemon import page
 from layermanager.daemon.events import Event
-from layermanager.model import DesiredLayer, Digest, LayerInfo, StoreUsage
+from layermanager.leases import Holder
+from layermanager.model import DesiredLayer, Digest, ImageInfo, LayerInfo, StoreUsage
 
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
 DIGESTS = [Digest(f"sha256:{digit * 64}") for digit in "abcd"]
@@ -63,8 +64,10 @@ def view(**changes: object) -> page.View:
     base = page.View(
         now=NOW,
         is_ready=True,
-        desired=None,
+        desired=(),
         layers=(),
+        images=(),
+        holders={},
         usage=StoreUsage(Path("/layers"), 1000 * 1024, 500 * 1024, 0, 200 * 1024, 100 * 1024),
         time_to_live=timedelta(days=30),
         operations=(),
@@ -110,12 +113,30 @@ def test_what_is_there_and_what_shall_be() -> None:
     assert "sha256:aaaaaaaaaaaa" in found.text
 
 
+def test_who_uses_a_layer_is_told() -> None:
+    holders = {DIGESTS[0]: [Holder("lease 1 of <one>")] * 9}
+    found = shown(layers=[layer(DIGESTS[0], cached=True), layer(DIGESTS[1])], holders=holders)
+    assert found.text.count("in use by") == 1
+    assert found.text.count("lease 1 of <one>") == 3
+
+
+def test_images_are_listed() -> None:
+    image = ImageInfo(
+        EVIL, DIGESTS[0], "linux/arm64", (DIGESTS[1],), (), DIGESTS[2], b"", NOW, cached=False
+    )
+    found = shown(images=[image])
+    assert EVIL in found.text
+    assert "1 layer" in found.text
+    assert shown(images=[image] * 5000).count("tr") == 201
+
+
 def test_the_bar_adds_up() -> None:
     found = shown()
     bars = {str(attrs["class"]): attrs for tag, attrs in found.tags if tag == "rect"}
     assert {kind: attrs["width"] for kind, attrs in bars.items()} == {
         "desired": "20.000%",
         "cached": "10.000%",
+        "held": "0.000%",
         "other": "20.000%",
         "free": "50.000%",
     }

@@ -8,41 +8,46 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from layermanager.desired import read_desired
+from layermanager.desired import read_desired_state
 from layermanager.errors import StoreError
+from layermanager.model import DesiredImage, DesiredLayer
 from layermanager.plan import plan
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from layermanager.model import DesiredLayer
 
 FILE_NAME: Final = "desired.json"
 
 
 @dataclass(frozen=True, slots=True)
 class DesiredState:
-    """A list of desired layers.
+    """What is desired.
 
     Attributes:
         document: the list as it was given, JSON.
-        layers: what it says.
+        layers: the layers that it names.
+        images: the images that it names.
     """
 
     document: bytes
     layers: Sequence[DesiredLayer]
+    images: Sequence[DesiredImage]
 
     @classmethod
     def read(cls, document: bytes, name: str) -> DesiredState:
         """Read and check a list.
 
         Raises:
-            DesiredStateError, InvalidDigestError: it cannot be used; the message names the key.
+            DesiredStateError, InvalidDigestError, InvalidReferenceError: it cannot be used; the
+                message names the key.
         """
-        layers = read_desired(document, name)
+        desired = read_desired_state(document, name)
+        layers = tuple(one for one in desired if isinstance(one, DesiredLayer))
         plan(layers, ())  # which refuses what contradicts itself
-        return cls(document, tuple(layers))
+        images = tuple(one for one in desired if isinstance(one, DesiredImage))
+        return cls(document, layers, images)
 
 
 class RememberedState:
@@ -56,8 +61,8 @@ class RememberedState:
         """What was kept last; None if nothing was.
 
         Raises:
-            DesiredStateError, InvalidDigestError: somebody changed the file, so that it cannot be
-                used any more.
+            DesiredStateError, InvalidDigestError, InvalidReferenceError: somebody changed the
+                file, so that it cannot be used any more.
             StoreError: it cannot be read.
         """
         try:

@@ -207,7 +207,8 @@ _COUNTERS: Final[Mapping[str, str]] = {
 _GAUGES: Final[Mapping[str, str]] = {
     "layermanager_layers": "Installed layers.",
     "layermanager_layers_bytes": "Bytes on disk of installed layers.",
-    "layermanager_reclaimable_bytes": "Bytes that removing all cached layers would free.",
+    "layermanager_reclaimable_bytes": "Bytes of cached layers that nobody uses.",
+    "layermanager_held_bytes": "Bytes of cached layers that stay since they are in use.",
     "layermanager_limit_bytes": "Bytes that layers may take in all; 0 for no limit.",
     "layermanager_partition_size_bytes": "Size of the layers' partition.",
     "layermanager_partition_free_bytes": "Bytes that anybody may still write on it.",
@@ -243,6 +244,7 @@ def _gauges(snapshot: Snapshot) -> Iterator[tuple[tuple[str, Labels], float]]:
         size = sum(layer.size for layer in layers)
         yield ("layermanager_layers_bytes", (("state", state),)), size
     yield ("layermanager_reclaimable_bytes", ()), usage.reclaimable
+    yield ("layermanager_held_bytes", ()), usage.held
     yield ("layermanager_limit_bytes", ()), usage.limit
     yield ("layermanager_partition_size_bytes", ()), usage.total
     yield ("layermanager_partition_free_bytes", ()), usage.free

@@ -19,7 +19,7 @@ from layermanager.daemon.operations import (
     QueueFullError,
 )
 from layermanager.daemon.problems import RefusedError
-from layermanager.daemon.reading import CurrentLayers
+from layermanager.daemon.reading import CurrentLayers, Recent
 from layermanager.errors import (
     InputError,
     LayerManagerError,
@@ -29,7 +29,7 @@ from layermanager.errors import (
     StoreError,
 )
 from layermanager.inventory import Inventory
-from layermanager.json_documents import error_json, layer_json, report_json, result_json
+from layermanager.json_documents import error_json, held_json, layer_json, report_json, result_json
 from layermanager.manager import LayerManager
 from layermanager.model import Repair
 
@@ -41,9 +41,10 @@ if TYPE_CHECKING:
     from layermanager.config import Config
     from layermanager.daemon.events import Events
     from layermanager.daemon.operations import Run, Work
-    from layermanager.model import Digest, FailedLayer, LayerInfo, LayerProgress
+    from layermanager.model import Digest, FailedLayer, LayerInfo, LayerProgress, StoreUsage
     from layermanager.observer import Removal
     from layermanager.protocols import Clock
+    from layermanager.use import Users
 
 _LOGGER: Final = logging.getLogger(__name__)
 _SECONDS_BETWEEN_STARTS: Final = 5.0
@@ -75,6 +76,8 @@ class Node:
         self.config = config
         self.inventory = Inventory(config)
         self.layers = CurrentLayers(self.inventory, config.database)
+        self._usage = Recent(self.inventory.usage, clock)
+        self._users = Recent(self.inventory.users, clock)
         self.events = events
         self.metrics = Metrics(clock, __version__)
         self.operations = Operations(events, clock, self.metrics.ended)
@@ -111,6 +114,23 @@ class Node:
         """Whether the store is clean and operations are done."""
         return self._manager is not None
 
+    def usage(self) -> StoreUsage:
+        """Where the space went, up to a second ago.
+
+        Raises:
+            StoreError, StorageError: the directory or the database cannot be read.
+        """
+        return self._usage.get(self.layers.get())
+
+    def users(self) -> Users:
+        """Who uses layers, up to a second ago.
+
+        Raises:
+            StoreError, StorageError: it cannot be told what is mounted; the database cannot be
+                read.
+        """
+        return self._users.get(self.layers.get())
+
     # The desired state
 
     @property
@@ -128,7 +148,8 @@ class Node:
             The operation, as JSON.
 
         Raises:
-            DesiredStateError, InvalidDigestError: it cannot be used; the last one stays.
+            DesiredStateError, InvalidDigestError, InvalidReferenceError: it cannot be used; the
+                last one stays.
             StoreError: it cannot be kept for the time after a restart; the last one stays.
         """
         state = DesiredState.read(document, "the body")
@@ -219,7 +240,9 @@ class Node:
     def _make_desired(self, state: DesiredState, run: Run) -> object:
         manager = self._opened()
         with self._shown_in(run):
-            result = manager.process_desired_layers(state.layers, cancellation=run.cancellation)
+            result = manager.process_desired_layers(
+                (*state.layers, *state.images), cancellation=run.cancellation
+            )
         return result_json(result)
 
     def _remove_cached(self, run: Run, time_to_live: timedelta, free: int) -> object:
@@ -231,6 +254,7 @@ class Node:
         return {
             "removed": [layer_json(layer) for layer in removed],
             "freed": sum(layer.size for layer in removed),
+            "held": [held_json(layer) for layer in manager.held_layers()],
         }
 
     def _look(self, run: Run, layers: Sequence[LayerInfo], depth: Depth) -> object:

@@ -102,6 +102,7 @@ class _Operation:
     waits_for: str = ""
     layers: dict[Digest, LayerProgress] = field(default_factory=dict)
     check: CheckProgress | None = None
+    failed_images: Mapping[str, object] = field(default_factory=dict)
     result: bytes | None = None
     error: Mapping[str, object] | None = None
 
@@ -230,6 +231,12 @@ class Operations:
         with self._changed:
             return dict(self._find(operation_id).layers)
 
+    def failed_images_of(self, operation_id: str) -> Mapping[str, object]:
+        """The errors of the images that one of them could not install, by their references."""
+        with self._changed:
+            operation = self._operations.get(operation_id)
+            return {} if operation is None else operation.failed_images
+
     def cancel(self, operation_id: str) -> dict[str, object]:
         """Have one of them end early, if it has not ended.
 
@@ -283,6 +290,10 @@ class Operations:
         except CancelledError:
             self._note_end(operation, State.CANCELLED)
         except LayersFailedError as error:
+            operation.failed_images = {
+                failed.desired.reference: error_json(failed.error)
+                for failed in error.result.images.failed
+            }
             self._note_end(
                 operation,
                 State.FAILED,

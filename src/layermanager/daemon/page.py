@@ -22,12 +22,14 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
 
     from layermanager.daemon.events import Event
-    from layermanager.model import DesiredLayer, LayerInfo, StoreUsage
+    from layermanager.leases import Holder
+    from layermanager.model import DesiredLayer, Digest, ImageInfo, LayerInfo, StoreUsage
 
 CONTENT_TYPE: Final = "text/html; charset=utf-8"
 _MAX_EVENTS: Final = 15
 _MAX_ROWS: Final = 200
 _MAX_TASKS: Final = 20
+_MAX_HOLDERS: Final = 3
 
 _STYLE: Final = """
 :root{color-scheme:light dark;--bg:#f4f5f7;--card:#fff;--ink:#1a1f29;--dim:#646c7a;--line:#e3e6eb;
@@ -55,7 +57,7 @@ font-weight:600;white-space:nowrap;border:1px solid currentColor}
 .good{color:var(--good)}.failed{color:var(--bad)}
 .missing,.pending,.cancelled{color:var(--dim)}
 svg{display:block;width:100%;height:1.1rem;border-radius:.4rem}
-rect.desired{fill:var(--desired)}rect.cached{fill:var(--cached)}rect.other{fill:var(--other)}
+rect.desired{fill:var(--desired)}rect.cached{fill:var(--cached)}rect.held{fill:var(--amber)}rect.other{fill:var(--other)}
 rect.free{fill:var(--free)}
 dl{display:flex;flex-wrap:wrap;gap:.35rem 1.75rem;margin:.8rem 0 0}
 dl div{display:flex;gap:.45rem;align-items:baseline}
@@ -63,15 +65,17 @@ dt{color:var(--dim);font-size:.85rem}
 dd{margin:0;font-weight:600;font-variant-numeric:tabular-nums}
 dt::before{content:"";display:inline-block;width:.65rem;height:.65rem;border-radius:.2rem;
 margin-right:.4rem;background:var(--swatch,transparent)}
-dt.desired{--swatch:var(--desired)}dt.cached{--swatch:var(--cached)}dt.other{--swatch:var(--other)}
+dt.desired{--swatch:var(--desired)}dt.cached{--swatch:var(--cached)}dt.held{--swatch:var(--amber)}
+dt.other{--swatch:var(--other)}
 dt.free{--swatch:var(--free)}dt.limit::before{display:none}dt.desired,dt.cached{color:var(--dim)}
 table{width:100%;border-collapse:collapse;font-variant-numeric:tabular-nums}
 th{text-align:left;font-weight:500;font-size:.8rem;color:var(--dim);padding:0 .6rem .35rem 0}
-td{padding:.45rem .6rem .45rem 0;border-top:1px solid var(--line);vertical-align:top}
-td.end,th.end{text-align:right;padding-right:0;white-space:nowrap}
+td{padding:.45rem .9rem .45rem 0;border-top:1px solid var(--line);vertical-align:top}
+td.end,th.end{text-align:right;white-space:nowrap}
+td:last-child,th:last-child{padding-right:0}
 code{font:.85em ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}
 .name{font-weight:600;overflow-wrap:anywhere}.dim{color:var(--dim)}
-td small{display:block;color:var(--bad);overflow-wrap:anywhere}
+td small{display:block;color:var(--bad);overflow-wrap:anywhere}td small.dim{color:var(--dim)}
 progress{width:100%;height:.5rem;appearance:none;border:0;border-radius:.25rem;overflow:hidden;
 background:var(--free);color:var(--desired)}
 progress::-webkit-progress-bar{background:var(--free)}
@@ -160,8 +164,10 @@ class View:
     Attributes:
         now: the time.
         is_ready: whether operations are done.
-        desired: what shall be here; None if nobody has said so.
+        desired: the layers that shall be here, as far as somebody has said so.
         layers: what is here.
+        images: the images that are here.
+        holders: what keeps each layer from being removed.
         usage: where the space went.
         time_to_live: how long cached layers are kept.
         operations: those that have not ended, as JSON.
@@ -170,8 +176,10 @@ class View:
 
     now: datetime
     is_ready: bool
-    desired: Sequence[DesiredLayer] | None
+    desired: Sequence[DesiredLayer]
     layers: Sequence[LayerInfo]
+    images: Sequence[ImageInfo]
+    holders: Mapping[Digest, Sequence[Holder]]
     usage: StoreUsage
     time_to_live: timedelta
     operations: Sequence[Mapping[str, Any]]
@@ -184,6 +192,7 @@ def render(view: View) -> str:
         _header(view),
         *map(_operation, view.operations),
         _space(view.usage),
+        _images(view),
         _layers(view),
         _events(view),
     ]
@@ -256,6 +265,7 @@ def _space(usage: StoreUsage) -> str:
     parts = (
         ("desired", usage.desired),
         ("cached", usage.reclaimable),
+        ("held", usage.held),
         ("other", usage.other),
         ("free", usage.free),
     )
@@ -267,7 +277,7 @@ def _space(usage: StoreUsage) -> str:
             f'<rect class="{kind}" x="{position:.3f}%" width="{width:.3f}%" height="100%"/>'
         )
         position += width
-    legend = [(kind, size_text(size)) for kind, size in parts]
+    legend = [(kind, size_text(size)) for kind, size in parts if size or kind != "held"]
     if usage.limit:
         legend.append(("limit", f"{size_text(usage.limit)} for layers"))
     items = "".join(
@@ -280,6 +290,31 @@ def _space(usage: StoreUsage) -> str:
     )
 
 
+def _images(view: View) -> str:
+    if not view.images:
+        return ""
+    rows = []
+    for image in sorted(view.images, key=lambda one: (one.cached, one.reference)):
+        state = "cached" if image.cached else "desired"
+        rows.append(
+            f'<tr><td><span class="pill {state}">{state}</span></td>'
+            f'<td><span class="name">{escape(image.reference)}</span></td>'
+            f"<td>{escape(image.platform)}</td><td>{_digest(image.digest)}</td>"
+            f'<td class="end">{_count(len(image.layers), "layer")}</td>'
+            f'<td class="end">{age_text(view.now - image.timestamp)}</td></tr>'
+        )
+    more = f"<p>… and {len(rows) - _MAX_ROWS} more</p>" if len(rows) > _MAX_ROWS else ""
+    return (
+        "<section><h2>Images</h2><table><thead><tr><th>State</th><th>Image</th><th>Platform</th>"
+        '<th>Digest</th><th class="end">Layers</th><th class="end">Since</th></tr></thead>'
+        f"<tbody>{''.join(rows[:_MAX_ROWS])}</tbody></table>{more}</section>"
+    )
+
+
+def _digest(digest: str) -> str:
+    return f'<code title="{escape(digest)}">{escape(short_digest(digest))}</code>'
+
+
 @dataclass(frozen=True, slots=True)
 class _Row:
     state: str
@@ -289,6 +324,7 @@ class _Row:
     size: str
     since: str
     note: str = ""
+    used_by: str = ""
 
 
 def _layers(view: View) -> str:
@@ -315,7 +351,7 @@ def _rows(view: View) -> Iterator[_Row]:
         for operation in view.operations
         for layer in operation.get("layers", ())
     }
-    missing = [layer for layer in view.desired or () if layer.digest not in here]
+    missing = [layer for layer in view.desired if layer.digest not in here]
     for desired in dict.fromkeys(missing):
         moment = progress.get(desired.digest)
         yield _Row(
@@ -335,6 +371,7 @@ def _rows(view: View) -> Iterator[_Row]:
             digest=layer.digest,
             size=size_text(layer.size),
             since=_since(layer, view),
+            used_by=", ".join(map(str, view.holders.get(layer.digest, ())[:_MAX_HOLDERS])),
         )
 
 
@@ -347,11 +384,12 @@ def _since(layer: LayerInfo, view: View) -> str:
 
 def _row(row: _Row) -> str:
     note = f"<small>{escape(row.note)}</small>" if row.note else ""
+    if row.used_by:
+        note += f'<small class="dim">in use by {escape(row.used_by)}</small>'
     return (
         f'<tr><td><span class="pill {escape(row.state)}">{escape(row.state)}</span></td>'
         f'<td><span class="name">{escape(row.name)}</span>{note}</td>'
-        f'<td>{escape(row.version)}</td><td><code title="{escape(row.digest)}">'
-        f"{escape(short_digest(row.digest))}</code></td>"
+        f"<td>{escape(row.version)}</td><td>{_digest(row.digest)}</td>"
         f'<td class="end">{row.size}</td><td class="end">{row.since}</td></tr>'
     )
 

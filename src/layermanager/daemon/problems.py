@@ -13,10 +13,16 @@ from typing import TYPE_CHECKING, Final
 from layermanager.daemon.http import PROBLEM, Answer, encoded
 from layermanager.errors import (
     DesiredStateError,
+    ImageNotExistError,
     InputError,
+    InvalidReferenceError,
     LayerManagerError,
     LayerNotExistError,
+    LeaseNotExistError,
+    MountBusyError,
+    MountNotExistError,
     StoreBusyError,
+    UseError,
 )
 from layermanager.json_documents import error_json
 
@@ -101,9 +107,16 @@ def failure(error: LayerManagerError) -> Answer:
 
 def _status_of(error: LayerManagerError) -> HTTPStatus:
     match error:
-        case LayerNotExistError():
+        case (
+            LayerNotExistError()
+            | ImageNotExistError()
+            | LeaseNotExistError()
+            | MountNotExistError()
+        ):
             return HTTPStatus.NOT_FOUND
-        case DesiredStateError():
+        case MountBusyError():
+            return HTTPStatus.CONFLICT
+        case DesiredStateError() | InvalidReferenceError() | UseError():
             return HTTPStatus.UNPROCESSABLE_ENTITY
         case InputError():
             return HTTPStatus.BAD_REQUEST

@@ -6,17 +6,21 @@ import os
 import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, Generic, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from layermanager.inventory import Inventory
     from layermanager.model import LayerInfo
+    from layermanager.protocols import Clock
 
 _State: TypeAlias = "tuple[tuple[int, int, int] | None, ...]"
 
+Value = TypeVar("Value")
+
+_RECENT_SECONDS: Final = 1.0
 _SETTLED_NANOSECONDS: Final = 100_000_000
 
 
@@ -74,3 +78,35 @@ def _state_of(path: str) -> tuple[int, int, int] | None:
 def _is_settled(state: _State) -> bool:
     newest = max((one[2] for one in state if one is not None), default=0)
     return newest < time.time_ns() - _SETTLED_NANOSECONDS
+
+
+class Recent(Generic[Value]):
+    """What is dear to find out: found out once a second at most, however many want to know.
+
+    Args:
+        read: finds it out.
+        clock: the time.
+    """
+
+    def __init__(self, read: Callable[[], Value], clock: Clock) -> None:
+        self._read = read
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._last: tuple[float, object, Value] | None = None
+
+    def get(self, basis: object) -> Value:
+        """The value, a second old at most.
+
+        Args:
+            basis: stands for what it is found out from: where it is another object than the last
+                time, the value is found out anew.
+        """
+        with self._lock:
+            now = self._clock.monotonic()
+            if self._last is not None:
+                then, last_basis, value = self._last
+                if last_basis is basis and now - then < _RECENT_SECONDS:
+                    return value
+            value = self._read()
+            self._last = now, basis, value
+            return value

@@ -70,6 +70,9 @@ def violations(
         names = expected if isinstance(expected, str) else " or ".join(expected)
         yield Violation(place, f"expected {names}, found {_type_of(value)}")
         return
+    if "anyOf" in schema:
+        yield from _any_of_violations(value, schema["anyOf"], components, place)
+        return
     if "enum" in schema and value not in schema["enum"]:
         yield Violation(place, "must be one of " + ", ".join(map(str, schema["enum"])))
     match value:
@@ -85,6 +88,7 @@ def violations(
 
 _KNOWN_KEYWORDS: Final = _ANNOTATIONS | {
     "type",
+    "anyOf",
     "enum",
     "pattern",
     "minLength",
@@ -114,6 +118,20 @@ def _is_of(value: object, expected: str | list[str]) -> bool:
 
 def _type_of(value: object) -> str:
     return next(name for name in _TYPES if _is_of(value, name))
+
+
+def _any_of_violations(
+    value: object, schemas: list[Schema], components: Mapping[str, Schema], place: str
+) -> Iterator[Violation]:
+    """What is wrong by the schema that is meant: the first one that is for this type of value."""
+    found = [list(violations(value, schema, components, place)) for schema in schemas]
+    if all(found):
+        meant = [
+            wrong
+            for wrong, schema in zip(found, schemas, strict=True)
+            if _is_of(value, schema["type"])
+        ]
+        yield from meant[0] if meant else found[0]
 
 
 def _text_violations(value: str, schema: Schema, place: str) -> Iterator[Violation]:

@@ -22,6 +22,7 @@ _MAX_BYTES: Final = 2**63 - 1
 TEXT: Final[Schema] = {"type": "string"}
 BYTES: Final[Schema] = {"type": "integer", "minimum": 0}
 TIME: Final[Schema] = {"type": "string", "format": "date-time"}
+NAME: Final[Schema] = {"type": "string", "minLength": 1, "pattern": _NO_NUL}
 FLAG: Final[Schema] = {"type": "boolean"}
 
 
@@ -51,6 +52,13 @@ _ERROR: Final[Schema] = {
     "required": ["type", "message"],
 }
 _OPTIONAL_TEXT: Final[Schema] = {"type": ["string", "null"], "pattern": _NO_NUL}
+
+_PATH: Final[Schema] = {"type": "string", "pattern": "^/[^\\u0000]*$"}
+_LAYERS: Final[Schema] = {
+    "type": "array",
+    "items": NAME,
+    "description": "Digests or names of layers, or references of images; the uppermost first.",
+}
 
 COMPONENTS: Final[Mapping[str, Schema]] = {
     "Digest": {
@@ -83,6 +91,11 @@ COMPONENTS: Final[Mapping[str, Schema]] = {
                 "maximum": _MAX_BYTES,
                 "description": "The bytes of the file at url.",
             },
+            "diffId": {
+                "type": ["string", "null"],
+                "pattern": f"^$|{DIGEST_PATTERN}",
+                "description": "The digest of the layer's tar, decompressed.",
+            },
             "mirrors": {
                 "type": ["array", "null"],
                 "items": {"type": "string", "minLength": 1, "pattern": _NO_NUL},
@@ -91,9 +104,35 @@ COMPONENTS: Final[Mapping[str, Schema]] = {
         },
         "required": ["digest", "url"],
     },
-    "DesiredState": _described(
-        array_of(reference("DesiredLayer")), "All layers that shall be on this node."
-    ),
+    "DesiredImage": {
+        "type": "object",
+        "description": "An image that shall be on this node: all its layers.",
+        "properties": {
+            "ref": _described(NAME, "As registry:5000/app:1.2, oci:PATH:TAG and the like."),
+            "platform": {
+                "type": ["string", "null"],
+                "pattern": _NO_NUL,
+                "description": "As linux/arm64; without it, this machine's.",
+            },
+        },
+        "required": ["ref"],
+        "additionalProperties": False,
+    },
+    "DesiredState": {
+        "description": "All that shall be on this node: an array of layers, as Aos has it, or"
+        " layers and images.",
+        "anyOf": [
+            array_of(reference("DesiredLayer")),
+            {
+                "type": "object",
+                "properties": {
+                    "layers": array_of(reference("DesiredLayer")),
+                    "images": array_of(reference("DesiredImage")),
+                },
+                "additionalProperties": False,
+            },
+        ],
+    },
     "DesiredStatus": _object(
         {
             "layers": array_of(
@@ -107,6 +146,7 @@ COMPONENTS: Final[Mapping[str, Schema]] = {
                         "sha256": TEXT,
                         "size": BYTES,
                         "mirrors": array_of(TEXT),
+                        "diffId": TEXT,
                         "state": {
                             "type": "string",
                             "enum": ["missing", *map(str, Phase)],
@@ -116,6 +156,18 @@ COMPONENTS: Final[Mapping[str, Schema]] = {
                         "error": _ERROR,
                     },
                     "required": ["digest", "url", "layerId", "version", "state"],
+                }
+            ),
+            "images": array_of(
+                {
+                    "type": "object",
+                    "properties": {
+                        "ref": TEXT,
+                        "platform": TEXT,
+                        "state": {"type": "string", "enum": ["missing", "installed", "failed"]},
+                        "error": _ERROR,
+                    },
+                    "required": ["ref", "platform", "state"],
                 }
             ),
             "isComplete": _described(FLAG, "Whether all of them are installed."),
@@ -154,12 +206,97 @@ COMPONENTS: Final[Mapping[str, Schema]] = {
         },
     ),
     "Plan": _object(
-        {step: array_of(reference("Digest")) for step in ("keep", "restore", "cache", "install")}
+        {
+            **{
+                step: array_of(reference("Digest"))
+                for step in ("keep", "restore", "cache", "install")
+            },
+            "images": _object(
+                {
+                    step: array_of(_object({"reference": TEXT, "platform": TEXT}))
+                    for step in ("keep", "restore", "cache", "install", "failed")
+                }
+            ),
+        }
     ),
+    "Image": _object(
+        {
+            "reference": TEXT,
+            "digest": reference("Digest"),
+            "platform": TEXT,
+            "layers": array_of(reference("Digest")),
+            "diffIds": array_of(reference("Digest")),
+            "configDigest": reference("Digest"),
+            "timestamp": TIME,
+            "cached": FLAG,
+        }
+    ),
+    "Lease": _object(
+        {
+            "leaseId": TEXT,
+            "owner": TEXT,
+            "layers": array_of(reference("Digest")),
+            "created": TIME,
+            "expires": {"type": ["string", "null"], "format": "date-time"},
+        },
+        optional={
+            "process": _described({"type": "integer"}, "With which it is over."),
+            "overlay": _described(TEXT, "The overlay with which it is over."),
+        },
+    ),
+    "NewLease": {
+        "type": "object",
+        "properties": {
+            "layers": _LAYERS,
+            "owner": _described(NAME, "Who uses them, for people."),
+            "ttlSeconds": {
+                "type": "integer",
+                "minimum": 1,
+                "maximum": 1000 * 365 * 86400,
+                "description": "When it is over at the latest; without it, it need not be.",
+            },
+            "process": {
+                "type": "integer",
+                "minimum": 1,
+                "maximum": 2**31 - 1,
+                "description": "A process with which it is over, as the daemon counts them.",
+            },
+        },
+        "required": ["layers", "owner"],
+        "additionalProperties": False,
+    },
+    "Mount": _object(
+        {
+            "name": TEXT,
+            "leaseId": TEXT,
+            "target": TEXT,
+            "layers": _described(array_of(reference("Digest")), "The uppermost first."),
+            "upper": {"type": ["string", "null"]},
+            "mounted": FLAG,
+        }
+    ),
+    "NewMount": {
+        "type": "object",
+        "properties": {
+            "name": {
+                "type": "string",
+                "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,254}$",
+                "description": "What it is unmounted by.",
+            },
+            "layers": _LAYERS,
+            "target": _described(_PATH, "An existing directory."),
+            "upper": _described(_PATH, "Gets what is written; without it, that is thrown away."),
+            "work": _described(_PATH, "An empty directory beside upper, for overlayfs."),
+            "readOnly": FLAG,
+        },
+        "required": ["name", "layers", "target"],
+        "additionalProperties": False,
+    },
     "Usage": _object(
         {
             "path": TEXT,
-            **dict.fromkeys(("total", "free", "limit", "desired", "reclaimable", "other"), BYTES),
+            **dict.fromkeys(("total", "free", "limit", "desired"), BYTES),
+            **dict.fromkeys(("reclaimable", "held", "other"), BYTES),
         }
     ),
     "GarbageCollection": {
@@ -223,8 +360,8 @@ COMPONENTS: Final[Mapping[str, Schema]] = {
             "error": _ERROR,
             "result": _described(
                 {"type": "object"},
-                "What was done: apply has kept, restored, cached, installed and failed; gc has"
-                " removed and freed; check has reports and failed.",
+                "What was done: apply has kept, restored, cached, installed, failed and"
+                " images; gc has removed, freed and held; check has reports and failed.",
             ),
         },
     ),

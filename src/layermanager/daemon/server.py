@@ -130,7 +130,8 @@ class Server:
         for connection, thread in connections.items():
             if thread.is_alive():
                 connection.hang_up(socket.SHUT_RDWR)
-                thread.join()
+                # What its handler waits for nobody can end but the end of the process.
+                thread.join(_LINGER_SECONDS)
 
     def _accept_all(self) -> None:
         with selectors.DefaultSelector() as selector:

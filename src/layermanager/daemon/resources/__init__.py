@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Final
 from layermanager.daemon import openapi
 from layermanager.daemon.api import Endpoint, Reply
 from layermanager.daemon.http import Answer
-from layermanager.daemon.resources import desired, events, layers, observing, operations
+from layermanager.daemon.resources import (
+    desired,
+    events,
+    images,
+    layers,
+    observing,
+    operations,
+    using,
+)
 from layermanager.daemon.schemas import COMPONENTS
 
 if TYPE_CHECKING:
@@ -27,6 +35,8 @@ def _describe(_node: Node, _call: Call) -> Answer:
 ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     *desired.ENDPOINTS,
     *layers.ENDPOINTS,
+    *images.ENDPOINTS,
+    *using.ENDPOINTS,
     *operations.ENDPOINTS,
     *events.ENDPOINTS,
     *observing.ENDPOINTS,

@@ -14,15 +14,15 @@ from layermanager.daemon.resources.operations import accepted
 from layermanager.daemon.schema import reference
 from layermanager.desired import desired_to_json
 from layermanager.json_documents import error_json, plan_json
-from layermanager.plan import plan
+from layermanager.oci.reference import parse_reference
 from layermanager.urls import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Set
+    from collections.abc import Mapping, Sequence, Set
 
     from layermanager.daemon.api import Call
     from layermanager.daemon.node import Node
-    from layermanager.model import DesiredLayer, Digest, LayerProgress
+    from layermanager.model import DesiredImage, DesiredLayer, Digest, LayerProgress
 
 
 def _put(node: Node, call: Call) -> Answer:
@@ -38,10 +38,13 @@ def _get(node: Node, _: Call) -> Answer:
     except NoSuchOperationError:  # it has ended so long ago that it is forgotten
         progress = {}
     here = {layer.digest for layer in node.layers.get() if not layer.cached}
+    layers = [_layer_json(layer, here, progress) for layer in state.layers]
+    images = _images_json(node, state.images, operation) if state.images else []
     return Answer.json(
         {
-            "layers": [_layer_json(layer, here, progress) for layer in state.layers],
-            "isComplete": here >= {layer.digest for layer in state.layers},
+            "layers": layers,
+            "images": images,
+            "isComplete": all(one["state"] == "installed" for one in (*layers, *images)),
             "operation": operation,
         }
     )
@@ -49,7 +52,7 @@ def _get(node: Node, _: Call) -> Answer:
 
 def _plan(node: Node, call: Call) -> Answer:
     desired = DesiredState.read(call.text, "the body")
-    return Answer.json(plan_json(plan(desired.layers, node.layers.get())))
+    return Answer.json(plan_json(node.inventory.plan((*desired.layers, *desired.images))))
 
 
 def _layer_json(
@@ -68,6 +71,23 @@ def _layer_json(
     if moment.error is not None:
         document["error"] = error_json(moment.error)
     return document
+
+
+def _images_json(
+    node: Node, images: Sequence[DesiredImage], operation: str
+) -> list[dict[str, object]]:
+    here = {image.reference for image in node.inventory.images() if not image.cached}
+    failed = node.operations.failed_images_of(operation)
+    documents = []
+    for image in images:
+        document: dict[str, object] = {"ref": image.reference, "platform": image.platform}
+        if image.reference in failed:
+            document |= {"state": "failed", "error": failed[image.reference]}
+        else:
+            is_here = str(parse_reference(image.reference)) in here
+            document["state"] = "installed" if is_here else "missing"
+        documents.append(document)
+    return documents
 
 
 _PATH: Final = "/v1/desired-state"

@@ -42,7 +42,7 @@ def _files(node: Node, call: Call) -> Answer:
 
 
 def _usage(node: Node, _: Call) -> Answer:
-    return Answer.json(usage_json(node.inventory.usage()))
+    return Answer.json(usage_json(node.usage()))
 
 
 def _find(node: Node, call: Call) -> LayerInfo:

@@ -32,7 +32,7 @@ def _ready(node: Node, _: Call) -> Answer:
 def _metrics(node: Node, _: Call) -> Answer:
     snapshot = Snapshot(
         layers=node.layers.get(),
-        usage=node.inventory.usage(),
+        usage=node.usage(),
         event_readers=node.events.readers,
         is_ready=node.is_ready,
     )
@@ -41,12 +41,16 @@ def _metrics(node: Node, _: Call) -> Answer:
 
 def _page(node: Node, _: Call) -> Answer:
     state, _operation = node.desired
+    layers = node.layers.get()
+    users = node.users()
     view = page.View(
         now=node.clock.now(),
         is_ready=node.is_ready,
-        desired=None if state is None else state.layers,
-        layers=node.layers.get(),
-        usage=node.inventory.usage(),
+        desired=() if state is None else state.layers,
+        images=node.inventory.images(),
+        layers=layers,
+        usage=node.usage(),
+        holders={layer.digest: users.holders(layer.digest) for layer in layers},
         time_to_live=node.config.layer_ttl,
         operations=node.operations.current(),
         events=node.events.latest(),
