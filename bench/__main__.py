@@ -20,6 +20,7 @@ from bench.installing import in_parallel, one_layer, peak_memory
 from bench.nothing_to_do import nothing_to_do
 from bench.profiling import profile
 from bench.pulling import pulling
+from bench.serving import serving
 from bench.setting import Setting, UnavailableError
 from bench.starting import start_up
 from bench.volumes import DirectoryVolumes, LoopVolumes
@@ -53,6 +54,7 @@ BENCHMARKS: Final[dict[str, Benchmark]] = {
     "profile": profile,
     "start-up": start_up,
     "nothing-to-do": nothing_to_do,
+    "serve": serving,
 }
 _VOLUMES: Final[dict[str, Callable[[Path], Volumes]]] = {
     "loop": LoopVolumes,

@@ -83,7 +83,7 @@ def peak_memory_bytes(command: Sequence[str | Path]) -> int:
         try:
             poll.register(descriptor, select.POLLIN)
             while not poll.poll(_SAMPLE_MILLISECONDS):
-                peak = max(peak, sum(map(_proportional_bytes, _family(process.pid))))
+                peak = max(peak, sum(map(proportional_bytes, _family(process.pid))))
         finally:
             os.close(descriptor)
         process.wait()
@@ -119,7 +119,8 @@ def _family(process: int) -> Iterator[int]:
         return  # it has ended
 
 
-def _proportional_bytes(process: int) -> int:
+def proportional_bytes(process: int) -> int:
+    """The memory of one process, its share of what it shares; 0 if it has ended."""
     try:
         for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
             if line.startswith("Pss:"):
