@@ -1,0 +1,80 @@
+"""Reading often what seldom changes."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+
+from layermanager.daemon.reading import CurrentLayers, Recent
+from layermanager.inventory import Inventory
+from layermanager.testing.clock import FakeClock
+from manager_fixtures import Node, names_in
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+NOW = datetime(2026, 11, 25, tzinfo=UTC)
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Node:
+    return Node(tmp_path)
+
+
+def current(node: Node) -> CurrentLayers:
+    return CurrentLayers(Inventory(node.config), node.config.database)
+
+
+def age(node: Node) -> None:
+    """Make the database look as if it had been left alone for a while."""
+    for suffix in ("", "-wal"):
+        path = f"{node.config.database}{suffix}"
+        if os.path.exists(path):  # noqa: PTH110 - a text
+            os.utime(path, (1_700_000_000, 1_700_000_000))
+
+
+def test_without_a_store_there_are_no_layers(node: Node) -> None:
+    assert current(node).get() == ()
+
+
+def test_what_did_not_change_is_not_read_again(node: Node) -> None:
+    layers = current(node)
+    with node.manager() as manager:
+        manager.process_desired_layers([node.publish("one")])
+        age(node)
+        first = layers.get()
+        assert layers.get() is first
+        manager.process_desired_layers([])
+        assert [layer.cached for layer in layers.get()] == [True]
+
+
+def test_what_changed_just_now_is_read_again(node: Node) -> None:
+    layers = current(node)
+    with node.manager() as manager:
+        for count in range(1, 20):
+            manager.process_desired_layers([node.publish(f"{count:02}")])
+            assert len(names_in(layers.get())) == count
+
+
+@dataclass
+class Counting:
+    reads: list[int] = field(default_factory=list)
+
+    def __call__(self) -> int:
+        self.reads.append(len(self.reads))
+        return len(self.reads)
+
+
+def test_what_is_dear_is_found_out_once_a_second_and_when_its_basis_changes() -> None:
+    clock = FakeClock(NOW)
+    recent = Recent(Counting(), clock)
+    basis, other = object(), object()
+    assert [recent.get(basis), recent.get(basis)] == [1, 1]
+    clock.advance(timedelta(seconds=0.9))
+    assert recent.get(basis) == 1
+    clock.advance(timedelta(seconds=0.2))
+    assert [recent.get(basis), recent.get(other), recent.get(other)] == [2, 3, 3]
