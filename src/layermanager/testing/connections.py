@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import socket
 import socketserver
 import sys
@@ -129,16 +130,16 @@ class Connections(socketserver.ThreadingTCPServer):
                     continue  # the client was faster
 
 
-class Connection(BaseHTTPRequestHandler):
+class Connection(BaseHTTPRequestHandler, abc.ABC):
     """Reads the requests of one connection, one after the other, and has GET answered."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     server: Connections
 
+    @abc.abstractmethod
     def answer(self) -> None:
         """Answer the GET that was read last."""
-        raise NotImplementedError
 
     @property
     def request_read(self) -> Request:
