@@ -63,11 +63,14 @@ class Scenario:
         prepare: brings the store into the state from which the operation begins.
         act: does the operation; the walk watches what is of interest of it.
         settings: of the configuration.
+        end_otherwise: brings about the other state to which the operation may lead after a fault,
+            if there is another one than without.
     """
 
     prepare: Callable[[Site], None]
     act: Callable[[Site, Walk], None]
     settings: Mapping[str, Any]
+    end_otherwise: Callable[[Site], None] | None = None
 
     def site(self, base: Path) -> Site:
         """The store below *base*, with the settings of the scenario."""
@@ -386,6 +389,12 @@ def _remove_what_comes_into_use(site: Site, walk: Walk) -> None:
             walk.do(lambda: manager.remove_expired_layers(_NOTHING_LEFT))
 
 
+def _remove_what_is_cached(site: Site) -> None:
+    """A fault may leave a layer that came into use as one that was removed, once it is not."""
+    with site.manager() as manager:
+        manager.remove_expired_layers(_NOTHING_LEFT)
+
+
 # Starting and ending
 
 
@@ -487,8 +496,8 @@ SCENARIOS: Final = {
     ),
     "mount": _scenario(_with_layers_of_its_own, _mount),
     "lease": _scenario(_with_two_cached, _lease),
-    "remove what comes into use": _scenario(
-        _with_one_of_its_own_cached, _remove_what_comes_into_use
+    "remove what comes into use": Scenario(
+        _with_one_of_its_own_cached, _remove_what_comes_into_use, {}, _remove_what_is_cached
     ),
     "start": _scenario(_with_two, _start),
     "start over leftovers": _scenario(_with_leftovers, _start),
