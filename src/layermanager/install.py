@@ -232,13 +232,13 @@ class _Granting:
     def grant(self, written: int, needed: int) -> int:
         """Return how many bytes the layer may take in all."""
         self.note_written(written)
-        self._space.note_written(written)
         if written + needed > self._space.size:
             self._grow(self._space, written + needed)
         return self._space.size
 
     def note_written(self, written: int) -> None:
-        """Note that the layer takes *written* bytes on disk by now."""
+        """Note that the layer takes *written* bytes on disk by now: they do not count twice."""
+        self._space.note_written(written)
         if written > self.written:
             self._observer.written(written - self.written)
             self.written = written
