@@ -12,10 +12,9 @@ from layermanager.check import Status
 from layermanager.config import Config
 from layermanager.desired import desired_to_json, read_desired
 from layermanager.inventory import Inventory
-from layermanager.leases import tag_of
 from layermanager.manager import LayerManager
 from layermanager.model import DesiredImage
-from layermanager.namespaces import own_mounts
+from layermanager.storage import read_leases
 from layermanager.testing.images import build_image, layout_files, write_files
 from layermanager.testing.layers import build_package, compress, desired
 from layermanager.testing.trees import snapshot
@@ -141,7 +140,13 @@ class Site:
         return _children(self.config.download_dir)
 
     def leftovers(self) -> list[str]:
-        """What lies about and is no layer, no index, no spool and not the database, as paths."""
+        """What lies about and is no layer, no index, no spool and not the database, as paths.
+
+        What was written to a mount goes with its lease: with the next operation after nobody has a
+        copy of the mount.
+        """
+        leases = read_leases(self.config.database) if self.config.database.exists() else ()
+        leased = {lease.lease_id for lease in leases}
         layers_dir, index_dir = self.config.layers_dir, self.config.index_dir
         database = self.config.database.name
         ours = {
@@ -154,7 +159,12 @@ class Site:
             self.config.working_dir / "mounts",
         )
         return [
-            *(str(path) for place in places for path in _children(place) if not _is_mounted(path)),
+            *(
+                str(path)
+                for place in places
+                for path in _children(place)
+                if path.name not in leased
+            ),
             *(str(path) for path in _children(self.config.working_dir) if path.name not in ours),
         ]
 
@@ -166,12 +176,6 @@ class Site:
     def go_back(self) -> None:
         """Make the store what it was when it was kept, in the same place."""
         _copy(self.base / "kept", self.config.working_dir)
-
-
-def _is_mounted(path: Path) -> bool:
-    """Whether it holds what is written to a mount, which outlives a process."""
-    tag = tag_of(path.name).encode()
-    return path.parent.name == "mounts" and any(mount.source == tag for mount in own_mounts())
 
 
 def assert_whole(state: State, *known: State) -> None:
