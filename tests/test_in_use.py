@@ -242,12 +242,14 @@ class TestMounts:
         with shell(f"cd {place}/usr") as process:
             subprocess.run(["umount", "--lazy", place], check=True)
             assert layers.in_use() == {layers.used}
-            holder = layers.holder()
-            assert holder.process == process.pid
+            # Who looks at all mounts, as another test may, has a directory open for a moment, too.
+            while (holder := layers.holder()).process != process.pid:
+                assert "directory open" in str(holder)
             assert "directory open" in str(holder)
             layers.used.rename(layers.directory / ".trash" / f"{layers.used.name}.0a")
             assert layers.in_use() == {layers.used}
-        assert layers.in_use() == set()
+        while layers.in_use():
+            assert layers.in_use() <= {layers.used}
 
     def test_one_of_which_only_a_file_is_open_loses_nothing(
         self, layers: Layers, place: Path, empty: Path
