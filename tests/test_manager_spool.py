@@ -54,13 +54,6 @@ INSTALLER: Final = """
 """
 
 
-@pytest.fixture(autouse=True)
-def _no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
-    for scheme in ("http", "https", "no"):
-        for name in (f"{scheme}_proxy", f"{scheme}_proxy".upper()):
-            monkeypatch.delenv(name, raising=False)
-
-
 @pytest.fixture
 def node(tmp_path: Path) -> Node:
     return Node(tmp_path, network=SPOOLED)

@@ -33,13 +33,6 @@ if TYPE_CHECKING:
 SECRET = "hunter2"  # noqa: S105 - nobody's
 
 
-@pytest.fixture(autouse=True)
-def _no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
-    for scheme in ("http", "https", "no"):
-        for name in (f"{scheme}_proxy", f"{scheme}_proxy".upper()):
-            monkeypatch.delenv(name, raising=False)
-
-
 @pytest.fixture(scope="module")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     if shutil.which("openssl") is None:

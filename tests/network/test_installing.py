@@ -28,13 +28,6 @@ SECRET: Final = "hunter2"  # noqa: S105 - nobody's
 SOON: Final = 20.0
 
 
-@pytest.fixture(autouse=True)
-def _no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
-    for scheme in ("http", "https", "no"):
-        for name in (f"{scheme}_proxy", f"{scheme}_proxy".upper()):
-            monkeypatch.delenv(name, raising=False)
-
-
 @pytest.fixture
 def server() -> Iterator[LayerServer]:
     with LayerServer() as server:

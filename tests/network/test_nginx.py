@@ -48,13 +48,6 @@ def prefix(tmp_path: Path) -> Path:
     return prefix
 
 
-@pytest.fixture(autouse=True)
-def _no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
-    for scheme in ("http", "https", "no"):
-        for name in (f"{scheme}_proxy", f"{scheme}_proxy".upper()):
-            monkeypatch.delenv(name, raising=False)
-
-
 def published(url: str) -> DesiredLayer:
     return desired(BLOB, f"{url}/one", package=PACKAGE, layer_id="one")
 

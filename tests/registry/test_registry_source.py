@@ -49,13 +49,6 @@ OTHER = image_of("another text")
 BUSY = Answer(status=503, headers={"Retry-After": "7"})
 
 
-@pytest.fixture(autouse=True)
-def _no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
-    for scheme in ("http", "https", "no"):
-        for name in (f"{scheme}_proxy", f"{scheme}_proxy".upper()):
-            monkeypatch.delenv(name, raising=False)
-
-
 @pytest.fixture
 def server() -> Iterator[LayerServer]:
     with LayerServer() as server:
