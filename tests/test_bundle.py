@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from debian_image import debian_layout
+from layermanager import linux
 from layermanager.cli.run import run
 from layermanager.errors import ImageError, ImageNotExistError, MountError
 from layermanager.model import DesiredImage
@@ -152,6 +154,20 @@ class TestRunning:
         assert "made a bundle" in capsys.readouterr().out
 
 
+class Renames:
+    """Opens as the kernel does while something else renames so many times."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+        self._open_inside = linux.open_inside
+
+    def open_inside(self, root: int, path: bytes, flags: int) -> int:
+        if self.left:
+            self.left -= 1
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return self._open_inside(root, path, flags)
+
+
 class TestMaking:
     def test_a_symlink_leads_nowhere_outside(self, manager: LayerManager, tmp_path: Path) -> None:
         """To the image ``/etc/passwd`` is its own, whatever it links to."""
@@ -164,6 +180,29 @@ class TestMaking:
             manager.bundle("app", reference, directory=tmp_path / "bundle")
         assert manager.mounts() == ()
         assert not (tmp_path / "bundle/config.json").exists()
+
+    def test_renames_meanwhile(
+        self, manager: LayerManager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The kernel refuses to follow ``..`` for a moment when anything at all is renamed."""
+        layer = LayerBuilder().directory(".").directory("etc").file("passwd", b"app:x:7:7::/:\n")
+        layer = layer.symlink("etc/passwd", "../passwd")
+        reference = install(manager, tmp_path, [layer], {"Cmd": ["sh"], "User": "app"})
+        renamed_thrice = Renames(3)
+        monkeypatch.setattr(linux, "open_inside", renamed_thrice.open_inside)
+        with manager.bundle("app", reference, directory=tmp_path / "bundle"):
+            document = json.loads((tmp_path / "bundle/config.json").read_text())
+        assert document["process"]["user"]["uid"] == 7
+        assert renamed_thrice.left == 0
+
+    def test_renames_without_end(
+        self, manager: LayerManager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        reference = install(manager, tmp_path, [LayerBuilder().directory(".")], {"Cmd": ["sh"]})
+        monkeypatch.setattr(linux, "open_inside", Renames(1_000_000).open_inside)
+        with pytest.raises(MountError, match="temporarily unavailable"):
+            manager.bundle("app", reference, directory=tmp_path / "bundle")
+        assert manager.mounts() == ()
 
     def test_a_pipe_is_not_waited_for(self, manager: LayerManager, tmp_path: Path) -> None:
         layer = LayerBuilder().directory(".").directory("etc").fifo("etc/passwd")

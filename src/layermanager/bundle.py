@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _READ: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 _MOST_BYTES: Final = 1 << 20
 _LEADS_NOWHERE: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+_MOST_ATTEMPTS: Final = 1000
 
 
 def write_bundle(
@@ -68,7 +69,7 @@ def _read_inside(root: Path, names: Sequence[str]) -> list[bytes]:
 
 def _read_file(root: int, name: str) -> bytes:
     try:
-        descriptor = linux.open_inside(root, name.encode(), _READ)
+        descriptor = _open_inside(root, name.encode())
     except OSError as error:
         if error.errno in _LEADS_NOWHERE:
             return b""
@@ -77,6 +78,20 @@ def _read_file(root: int, name: str) -> bytes:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             return b""
         return file.read(_MOST_BYTES)
+
+
+def _open_inside(root: int, path: bytes) -> int:
+    """Open *path* for reading, again where something was renamed or mounted meanwhile.
+
+    The kernel cannot tell then whether a ``..`` left *root*, whatever was renamed, and asks for
+    another attempt (openat2(2), ``EAGAIN``).
+    """
+    for _ in range(_MOST_ATTEMPTS - 1):
+        try:
+            return linux.open_inside(root, path, _READ)
+        except BlockingIOError:
+            continue
+    return linux.open_inside(root, path, _READ)
 
 
 @contextmanager

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    Apply = Callable[[signal.Signals], Finished]
+    Send = Callable[[signal.Signals], None]
+    Apply = Callable[[signal.Signals, Send], Finished]
 
 PATIENCE_SECONDS = 30
 
@@ -46,10 +47,10 @@ def apply(node: Node, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Iter
         url = server.answer("/app", Answer(blob, stall=half_way))
         path = write_desired(tmp_path / "desired.json", [desired(blob, url)])
 
-        def apply(number: signal.Signals) -> Finished:
+        def apply(number: signal.Signals, send: Send) -> Finished:
             def interrupt() -> None:
                 half_way.reached.wait(PATIENCE_SECONDS)
-                os.kill(os.getpid(), number)
+                send(number)
                 if signal.getsignal(number) is signal.SIG_IGN:
                     half_way.until.set()
 
@@ -63,10 +64,20 @@ def apply(node: Node, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Iter
         yield apply
 
 
-def test_a_terminal_that_is_closed_ends_the_command(node: Node, apply: Apply) -> None:
+def to_the_process(number: signal.Signals) -> None:
+    os.kill(os.getpid(), number)
+
+
+def to_another_thread(number: signal.Signals) -> None:
+    """Nothing interrupts what the main thread waits for then."""
+    signal.pthread_kill(threading.get_ident(), number)
+
+
+@pytest.mark.parametrize("send", [to_the_process, to_another_thread])
+def test_a_terminal_that_is_closed_ends_the_command(node: Node, apply: Apply, send: Send) -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
 
-    finished = apply(signal.SIGHUP)
+    finished = apply(signal.SIGHUP, send)
 
     assert finished.status == 128 + signal.SIGHUP
     assert finished.err.splitlines()[-1] == "hung up"
@@ -78,7 +89,7 @@ def test_a_terminal_that_is_closed_ends_the_command(node: Node, apply: Apply) ->
 def test_nohup_is_heard(node: Node, apply: Apply) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
-    finished = apply(signal.SIGHUP)
+    finished = apply(signal.SIGHUP, to_the_process)
 
     assert finished.status == 0
     assert len(node.rows()) == 1

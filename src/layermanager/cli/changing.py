@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import click
 
@@ -25,6 +25,7 @@ from layermanager.errors import DesiredStateError, LayersFailedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from concurrent.futures import Future
 
     from layermanager.cli.progress import Display
     from layermanager.config import Config
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     )
 
 Result = TypeVar("Result")
+
+_SECONDS_BETWEEN_LOOKS: Final = 1
 
 
 @click.command("apply", cls=kinds.PatientCommand)
@@ -174,7 +177,20 @@ def with_manager(
         ThreadPoolExecutor(1, "operation") as thread,
         LayerManager(config, patience=patience, on_progress=on_progress) as manager,
     ):
-        return thread.submit(operation, manager).result()
+        return _result_of(thread.submit(operation, manager))
+
+
+def _result_of(future: Future[Result]) -> Result:
+    """What comes of *future*; a signal is heard meanwhile.
+
+    A signal that another thread takes, or that comes between Python's look for one and the wait,
+    does not end the wait: it is heard when the next one begins.
+    """
+    from concurrent.futures import wait
+
+    while not wait((future,), timeout=_SECONDS_BETWEEN_LOOKS).done:
+        pass
+    return future.result()
 
 
 @contextmanager

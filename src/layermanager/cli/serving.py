@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
 _ENDING_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+_SECONDS_BETWEEN_LOOKS: Final = 1
 
 
 @click.command("serve")
@@ -60,4 +61,6 @@ def serve(settings: Settings, socket: Path | None) -> None:
     for number in _ENDING_SIGNALS:
         signal.signal(number, end)
     with running(settings.config, daemon):
-        ended.wait()
+        # A signal that another thread takes does not end a wait.
+        while not ended.wait(_SECONDS_BETWEEN_LOOKS):
+            pass
