@@ -6,12 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layermanager.addresses import Addresses, NextAddress, Retrying
+from layermanager.addresses import Addresses, Backoff, NextAddress, Retrying
 from layermanager.errors import SourceError, SourceTimeoutError
 
-RETRYING = Retrying(
-    attempts=3, first_delay=timedelta(seconds=1), longest_delay=timedelta(seconds=60)
-)
+BACKOFF = Backoff(timedelta(seconds=1), timedelta(seconds=60))
+RETRYING = Retrying(3, BACKOFF)
 
 
 def addresses(*urls: str, retrying: Retrying = RETRYING) -> Addresses:
@@ -24,13 +23,13 @@ def busy(url: str = "a", retry_after: timedelta | None = None) -> SourceError:
 
 class TestDelay:
     def test_doubles_up_to_the_longest(self) -> None:
-        delays = [RETRYING.delay(failures, 1.0) for failures in (1, 2, 3, 6, 7, 8, 10**6)]
+        delays = [BACKOFF.delay(failures, 1.0) for failures in (1, 2, 3, 6, 7, 8, 10**6)]
         assert delays == [1, 2, 4, 32, 60, 60, 60]
 
     @given(st.integers(1, 10**9), st.floats(0, 1))
     def test_is_between_half_of_it_and_all_of_it(self, failures: int, chance: float) -> None:
-        delay = RETRYING.delay(failures, 1.0)
-        assert delay / 2 <= RETRYING.delay(failures, chance) <= delay <= 60
+        delay = BACKOFF.delay(failures, 1.0)
+        assert delay / 2 <= BACKOFF.delay(failures, chance) <= delay <= 60
 
 
 class TestChoice:

@@ -22,16 +22,14 @@ _KEPT_ATTEMPTS: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Retrying:
-    """How often and how patiently a failing address is tried again.
+class Backoff:
+    """How patiently something that fails is tried again.
 
     Attributes:
-        attempts: failures in a row, without a byte in between, after which it is given up.
         first_delay: about how long to wait after the first failure; doubled for each further one.
         longest_delay: what the doubling ends at.
     """
 
-    attempts: int
     first_delay: timedelta
     longest_delay: timedelta
 
@@ -43,6 +41,19 @@ class Retrying:
         """
         doubled = self.first_delay.total_seconds() * 2.0 ** min(failures - 1, _LARGEST_EXPONENT)
         return min(doubled, self.longest_delay.total_seconds()) * (0.5 + chance / 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Retrying:
+    """How often and how patiently a failing address is tried again.
+
+    Attributes:
+        attempts: failures in a row, without a byte in between, after which it is given up.
+        backoff: the waits in between.
+    """
+
+    attempts: int
+    backoff: Backoff
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +114,7 @@ class Addresses:
         if not error.is_transient or state.failures >= self._retrying.attempts:
             state.is_given_up = True
             return
-        delay = self._retrying.delay(state.failures, self._chance())
+        delay = self._retrying.backoff.delay(state.failures, self._chance())
         if error.retry_after is not None:
             delay = max(delay, error.retry_after.total_seconds())
         state.not_before = now + delay

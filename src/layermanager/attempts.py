@@ -6,7 +6,7 @@ import logging
 import random
 from typing import TYPE_CHECKING, Final
 
-from layermanager.addresses import Addresses, Retrying
+from layermanager.addresses import Addresses, Backoff, Retrying
 from layermanager.errors import SourceTimeoutError
 from layermanager.urls import shown
 
@@ -55,7 +55,7 @@ class Attempts:
         self.urls = tuple(dict.fromkeys(urls))
         self._addresses = Addresses(
             self.urls,
-            Retrying(network.attempts, network.retry_delay, network.longest_retry_delay),
+            Retrying(network.attempts, Backoff(network.retry_delay, network.longest_retry_delay)),
             began=now,
             chance=chance,
         )

@@ -116,7 +116,8 @@ class Event:
     Attributes:
         id: names it, for a reader that goes on behind it; empty for those that cannot be gone on
             behind.
-        kind: ``operation``, ``progress``, ``removed``, ``ready``, or ``gap``: some were lost.
+        kind: ``operation``, ``progress``, ``removed``, ``desired-state``, ``ready``, or ``gap``:
+            some were lost.
         data: the facts.
     """
 
@@ -176,6 +177,25 @@ class DesiredStatus:
     images: tuple[ImageStatus, ...]
     is_complete: bool
     operation: str
+
+
+@dataclass(frozen=True, slots=True)
+class StateSourceStatus:
+    """Where the desired state comes from, and how looking there goes.
+
+    Attributes:
+        source: what is followed.
+        version: which version of it was taken last; empty if none was.
+        failures: how many looks failed in a row.
+        error: why the last look failed, or what it found is refused; empty if all is well.
+        is_refused: whether *error* says that it is refused.
+    """
+
+    source: str
+    version: str
+    failures: int
+    error: str
+    is_refused: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,6 +269,14 @@ class Client:
     def put_desired(self, desired: Iterable[DesiredLayer | DesiredImage]) -> Operation:
         """Make the layers and images on the node be these."""
         return self._ask("PUT", "/v1/desired-state", _operation, _state_json(desired))
+
+    def state_source(self) -> StateSourceStatus:
+        """Where the desired state comes from; status 404 where nothing is followed."""
+        return self._ask("GET", "/v1/desired-state/source", _state_source)
+
+    def poll_state_source(self) -> StateSourceStatus:
+        """Have the node look there as soon as possible; return how it went so far."""
+        return self._ask("POST", "/v1/desired-state/poll", _state_source)
 
     def plan(self, desired: Iterable[DesiredLayer | DesiredImage]) -> PlannedSteps:
         """What would be done to make the layers and images on the node be these."""
@@ -587,6 +615,16 @@ def _desired_status(document: JsonObject) -> DesiredStatus:
         images=tuple(map(_image_status, objects(document.members.get("images"), "images"))),
         is_complete=document.boolean("isComplete", default=False),
         operation=document.text("operation", ""),
+    )
+
+
+def _state_source(document: JsonObject) -> StateSourceStatus:
+    return StateSourceStatus(
+        source=document.required_text("source"),
+        version=document.text("version", ""),
+        failures=document.required_integer("failures"),
+        error=document.child("error").text("message", ""),
+        is_refused=document.boolean("isRefused", default=False),
     )
 
 

@@ -79,6 +79,10 @@ class DesiredStateError(InputError):
     """The desired layers cannot be read, or contradict each other."""
 
 
+class SignatureError(InputError):
+    """Nothing proves that the desired state was made by whom it should be."""
+
+
 class ConfigError(InputError):
     """The configuration cannot be read or used."""
 

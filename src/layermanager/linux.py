@@ -25,6 +25,12 @@ _FSCONFIG_CMD_CREATE: Final = 6
 _FSMOUNT_CLOEXEC: Final = 1
 _MOVE_MOUNT_F_EMPTY_PATH: Final = 0x00000004
 _MOVE_MOUNT_T_EMPTY_PATH: Final = 0x00000040
+_IN_CLOSE_WRITE: Final = 0x00000008
+_IN_MOVED_FROM: Final = 0x00000040
+_IN_MOVED_TO: Final = 0x00000080
+_IN_CREATE: Final = 0x00000100
+_IN_DELETE: Final = 0x00000200
+_IN_ONLYDIR: Final = 0x01000000
 _RENAME_EXCHANGE: Final = 2
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_SECCOMP: Final = 22
@@ -128,6 +134,19 @@ def open_inside(root: int, path: bytes, flags: int) -> int:
     """Open *path* as a process does whose root directory is *root* (openat2(2), Linux 5.6)."""
     how = _OPEN_HOW.pack(flags, 0, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS)
     return _system_call(_SYS_OPENAT2, root, path, how, len(how))
+
+
+def open_events() -> int:
+    """A descriptor from which events of watched files can be read (inotify_init1(2))."""
+    descriptor: int = _libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
+    _require_success(descriptor)
+    return descriptor
+
+
+def watch_directory(events: int, path: bytes) -> None:
+    """Have *events* tell when a file of a directory was written or moved (inotify_add_watch(2))."""
+    mask = _IN_CLOSE_WRITE | _IN_MOVED_FROM | _IN_MOVED_TO | _IN_CREATE | _IN_DELETE | _IN_ONLYDIR
+    _require_success(_libc.inotify_add_watch(events, path, mask))
 
 
 def mount(source: bytes, target: bytes, flags: int) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import threading
+from contextlib import closing
 from typing import TYPE_CHECKING, Final, Self
 
 from layermanager.errors import SourceError, SourceTimeoutError
+from layermanager.urls import shown
 
 if TYPE_CHECKING:
     from datetime import timedelta
     from types import TracebackType
 
     from layermanager.cancellation import Cancellation
+    from layermanager.config import Network
     from layermanager.protocols import ByteStream, Clock
 
 _PIECES_A_SECOND: Final = 16
@@ -170,3 +173,33 @@ class TimedStream:
     def _give_up(self, why: str) -> None:
         self._failure = SourceTimeoutError(why, url=self._url, is_transient=True)
         self._stream.abort()
+
+
+def read_first(
+    stream: ByteStream,
+    size: int,
+    *,
+    url: str,
+    network: Network,
+    clock: Clock,
+    cancellation: Cancellation,
+) -> bytes:
+    """The first *size* bytes of *stream*, or all if there are fewer; it is closed.
+
+    Raises:
+        SourceError: they cannot be had, or not in time.
+        CancelledError: it was cancelled.
+    """
+    timed = TimedStream(
+        stream,
+        clock,
+        least_rate=network.minimum_rate,
+        period=network.read_timeout,
+        deadline=clock.monotonic() + network.transfer_timeout.total_seconds(),
+        url=shown(url),
+    )
+    whole = bytearray()
+    with closing(stream), cancellation.interrupting(stream.abort), timed:
+        while len(whole) < size and (data := timed.read(size - len(whole))):
+            whole += data
+    return bytes(whole)

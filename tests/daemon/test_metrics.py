@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from layermanager.daemon.following import PollResult
 from layermanager.daemon.metrics import Metrics, Snapshot
 from layermanager.daemon.operations import Kind, State
 from layermanager.errors import SourceError
@@ -105,6 +106,20 @@ def test_a_failure_is_counted_by_its_class(metrics: Metrics) -> None:
     found = samples(metrics)
     assert found['layermanager_installs_total{result="failed"}'] == "1"
     assert found['layermanager_install_errors_total{error="SourceError"}'] == "1"
+
+
+def test_looks_at_the_source_of_the_desired_state(metrics: Metrics, clock: FakeClock) -> None:
+    metrics.polled(PollResult.FAILED)
+    last = "layermanager_desired_state_last_successful_poll_timestamp_seconds"
+    assert last not in samples(metrics)
+    clock.advance(timedelta(seconds=5))
+    metrics.polled(PollResult.UNCHANGED)
+    clock.advance(timedelta(seconds=5))
+    metrics.polled(PollResult.FAILED)
+    found = samples(metrics)
+    assert found[last] == str(int(NOW.timestamp()) + 5)
+    assert found['layermanager_desired_state_polls_total{result="failed"}'] == "2"
+    assert found['layermanager_desired_state_polls_total{result="unchanged"}'] == "1"
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from layermanager.daemon import page
 from layermanager.daemon.events import Event
+from layermanager.daemon.following import FollowStatus
+from layermanager.errors import DesiredStateError, StoreError
 from layermanager.leases import Holder
 from layermanager.model import DesiredLayer, Digest, ImageInfo, LayerInfo, StoreUsage
 
@@ -64,6 +66,7 @@ def view(**changes: object) -> page.View:
     base = page.View(
         now=NOW,
         is_ready=True,
+        source=None,
         desired=(),
         layers=(),
         images=(),
@@ -94,6 +97,19 @@ def test_a_node_with_nothing() -> None:
     assert "ready" in found.text
     assert "No layers are desired" in found.text
     assert "Nothing happened yet" in found.text
+
+
+def test_where_the_desired_state_comes_from() -> None:
+    status = FollowStatus("r.example/fleet:stable", last_poll=NOW - timedelta(minutes=3))
+    found = shown(source=status)
+    assert "Desired state looked at 3 min ago" in " ".join(found.text.split())
+    assert "r.example/fleet:stable" in found.text
+    refused = replace(status, error=DesiredStateError("<b>: no"), is_refused=True, last_change=NOW)
+    found = shown(source=refused)
+    assert "refused: <b>: no" in found.text
+    assert not found.count("b")
+    assert "cannot be had: off" in shown(source=replace(status, error=StoreError("off"))).text
+    assert "not looked at yet" in shown(source=FollowStatus("x")).text
 
 
 def test_what_is_there_and_what_shall_be() -> None:

@@ -1,8 +1,8 @@
-"""The command that gives images to others: ``push``."""
+"""The commands that give something to others: ``push`` an image, ``publish`` a desired state."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
@@ -42,6 +42,38 @@ def push(settings: Settings, source: str, target: str) -> None:
         write_json({"ref": str(pushed)})
         return
     write(str(pushed))
+
+
+@click.command("publish")
+@click.argument("desired", metavar="DESIRED", type=click.File("rb"))
+@click.argument("target", metavar="REF")
+@click.option(
+    "--signature", type=click.File("rb"), help="What proves to the nodes who made DESIRED."
+)
+@json_option
+@click.pass_obj
+def publish(settings: Settings, desired: BinaryIO, target: str, signature: BinaryIO | None) -> None:
+    """Put the desired state DESIRED into a registry as REF.
+
+    DESIRED is a file as for `apply`, or - for standard input. The nodes whose daemon follows REF,
+    such as registry:5000/fleet/desired:stable, see to it from then on. The reference by its digest
+    is printed.
+    """
+    from layermanager.images.publish import publish_state
+    from layermanager.oci.reference import parse_reference
+
+    digest = publish_state(
+        desired.read(),
+        target,
+        settings.config.network,
+        name="standard input" if desired.name == "<stdin>" else desired.name,
+        signature=None if signature is None else signature.read(),
+    )
+    published = parse_reference(target).at(digest)
+    if settings.is_json:
+        write_json({"ref": str(published)})
+        return
+    write(str(published))
 
 
 def _tell(progress: PushProgress) -> None:

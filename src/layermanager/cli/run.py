@@ -161,6 +161,7 @@ for _command in (
     checking.check,
     packing.pack,
     pushing.push,
+    pushing.publish,
     using.mount,
     using.bundle,
     using.umount,

@@ -8,12 +8,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
+from urllib.parse import urlsplit
 
+from layermanager.addresses import Backoff
 from layermanager.daemon.server import ServerLimits
+from layermanager.daemon.verifying import DOCUMENT, SIGNATURE
 from layermanager.documents import DocumentError, JsonObject, parse
-from layermanager.errors import ConfigError
+from layermanager.errors import ConfigError, InvalidReferenceError
 from layermanager.logs import LogFormat
+from layermanager.oci.reference import RegistryReference, parse_reference
+from layermanager.urls import shown
 
 DEFAULT_SOCKET: Final = Path("/run/layermanager/api.sock")
 
@@ -33,7 +38,11 @@ _KEYS: Final = frozenset(
         "heartbeatSeconds",
         "stopTimeoutSeconds",
         "logFormat",
+        "desiredState",
     }
+)
+_DESIRED_STATE_KEYS: Final = frozenset(
+    {"source", "pollSeconds", "verifyCommand", "retryDelaySeconds", "longestRetryDelaySeconds"}
 )
 _TCP_KEYS: Final = frozenset({"address", "port", "certificate", "key", "tokenFile"})
 
@@ -58,6 +67,35 @@ class TcpConfig:
     token_file: Path
 
 
+_BACKOFF: Final = Backoff(timedelta(seconds=10), timedelta(hours=1))
+
+StatePlace: TypeAlias = Path | RegistryReference | str
+"""Where a desired state is: in a file, behind a tag of a registry, or at a URL."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DesiredStateConfig:
+    """Where the desired state comes from, and how patiently it is seen to.
+
+    Attributes:
+        source: what is followed; None where whoever uses the API says what is desired.
+        poll_period: how long to wait, on average, before the source is looked at again.
+        verify_command: a program, with its arguments, that proves who made what was found; none
+            where everything is believed.
+        backoff: how long to wait after the source failed, or an application of what is desired.
+    """
+
+    source: StatePlace | None = None
+    poll_period: timedelta = timedelta(minutes=5)
+    verify_command: tuple[str, ...] = ()
+    backoff: Backoff = _BACKOFF
+
+    @property
+    def wants_signature(self) -> bool:
+        """Whether ``verify_command`` looks at a signature beside the document."""
+        return any(SIGNATURE in word for word in self.verify_command)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DaemonConfig:
     """How the daemon is reached.
@@ -72,6 +110,7 @@ class DaemonConfig:
         heartbeat: how long a reader of events hears nothing at most.
         log_format: what the log looks like.
         stop_timeout: how long answers that are being given may take when the daemon stops.
+        desired_state: where the desired state comes from.
     """
 
     socket: Path = DEFAULT_SOCKET
@@ -83,6 +122,7 @@ class DaemonConfig:
     heartbeat: timedelta = timedelta(seconds=15)
     stop_timeout: timedelta = timedelta(seconds=5)
     log_format: LogFormat = LogFormat.TEXT
+    desired_state: DesiredStateConfig = DesiredStateConfig()
 
 
 def load_daemon_config(path: Path | None) -> DaemonConfig:
@@ -124,7 +164,64 @@ def _from_document(document: JsonObject) -> DaemonConfig:
         heartbeat=_seconds(document, "heartbeatSeconds", base.heartbeat),
         stop_timeout=_seconds(document, "stopTimeoutSeconds", base.stop_timeout),
         log_format=_log_format(document, base.log_format),
+        desired_state=_desired_state(document.child("desiredState")),
     )
+
+
+def _desired_state(document: JsonObject) -> DesiredStateConfig:
+    document.refuse_others(_DESIRED_STATE_KEYS)
+    base = DesiredStateConfig()
+    command = document.texts("verifyCommand")
+    if command and not any(DOCUMENT in word for word in command):
+        raise DocumentError(
+            f"{document.at('verifyCommand')}: no argument has {DOCUMENT}, so nothing is verified"
+        )
+    source = document.text("source", "")
+    return DesiredStateConfig(
+        source=_state_place(document, source, is_verified=bool(command)) if source else None,
+        poll_period=_seconds(document, "pollSeconds", base.poll_period),
+        verify_command=command,
+        backoff=Backoff(
+            _seconds(document, "retryDelaySeconds", base.backoff.first_delay),
+            _seconds(document, "longestRetryDelaySeconds", base.backoff.longest_delay),
+        ),
+    )
+
+
+def _state_place(document: JsonObject, text: str, *, is_verified: bool) -> StatePlace:
+    place = document.at("source")
+    if text.startswith("/"):
+        return Path(text)
+    scheme = text.partition("://")[0].lower()
+    if scheme in {"http", "https"}:
+        try:
+            host = urlsplit(text).hostname
+        except ValueError as error:
+            raise DocumentError(f"{place}: {error}: {shown(text):.200}") from error
+        if not host:
+            raise DocumentError(f"{place}: names no host: {shown(text):.200}")
+        if scheme == "http" and not is_verified:
+            raise DocumentError(
+                f"{place}: anybody on the way may change what comes by http: take https, or set "
+                "verifyCommand"
+            )
+        return text
+    try:
+        reference = parse_reference(text)
+    except InvalidReferenceError as error:
+        raise DocumentError(
+            f"{place}: expected an absolute path, an https:// URL or REGISTRY/NAME:TAG: {error}"
+        ) from error
+    if (
+        not isinstance(reference, RegistryReference)
+        or reference.digest is not None
+        or str(reference) != text  # nothing is filled in: it may be a path without its slash
+    ):
+        raise DocumentError(
+            f"{place}: what is followed in a registry is a tag, as REGISTRY/NAME:TAG, not "
+            f"{text!r:.200}"
+        )
+    return reference
 
 
 def _tcp(document: JsonObject) -> TcpConfig:

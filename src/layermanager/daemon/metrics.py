@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from layermanager.daemon.following import PollResult
 from layermanager.daemon.operations import Kind, State
 from layermanager.model import Phase
 from layermanager.observer import Removal
@@ -81,6 +82,7 @@ class Metrics:
         self._histograms: dict[tuple[str, Labels], _Histogram] = {}
         self._begun: dict[Digest, float] = {}
         self._last_apply: datetime | None = None
+        self._last_poll: datetime | None = None
         # What is there from the start shows its first increase.
         for name in _UNLABELLED:
             self._counters[name, ()] = 0
@@ -145,6 +147,14 @@ class Metrics:
             if kind is Kind.APPLY and state is State.SUCCEEDED:
                 self._last_apply = self._clock.now()
 
+    def polled(self, result: PollResult) -> None:
+        """Count a look at the source of the desired state."""
+        with self._lock:
+            labels = (("result", str(result)),)
+            self._counters["layermanager_desired_state_polls_total", labels] += 1
+            if result is not PollResult.FAILED:
+                self._last_poll = self._clock.now()
+
     def found_damaged(self, layers: int) -> None:
         """Count layers that a check has found damaged."""
         self._add("layermanager_check_failures_total", layers)
@@ -175,12 +185,16 @@ class Metrics:
                 key: (one.bounds, list(one.counts), one.sum)
                 for key, one in self._histograms.items()
             }
-            last_apply = self._last_apply
+            last_apply, last_poll = self._last_apply, self._last_poll
         gauges = dict(_gauges(snapshot))
         gauges["layermanager_build_info", (("version", self._version),)] = 1
         if last_apply is not None:
             gauges["layermanager_last_successful_apply_timestamp_seconds", ()] = (
                 last_apply.timestamp()
+            )
+        if last_poll is not None:
+            gauges["layermanager_desired_state_last_successful_poll_timestamp_seconds", ()] = (
+                last_poll.timestamp()
             )
         counters |= {(name, ()): value for name, value in _process_counters()}
         lines = [
@@ -201,6 +215,7 @@ _COUNTERS: Final[Mapping[str, str]] = {
     "layermanager_removed_bytes_total": "Bytes on disk of cached layers that were removed.",
     "layermanager_check_failures_total": "Layers that a check found damaged.",
     "layermanager_operations_total": "Operations that ended.",
+    "layermanager_desired_state_polls_total": "Looks at the source of the desired state.",
     "layermanager_http_requests_total": "Requests that were answered.",
     "process_cpu_seconds_total": "Time of processors spent, that of unpackers included.",
 }
@@ -214,6 +229,9 @@ _GAUGES: Final[Mapping[str, str]] = {
     "layermanager_partition_free_bytes": "Bytes that anybody may still write on it.",
     "layermanager_last_successful_apply_timestamp_seconds": (
         "When the layers on disk last became the desired ones."
+    ),
+    "layermanager_desired_state_last_successful_poll_timestamp_seconds": (
+        "When the source of the desired state last gave an answer."
     ),
     "layermanager_ready": "Whether the store is clean and operations are done.",
     "layermanager_event_readers": "Clients that have events open.",

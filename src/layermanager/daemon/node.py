@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+import random
 import threading
 from contextlib import contextmanager
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 from layermanager import __version__
 from layermanager.check import Depth, Status
+from layermanager.daemon.alarm import Alarm
 from layermanager.daemon.desired_state import FILE_NAME, DesiredState, RememberedState
+from layermanager.daemon.following import Follower, FollowStatus, PollResult
 from layermanager.daemon.metrics import Metrics
 from layermanager.daemon.operations import (
     Kind,
@@ -17,10 +21,12 @@ from layermanager.daemon.operations import (
     NoSuchOperationError,
     Operations,
     QueueFullError,
+    State,
 )
 from layermanager.daemon.problems import RefusedError
 from layermanager.daemon.reading import CurrentLayers, Recent
 from layermanager.errors import (
+    CancelledError,
     InputError,
     LayerManagerError,
     LayerNotExistError,
@@ -34,13 +40,15 @@ from layermanager.manager import LayerManager
 from layermanager.model import Repair
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence, Set
-    from datetime import timedelta
+    from collections.abc import Callable, Iterator, Sequence, Set
+    from datetime import datetime, timedelta
 
     from layermanager.check import LayerReport
     from layermanager.config import Config
+    from layermanager.daemon.config import DesiredStateConfig
     from layermanager.daemon.events import Events
     from layermanager.daemon.operations import Run, Work
+    from layermanager.daemon.state_sources import StateSource
     from layermanager.model import Digest, FailedLayer, LayerInfo, LayerProgress, StoreUsage
     from layermanager.observer import Removal
     from layermanager.protocols import Clock
@@ -65,14 +73,28 @@ class Node:
         operations: what is done.
         metrics: what is counted.
         clock: the time.
+        follower: looks where the desired state comes from; None where nothing is followed.
 
     Args:
         config: of the store.
         clock: the time.
         events: where to tell what happens.
+        desired_state: how patiently the desired state is seen to, and who proves it.
+        source: where it comes from; None where whoever uses the API says what is desired. It is
+            closed with the node.
+        chance: gives numbers from 0 to 1, by which waits are spread.
     """
 
-    def __init__(self, config: Config, clock: Clock, events: Events) -> None:
+    def __init__(
+        self,
+        config: Config,
+        clock: Clock,
+        events: Events,
+        desired_state: DesiredStateConfig,
+        *,
+        source: StateSource | None = None,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
         self.config = config
         self.inventory = Inventory(config)
         self.layers = CurrentLayers(self.inventory, config.database)
@@ -85,25 +107,40 @@ class Node:
         self._remembered = RememberedState(config.working_dir / FILE_NAME)
         self._changing_desired = threading.Lock()
         self._desired: tuple[DesiredState | None, str] = None, ""
+        self._backoff = desired_state.backoff
+        self._chance = chance
+        self._failures = 0
+        self._next_try = Alarm("next-try", self._try_again, clock)
+        self.follower: Follower | None = None
+        if source is not None:
+            self.follower = Follower(
+                source,
+                desired_state,
+                adopt=self._adopt,
+                on_poll=self._note_poll,
+                clock=clock,
+                chance=chance,
+            )
         self._manager: LayerManager | None = None
         self._installing: Run | None = None
 
     def start(self) -> None:
         """Clean the store, and make what was desired last be there, in the background."""
         self.operations.start()
+        self._next_try.start()
         self._submit(Kind.START, self._open)
-        try:
-            state = self._remembered.load()
-        except LayerManagerError as error:
-            # The daemon must come up, so that a better one can be given to it.
-            _LOGGER.error("the last desired state is not used: %s", error)  # noqa: TRY400 - no bug
-            return
+        state = self._last_desired()
         if state is not None:
             with self._changing_desired:
                 self._apply(state)
+        if self.follower is not None:
+            self.follower.start(something_is_desired=state is not None)
 
     def close(self) -> None:
         """Cancel what is under way, and release the store."""
+        if self.follower is not None:
+            self.follower.close()
+        self._next_try.close()
         self.events.close()
         self.operations.close()
         if self._manager is not None:
@@ -138,6 +175,11 @@ class Node:
         """What was desired last, and the id of the operation that sees to it."""
         return self._desired
 
+    @property
+    def next_try(self) -> datetime | None:
+        """When what is desired is seen to again, as that has failed, UTC; None if it is not."""
+        return self._next_try.time
+
     def put_desired(self, document: bytes) -> dict[str, object]:
         """Make what is desired be there from now on, also after a restart.
 
@@ -151,7 +193,14 @@ class Node:
             DesiredStateError, InvalidDigestError, InvalidReferenceError: it cannot be used; the
                 last one stays.
             StoreError: it cannot be kept for the time after a restart; the last one stays.
+            RefusedError: the desired state comes from elsewhere, or too much is to be done already.
         """
+        if self.follower is not None:
+            raise RefusedError(
+                HTTPStatus.CONFLICT,
+                f"the desired state comes from {self.follower.status.source}: change it there, or"
+                " remove desiredState.source from the configuration",
+            )
         state = DesiredState.read(document, "the body")
         with self._changing_desired:
             before, operation_id = self._desired
@@ -160,8 +209,62 @@ class Node:
             self._remembered.keep(state)
             return self._apply(state)
 
-    def _apply(self, state: DesiredState) -> dict[str, object]:
+    def _last_desired(self) -> DesiredState | None:
+        try:
+            return self._remembered.load()
+        except LayerManagerError as error:
+            # The daemon must come up, so that a better one can be given to it.
+            _LOGGER.error("the last desired state is not used: %s", error)  # noqa: TRY400 - no bug
+            return None
+
+    def _adopt(self, state: DesiredState) -> None:
+        """Make what a source gives be there, unless it is already or will be.
+
+        Raises:
+            StoreError: it cannot be kept for the time after a restart; the last one stays.
+        """
+        with self._changing_desired:
+            before, operation_id = self._desired
+            if state == before and not self._is_in_vain(operation_id):
+                return
+            self._remembered.keep(state)
+            try:
+                self._apply(state)
+            except RefusedError:  # too much is to be done already
+                self._desired = state, ""
+                self._next_try.set(self._backoff.delay(1, self._chance()))
+
+    def _is_in_vain(self, operation_id: str) -> bool:
+        try:
+            return self.operations.state_of(operation_id) in {State.FAILED, State.CANCELLED}
+        except NoSuchOperationError:
+            return True
+
+    def _note_poll(self, result: PollResult, status: FollowStatus) -> None:
+        self.metrics.polled(result)
+        if result is PollResult.UNCHANGED:
+            return
+        data: dict[str, object] = {"source": status.source, "result": str(result)}
+        if status.error is not None:
+            data["error"] = error_json(status.error)
+        self.events.publish("desired-state", data)
+
+    def _try_again(self) -> None:
+        """See to what is desired once more, in the thread of the alarm."""
+        with self._changing_desired:
+            state, operation_id = self._desired
+            if state is None or not self._has_ended(operation_id):
+                return
+            try:
+                self._apply(state, self._failures)
+            except RefusedError:  # too much is to be done already
+                self._next_try.set(self._backoff.delay(1, self._chance()))
+
+    def _apply(self, state: DesiredState, failures: int = 0) -> dict[str, object]:
+        """See to *state*, which could not be made so many times already."""
         _, before = self._desired
+        self._failures = failures
+        self._next_try.clear()
         if not self._has_ended(before):
             self.operations.cancel(before)
         operation = self._submit(Kind.APPLY, lambda run: self._make_desired(state, run))
@@ -239,10 +342,17 @@ class Node:
 
     def _make_desired(self, state: DesiredState, run: Run) -> object:
         manager = self._opened()
-        with self._shown_in(run):
-            result = manager.process_desired_layers(
-                (*state.layers, *state.images), cancellation=run.cancellation
-            )
+        try:
+            with self._shown_in(run):
+                result = manager.process_desired_layers(
+                    (*state.layers, *state.images), cancellation=run.cancellation
+                )
+        except (CancelledError, StoreBusyError):
+            raise  # somebody else has the say now, or it is tried again at once
+        except LayerManagerError:
+            self._failures += 1
+            self._next_try.set(self._backoff.delay(self._failures, self._chance()))
+            raise
         return result_json(result)
 
     def _remove_cached(self, run: Run, time_to_live: timedelta, free: int) -> object:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
 
     from layermanager.daemon.events import Event
+    from layermanager.daemon.following import FollowStatus
     from layermanager.leases import Holder
     from layermanager.model import DesiredLayer, Digest, ImageInfo, LayerInfo, StoreUsage
 
@@ -132,7 +133,7 @@ function follow() {
   }
   if (source && source.readyState !== EventSource.CLOSED) return;
   source = new EventSource("/v1/events");
-  for (const kind of ["operation", "progress", "removed", "ready", "gap"])
+  for (const kind of ["operation", "progress", "removed", "desired-state", "ready", "gap"])
     source.addEventListener(kind, soon);
   source.onopen = soon;
 }
@@ -164,6 +165,7 @@ class View:
     Attributes:
         now: the time.
         is_ready: whether operations are done.
+        source: how looking for the desired state goes; None where nothing is followed.
         desired: the layers that shall be here, as far as somebody has said so.
         layers: what is here.
         images: the images that are here.
@@ -176,6 +178,7 @@ class View:
 
     now: datetime
     is_ready: bool
+    source: FollowStatus | None
     desired: Sequence[DesiredLayer]
     layers: Sequence[LayerInfo]
     images: Sequence[ImageInfo]
@@ -190,6 +193,7 @@ def render(view: View) -> str:
     """The page that shows *view*."""
     sections = [
         _header(view),
+        _source(view),
         *map(_operation, view.operations),
         _space(view.usage),
         _images(view),
@@ -217,6 +221,25 @@ def _header(view: View) -> str:
         f"<header><h1>layermanager</h1><span>{__version__}</span>"
         f"<span>{view.now:%Y-%m-%d %H:%M:%S} UTC</span>"
         f'<span class="state pill {kind}">{state}</span></header>'
+    )
+
+
+def _source(view: View) -> str:
+    if view.source is None:
+        return ""
+    status = view.source
+    looked = "not looked at yet"
+    if status.last_poll is not None:
+        looked = f"looked at {age_text(view.now - status.last_poll)} ago"
+    if status.last_change is not None:
+        looked += f", taken {age_text(view.now - status.last_change)} ago"
+    trouble = ""
+    if status.error is not None:
+        what = "refused" if status.is_refused else "cannot be had"
+        trouble = f'<p class="failed">{what}: {escape(str(status.error))}</p>'
+    return (
+        f'<section><h2>Desired state <small>{looked}</small></h2><span class="name">'
+        f"{escape(status.source)}</span>{trouble}</section>"
     )
 
 
@@ -419,6 +442,9 @@ def _told(event: Event) -> tuple[str, str]:
         case "removed", _:
             name = _name(data["layerId"], data["version"], data["digest"])
             return "", f"{name} {data['reason']}, {size_text(data['size'])} freed"
+        case "desired-state", _:
+            text = f"desired state of {data['source']} {data['result']}{error}"
+            return ("failed" if error else ""), text
         case "ready", _:
             return "", "the store is clean, and the daemon ready"
         case _:

@@ -172,7 +172,22 @@ COMPONENTS: Final[Mapping[str, Schema]] = {
             ),
             "isComplete": _described(FLAG, "Whether all of them are installed."),
             "operation": _described(TEXT, "The operation that sees, or saw, to it."),
-        }
+        },
+        optional={"nextTry": _described(TIME, "When it is tried again, as it has failed.")},
+    ),
+    "DesiredStateSource": _object(
+        {
+            "source": TEXT,
+            "version": _described(TEXT, "What was taken last; empty if nothing was."),
+            "failures": _described(BYTES, "How many looks failed in a row."),
+            "isRefused": _described(FLAG, "Whether error says why what was found is not taken."),
+        },
+        optional={
+            "lastPoll": TIME,
+            "lastChange": _described(TIME, "When it gave what was taken last."),
+            "nextPoll": TIME,
+            "error": _ERROR,
+        },
     ),
     "Layer": _object(
         {

@@ -14,6 +14,7 @@ from layermanager.daemon.node import Node
 from layermanager.daemon.resources import ENDPOINTS
 from layermanager.daemon.schemas import COMPONENTS
 from layermanager.daemon.server import Server
+from layermanager.daemon.state_sources import state_source
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,7 +37,10 @@ def running(config: Config, daemon: DaemonConfig) -> Iterator[Node]:
     """
     clock = SystemClock()
     events = Events(clock, max_readers=daemon.event_readers, heartbeat=daemon.heartbeat)
-    node = Node(config, clock, events)
+    source = state_source(
+        daemon.desired_state, config.network, clock, most_bytes=daemon.limits.body_bytes
+    )
+    node = Node(config, clock, events, daemon.desired_state, source=source)
     api = Api(node, ENDPOINTS, COMPONENTS, clock, node.metrics.answered)
     with ExitStack() as stack:
         listeners = [

@@ -91,20 +91,65 @@ def push_image(
     sources = default_image_sources(network, clock)
     client = registry_client(network, clock)
     with closing(client), closing(sources[reference.transport]) as image_source:
-        pushing = _Pushing(
+        pushing = _ImagePushing(
             image_source,
             reference,
             Repository(client, destination, cancellation),
-            destination,
-            network=network,
-            clock=clock,
+            Pushing(destination, network, clock, cancellation),
+            tag=destination.tag,
             cancellation=cancellation,
             on_progress=on_progress,
         )
         return pushing.image()
 
 
-class _Pushing:
+class Pushing:
+    """What is put into a repository by several requests.
+
+    Args:
+        destination: the repository.
+        network: how patient to be.
+        clock: the time.
+        cancellation: ends it.
+    """
+
+    def __init__(
+        self,
+        destination: RegistryReference,
+        network: Network,
+        clock: Clock,
+        cancellation: Cancellation,
+    ) -> None:
+        self._destination = destination
+        self._network = network
+        self._clock = clock
+        self._cancellation = cancellation
+
+    def attempt(self, what: str, put: Callable[[], None]) -> None:
+        """Call *put*, which puts *what*, and again where it fails and that may help.
+
+        Raises:
+            SourceError: it does not help; it tells of everything that failed.
+            CancelledError: it was cancelled.
+        """
+        attempts = Attempts(
+            what,
+            [self._destination.url],
+            network=self._network,
+            clock=self._clock,
+            cancellation=self._cancellation,
+        )
+        while True:
+            url = attempts.next()
+            try:
+                put()
+            except SourceError as error:
+                attempts.failed(url, error)
+            else:
+                return
+
+
+class _ImagePushing:
     """One image on its way."""
 
     def __init__(
@@ -112,19 +157,17 @@ class _Pushing:
         source: ImageSource,
         reference: Reference,
         repository: Repository,
-        destination: RegistryReference,
+        pushing: Pushing,
         *,
-        network: Network,
-        clock: Clock,
+        tag: str,
         cancellation: Cancellation,
         on_progress: Callable[[PushProgress], None],
     ) -> None:
         self._source = source
         self._reference = reference
         self._repository = repository
-        self._destination = destination
-        self._network = network
-        self._clock = clock
+        self._pushing = pushing
+        self._tag = tag
         self._cancellation = cancellation
         self._on_progress = on_progress
         self._done: set[Digest] = set()
@@ -138,7 +181,7 @@ class _Pushing:
                 "digest, or put them into an index"
             )
         (descriptor,) = found.manifests
-        self._push(descriptor, self._destination.tag, depth=0)
+        self._push(descriptor, self._tag, depth=0)
         return descriptor.digest
 
     def _push(self, descriptor: Descriptor, name: str, *, depth: int) -> None:
@@ -153,12 +196,12 @@ class _Pushing:
         else:
             for blob in (content.config, *content.layers):
                 if blob.digest not in self._done:
-                    self._attempt(f"blob {blob.digest}", partial(self._put_blob, blob))
+                    self._pushing.attempt(f"blob {blob.digest}", partial(self._put_blob, blob))
                     self._done.add(blob.digest)
         default = OCI_INDEX if isinstance(content, ImageIndex) else OCI_MANIFEST
         own_type = JsonObject.of(parse(document), "").text("mediaType", "")
         media_type = own_type or descriptor.media_type or default
-        self._attempt(
+        self._pushing.attempt(
             f"manifest {descriptor.digest}",
             partial(self._repository.put_manifest, document, media_type, name),
         )
@@ -177,21 +220,3 @@ class _Pushing:
                     lambda sent: self._on_progress(PushProgress(blob.digest, blob.size, sent)),
                 )
             )
-
-    def _attempt(self, what: str, put: Callable[[], None]) -> None:
-        """Call *put*, and again where it fails and that may help."""
-        attempts = Attempts(
-            what,
-            [self._destination.url],
-            network=self._network,
-            clock=self._clock,
-            cancellation=self._cancellation,
-        )
-        while True:
-            url = attempts.next()
-            try:
-                put()
-            except SourceError as error:
-                attempts.failed(url, error)
-            else:
-                return

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from contextlib import closing
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
@@ -20,7 +19,7 @@ from layermanager.documents import DocumentError, JsonObject, parse
 from layermanager.errors import ConfigError, IntegrityError, InvalidDigestError
 from layermanager.mirrors import base_url
 from layermanager.model import Digest
-from layermanager.pace import TimedStream
+from layermanager.pace import read_first
 from layermanager.registry.challenge import ChallengeError, parse_challenges
 from layermanager.sources.client import Place
 from layermanager.sources.credentials import bearer
@@ -43,7 +42,8 @@ if TYPE_CHECKING:
 PULL: Final = "pull"
 PUSH: Final = "pull,push"
 
-_TOLD_DIGEST: Final = "Docker-Content-Digest"
+TOLD_DIGEST: Final = "Docker-Content-Digest"
+"""The header in which a registry names the digest of a manifest (distribution-spec, "Pull")."""
 
 _LARGEST_TOKEN_BYTES: Final = 1024 * 1024
 _DEFAULT_SECONDS: Final = 60
@@ -89,6 +89,25 @@ class RegistryClient:
 
         def ask(place: Place) -> Answer:
             return self._client.get(place, headers, cancellation)
+
+        return self._logged_in(ask, self.place(reference, path), reference, PULL, cancellation)
+
+    def head(
+        self,
+        reference: RegistryReference,
+        path: str,
+        headers: Mapping[str, str],
+        cancellation: Cancellation,
+    ) -> Answer:
+        """Ask what would be said of *path* of the repository of *reference*; follow no redirect.
+
+        Raises:
+            SourceError: there is no answer, or a login leads where it may not.
+            CancelledError: it was cancelled.
+        """
+
+        def ask(place: Place) -> Answer:
+            return self._client.send("HEAD", place, headers, cancellation)
 
         return self._logged_in(ask, self.place(reference, path), reference, PULL, cancellation)
 
@@ -151,20 +170,14 @@ class RegistryClient:
             SourceError: they cannot be had, or not in time.
             CancelledError: it was cancelled.
         """
-        network = self._network
-        timed = TimedStream(
+        return read_first(
             stream,
-            self._clock,
-            least_rate=network.minimum_rate,
-            period=network.read_timeout,
-            deadline=self._clock.monotonic() + network.transfer_timeout.total_seconds(),
-            url=shown(url),
+            size,
+            url=url,
+            network=self._network,
+            clock=self._clock,
+            cancellation=cancellation,
         )
-        whole = bytearray()
-        with closing(stream), cancellation.interrupting(stream.abort), timed:
-            while len(whole) < size and (data := timed.read(size - len(whole))):
-                whole += data
-        return bytes(whole)
 
     def close(self) -> None:
         """Close the idle connections, and forget the tokens."""
@@ -340,13 +353,13 @@ def check_told_digest(answer: Answer, document: bytes) -> None:
         IntegrityError: it is another.
         SourceError: it is none.
     """
-    text = answer.headers.get(_TOLD_DIGEST)
+    text = answer.headers.get(TOLD_DIGEST)
     if text is None:
         return
     try:
         told = Digest(text)
     except InvalidDigestError as error:
-        raise answer.place.error(f"{_TOLD_DIGEST}: {error}") from error
+        raise answer.place.error(f"{TOLD_DIGEST}: {error}") from error
     found = f"{told.algorithm}:{hashlib.new(told.algorithm, document).hexdigest()}"
     if found != told:
-        raise IntegrityError(_TOLD_DIGEST, expected=told, found=found, digest=told)
+        raise IntegrityError(TOLD_DIGEST, expected=told, found=found, digest=told)

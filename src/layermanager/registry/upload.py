@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from layermanager.errors import IntegrityError
 from layermanager.registry.client import check_told_digest
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from layermanager.model import Digest
     from layermanager.oci.manifest import Descriptor
     from layermanager.oci.reference import RegistryReference
-    from layermanager.protocols import ByteStream
     from layermanager.registry.client import RegistryClient
 
 _REDIRECTS: Final = range(300, 400)
@@ -95,6 +94,17 @@ class Repository:
         check_told_digest(answer, document)
 
 
+class Readable(Protocol):
+    """What bytes are read from."""
+
+    def read(self, size: int, /) -> bytes:
+        """Up to *size* bytes; empty at the end.
+
+        Raises:
+            SourceError: they cannot be had.
+        """
+
+
 class Blob:
     """A blob as it is sent: an ``Upload`` that proves what it is on the way.
 
@@ -105,7 +115,7 @@ class Blob:
     """
 
     def __init__(
-        self, stream: ByteStream, descriptor: Descriptor, on_bytes: Callable[[int], None]
+        self, stream: Readable, descriptor: Descriptor, on_bytes: Callable[[int], None]
     ) -> None:
         self._stream = stream
         self._hash = hashlib.new(descriptor.digest.algorithm)

@@ -13,7 +13,7 @@ from layermanager.daemon.problems import RefusedError
 from layermanager.daemon.resources.operations import accepted
 from layermanager.daemon.schema import reference
 from layermanager.desired import desired_to_json
-from layermanager.json_documents import error_json, plan_json
+from layermanager.json_documents import error_json, plan_json, time_json
 from layermanager.oci.reference import parse_reference
 from layermanager.urls import shown
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence, Set
 
     from layermanager.daemon.api import Call
+    from layermanager.daemon.following import Follower
     from layermanager.daemon.node import Node
     from layermanager.model import DesiredImage, DesiredLayer, Digest, LayerProgress
 
@@ -46,8 +47,48 @@ def _get(node: Node, _: Call) -> Answer:
             "images": images,
             "isComplete": all(one["state"] == "installed" for one in (*layers, *images)),
             "operation": operation,
+            **({} if node.next_try is None else {"nextTry": time_json(node.next_try)}),
         }
     )
+
+
+def _source(node: Node, _: Call) -> Answer:
+    return Answer.json(_source_json(_follower(node)))
+
+
+def _poll(node: Node, _: Call) -> Answer:
+    follower = _follower(node)
+    follower.poll_now()
+    return Answer.json(_source_json(follower), status=HTTPStatus.ACCEPTED)
+
+
+def _follower(node: Node) -> Follower:
+    if node.follower is None:
+        raise RefusedError(
+            HTTPStatus.NOT_FOUND,
+            "no source is followed; see desiredState.source of the configuration",
+        )
+    return node.follower
+
+
+def _source_json(follower: Follower) -> dict[str, object]:
+    status, next_poll = follower.status, follower.next_poll
+    document: dict[str, object] = {
+        "source": status.source,
+        "version": status.version,
+        "failures": status.failures,
+        "isRefused": status.is_refused,
+    }
+    for name, moment in (
+        ("lastPoll", status.last_poll),
+        ("lastChange", status.last_change),
+        ("nextPoll", next_poll),
+    ):
+        if moment is not None:
+            document[name] = time_json(moment)
+    if status.error is not None:
+        document["error"] = error_json(status.error)
+    return document
 
 
 def _plan(node: Node, call: Call) -> Answer:
@@ -110,8 +151,27 @@ ENDPOINTS: Final = (
         _put,
         {202: Reply("The operation that sees to it.", reference("Operation"))},
         body=reference("DesiredState"),
+        problems=(409,),
         description="It is kept, and seen to after a restart as well. The operation that sees to"
         " an earlier one is cancelled; the same state once more is the same operation.",
+    ),
+    Endpoint(
+        "GET",
+        f"{_PATH}/source",
+        "getDesiredStateSource",
+        "Where the desired state comes from, and how looking there goes",
+        _source,
+        {200: Reply("How it goes.", reference("DesiredStateSource"))},
+        problems=(404,),
+    ),
+    Endpoint(
+        "POST",
+        f"{_PATH}/poll",
+        "pollDesiredStateSource",
+        "Look there as soon as possible",
+        _poll,
+        {202: Reply("How it went so far.", reference("DesiredStateSource"))},
+        problems=(404,),
     ),
     Endpoint(
         "POST",

@@ -66,8 +66,8 @@ ENDPOINTS: Final = (
         ),
         problems=(503,),
         description="Kinds are operation (an Operation without its result), progress (a Progress,"
-        " with the id of its operation), removed (a Layer, with the reason), ready and gap: events"
-        " that were not seen are gone, so that all has to be read anew. Silence is broken by"
-        " comments.",
+        " with the id of its operation), removed (a Layer, with the reason), desired-state"
+        " (what came of a look at its source), ready and gap: events that were not seen are gone,"
+        " so that all has to be read anew. Silence is broken by comments.",
     ),
 )

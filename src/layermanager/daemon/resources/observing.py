@@ -46,6 +46,7 @@ def _page(node: Node, _: Call) -> Answer:
     view = page.View(
         now=node.clock.now(),
         is_ready=node.is_ready,
+        source=None if node.follower is None else node.follower.status,
         desired=() if state is None else state.layers,
         images=node.inventory.images(),
         layers=layers,

@@ -1,0 +1,87 @@
+"""Asking a program whether a desired state was made by whom it should be."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Final
+
+from layermanager.errors import SignatureError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from layermanager.cancellation import Cancellation
+    from layermanager.daemon.state_sources import Fetched
+
+DOCUMENT: Final = "{document}"
+"""Stands in a command for the path of the desired state."""
+
+SIGNATURE: Final = "{signature}"
+"""Stands in a command for the path of its signature."""
+
+_SECONDS: Final = 60
+_TOLD_CHARACTERS: Final = 500
+
+
+def verify(command: Sequence[str], fetched: Fetched, cancellation: Cancellation) -> None:
+    """Have *command* look at what was fetched; it is believed if its status is 0.
+
+    What it reads is in no directory, so that nothing is left behind, and nobody can exchange it
+    between the look and the use.
+
+    Args:
+        command: a program and its arguments, in which ``DOCUMENT`` and ``SIGNATURE`` stand for
+            paths.
+        fetched: what it is to look at.
+        cancellation: ends the program.
+
+    Raises:
+        SignatureError: it is not believed, the program cannot be run or does not end; the message
+            tells what it says.
+        CancelledError: it was cancelled.
+    """
+    with ExitStack() as stack:
+        paths = {
+            DOCUMENT: _file(stack, fetched.document),
+            SIGNATURE: _file(stack, fetched.signature or b""),
+        }
+        words = [_filled(word, paths) for word in command]
+        try:
+            process = subprocess.Popen(
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                pass_fds=[descriptor for descriptor, _ in paths.values()],
+            )
+        except OSError as error:
+            raise SignatureError(f"cannot run {words[0]}: {error.strerror}") from error
+        with process, cancellation.interrupting(process.kill):
+            try:
+                output, _ = process.communicate(timeout=_SECONDS)
+            except subprocess.TimeoutExpired as error:
+                process.kill()
+                raise SignatureError(f"{words[0]} did not end in {_SECONDS} s") from error
+        cancellation.check()
+        if process.returncode != 0:
+            said = output.decode(errors="replace").strip()[-_TOLD_CHARACTERS:]
+            raise SignatureError(
+                f"{words[0]} refuses it (status {process.returncode}): {said or 'it says nothing'}"
+            )
+
+
+def _file(stack: ExitStack, content: bytes) -> tuple[int, str]:
+    """A file in memory with that *content*: its descriptor, and its path in a child."""
+    descriptor = os.memfd_create("desired-state", os.MFD_CLOEXEC)
+    file = stack.enter_context(os.fdopen(descriptor, "wb"))
+    file.write(content)
+    file.flush()
+    return descriptor, f"/proc/self/fd/{descriptor}"
+
+
+def _filled(word: str, paths: dict[str, tuple[int, str]]) -> str:
+    for name, (_, path) in paths.items():
+        word = word.replace(name, path)
+    return word

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import threading
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+
+from layermanager.daemon.alarm import Alarm
+from layermanager.testing.clock import FakeClock
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PATIENCE_SECONDS = 30
+
+
+class Rung:
+    """Counts calls, for a test that waits for them."""
+
+    def __init__(self) -> None:
+        self.times = threading.Semaphore(0)
+
+    def __call__(self) -> None:
+        self.times.release()
+
+    def wait(self) -> bool:
+        return self.times.acquire(timeout=PATIENCE_SECONDS)
+
+    @property
+    def is_silent(self) -> bool:
+        return not self.times.acquire(blocking=False)
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def rung() -> Rung:
+    return Rung()
+
+
+@pytest.fixture
+def alarm(clock: FakeClock, rung: Rung) -> Iterator[Alarm]:
+    alarm = Alarm("test", rung, clock)
+    alarm.start()
+    yield alarm
+    alarm.close()
+
+
+def seconds(number: float) -> timedelta:
+    return timedelta(seconds=number)
+
+
+def test_it_calls_when_it_is_time_and_once(alarm: Alarm, clock: FakeClock, rung: Rung) -> None:
+    alarm.set(10)
+    clock.wait_for_waiters(1)
+    assert alarm.time == clock.now() + seconds(10)
+    clock.advance(seconds(9))
+    clock.wait_for_waiters(1)
+    assert rung.is_silent
+    clock.advance(seconds(1))
+    assert rung.wait()
+    clock.wait_for_waiters(1)
+    assert alarm.time is None
+    clock.advance(seconds(1000))
+    clock.wait_for_waiters(1)
+    assert rung.is_silent
+
+
+def test_the_earlier_time_counts(alarm: Alarm, clock: FakeClock, rung: Rung) -> None:
+    alarm.set(10)
+    alarm.set(20)
+    assert alarm.time == clock.now() + seconds(10)
+    alarm.set(0)
+    assert rung.wait()
+
+
+def test_it_can_be_cleared(alarm: Alarm, clock: FakeClock, rung: Rung) -> None:
+    alarm.set(10)
+    alarm.clear()
+    alarm.set(30)
+    clock.wait_for_waiters(1)
+    clock.advance(seconds(29))
+    clock.wait_for_waiters(1)
+    assert rung.is_silent
+
+
+def test_what_is_set_during_a_call_counts(clock: FakeClock) -> None:
+    called, go_on = threading.Semaphore(0), threading.Event()
+
+    def call() -> None:
+        called.release()
+        assert go_on.wait(PATIENCE_SECONDS)
+
+    alarm = Alarm("test", call, clock)
+    alarm.start()
+    alarm.set(0)
+    assert called.acquire(timeout=PATIENCE_SECONDS)
+    alarm.set(0)
+    go_on.set()
+    assert called.acquire(timeout=PATIENCE_SECONDS)
+    alarm.close()
+
+
+def test_one_that_was_never_started_closes(clock: FakeClock) -> None:
+    Alarm("test", lambda: None, clock).close()
