@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from layermanager.errors import MountError
+from layermanager.errors import MountBusyError, MountError
 from layermanager.overlay import Overlay, mount, mount_by_options, unmount
 
 FILES: Final = 20
@@ -41,6 +41,16 @@ def assert_whole(root: Path) -> int:
     return len(layers)
 
 
+def unmount_once_idle(target: Path) -> None:
+    """Unmount, again while somebody looks at what is mounted: the kernel calls it busy then."""
+    while True:
+        try:
+            unmount(target)
+        except MountBusyError:
+            continue
+        return
+
+
 def main(layers_dir: Path, target: Path, empty: Path, seed: int, mounts: int) -> None:
     """Mount at random."""
     chance = random.Random(seed)  # noqa: S311 - no secret
@@ -57,7 +67,7 @@ def main(layers_dir: Path, target: Path, empty: Path, seed: int, mounts: int) ->
         for _ in range(LOOKS):
             if assert_whole(target) != len(chosen):
                 raise AssertionError(f"a layer of {chosen} is missing")
-        unmount(target)
+        unmount_once_idle(target)
     sys.stdout.write(f"{mounts - refused} {refused}")
 
 

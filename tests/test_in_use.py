@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foreign_mounts import IN_A_MOUNT_NAMESPACE, mount_command, shell
+from layermanager.errors import StoreError
 from layermanager.in_use import layers_in, look
 from layermanager.testing.layers import digest_of
 
@@ -293,6 +296,17 @@ class TestMounts:
         script = f"exec 5< {other}; exec 6< {layers.used}"
         with mounted(f"{script}; {mount_command(['/proc/self/fd/5', '/proc/self/fd/6'], place)}"):
             assert layers.in_use() == set()
+
+
+def test_a_store_that_cannot_be_read(layers: Layers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a failing disk says is no proof that nothing is in use."""
+
+    def fail(path: Path) -> Iterator[Path]:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    monkeypatch.setattr(Path, "iterdir", fail)
+    with pytest.raises(StoreError, match=rf"in use: .*Input/output error: '{layers.directory}'"):
+        look(layers.directory)
 
 
 def test_in_a_user_namespace(needs_user_namespace: list[str], layers: Layers, place: Path) -> None:

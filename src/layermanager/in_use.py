@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from layermanager.errors import StoreError
 from layermanager.leases import Holder
 from layermanager.mountinfo import OVERLAY, Mount, lower_directories
 from layermanager.namespaces import detached_overlays, mount_tables
@@ -95,7 +96,7 @@ def look(layers_dir: Path) -> Look:
     """Look at all mounts for those that use layers of *layers_dir*.
 
     Raises:
-        StoreError: it cannot be told what is mounted.
+        StoreError: it cannot be told what is mounted, or the store cannot be read.
     """
     before = mount_tables()
     while True:
@@ -112,7 +113,10 @@ def _look(
     layers_dir: Path, tables: Iterable[MountTable], detached: Iterable[DetachedOverlay]
 ) -> Look | None:
     """What the *tables* say; None if one could not be looked into, since its process ended."""
-    places = _places(layers_dir)
+    try:
+        places = _places(layers_dir)
+    except OSError as error:
+        raise StoreError(f"cannot tell which layers are in use: {error}") from error
     names = {identity: name for name, identity, _ in places}
     by_name: dict[str, list[Holder]] = defaultdict(list)
     overlays: dict[str, list[Holder]] = defaultdict(list)

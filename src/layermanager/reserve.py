@@ -27,12 +27,14 @@ if TYPE_CHECKING:
 RESERVE_BYTES: Final = 256 * 1024
 """What the database needs to remove a layer, on the most demanding file system (XFS)."""
 
-_SIZES: Final = (RESERVE_BYTES, RESERVE_BYTES // 2, RESERVE_BYTES // 4)
+# Half of it makes a new database: 4 KiB of it, 40 of its log, 32 of the log's index, and then 32
+# more where the log is taken over. With a quarter SQLite is ended on the way.
+_SIZES: Final = (RESERVE_BYTES, RESERVE_BYTES // 2)
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Reserve:
-    """A file of ``RESERVE_BYTES``, or a half or quarter of that where the disk has no more room.
+    """A file of ``RESERVE_BYTES``, or of half of that where the disk has no more room.
 
     Several processes may share it.
 
