@@ -26,7 +26,7 @@ def facts(volumes: Volumes, scratch: Path, runs: int) -> dict[str, str]:
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1024**3
     return {
         "layermanager": layermanager.__version__,
-        "processor": f"{_processor()}, {cores()} cores",
+        "processor": processor(),
         "memory": f"{memory:.1f} GiB",
         "kernel": f"{platform.system()} {platform.release()}",
         "files": f"{volumes.description}; the scratch directory is on {_file_system(scratch)}",
@@ -35,6 +35,11 @@ def facts(volumes: Volumes, scratch: Path, runs: int) -> dict[str, str]:
         "web server": _nginx(),
         "runs": f"medians of {runs}; load average at the start {os.getloadavg()[0]:.1f}",
     }
+
+
+def processor() -> str:
+    """The name of the processor, and how many cores there are."""
+    return f"{_processor()}, {cores()} cores"
 
 
 def _processor() -> str:

@@ -105,7 +105,7 @@ class PollSchedule:
 
 
 class Follower:
-    """Looks at a source, in a thread of its own.
+    """Looks at a source, by itself once it was started.
 
     Args:
         source: where; it is closed with this.
@@ -171,21 +171,31 @@ class Follower:
         return self._alarm.time
 
     def _poll(self) -> None:
+        try:
+            wait = self.poll()
+        except CancelledError:
+            return  # by the end of the following
+        self._alarm.set(wait)
+
+    def poll(self) -> float:
+        """Look once, here and now; return how many seconds to wait until the next look.
+
+        Raises:
+            CancelledError: the following has ended.
+        """
         before = self.status
         try:
             found = self._look()
         except CancelledError:
-            return
+            raise
         except LayerManagerError as error:
             failures = before.failures + 1
-            self._alarm.set(self._schedule.after_failure(failures, error, self._chance()))
             now = self._clock.now()
             status = replace(
                 before, last_poll=now, failures=failures, error=error, is_refused=False
             )
             self._note(PollResult.FAILED, before, status)
-            return
-        self._alarm.set(self._schedule.next(self._chance()))
+            return self._schedule.after_failure(failures, error, self._chance())
         status = replace(before, last_poll=self._clock.now(), failures=0)
         match found:
             case InputError():
@@ -200,6 +210,7 @@ class Follower:
                 _LOGGER.info("the desired state of %s has changed: %s", before.source, version)
                 status = FollowStatus(before.source, version, status.last_poll, status.last_poll)
                 self._note(PollResult.CHANGED, before, status)
+        return self._schedule.next(self._chance())
 
     def _look(self) -> str | InputError | None:
         """Look once.
@@ -226,7 +237,8 @@ class Follower:
 
     def _note(self, result: PollResult, before: FollowStatus, status: FollowStatus) -> None:
         error = status.error
-        if error is not None and str(error) != str(before.error):  # but not at each look again
+        # Not at each look again: an outage lasts for many.
+        if error is not None and (before.error is None or result is PollResult.REFUSED):
             what = "is refused" if status.is_refused else "cannot be had"
             _LOGGER.warning("the desired state of %s %s: %s", status.source, what, error)
         with self._lock:
