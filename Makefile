@@ -37,6 +37,7 @@ format: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m bench --update docs/benchmarks.md
+	$(BIN)/python -m bench.fleet --update docs/fleet.md
 
 openapi: $(READY)
 	$(BIN)/python -m layermanager.daemon > docs/openapi.json
