@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         NotEnoughSpaceError,
         PackageError,
         PackError,
+        SignatureError,
         SourceChangedError,
         SourceError,
         SourceTimeoutError,
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
         UnpackerError,
         UseError,
     )
+    from layermanager.images.publish import publish_state
     from layermanager.images.push import PushProgress, push_image
     from layermanager.inventory import CheckProgress, Inventory
     from layermanager.leases import (
@@ -141,6 +143,8 @@ _MODULES = {
         "PackError",
         "PackageError",
         "SourceChangedError",
+        "SignatureError",
+        "SignatureError",
         "SourceError",
         "SourceTimeoutError",
         "StorageError",
@@ -149,6 +153,7 @@ _MODULES = {
         "UnpackerError",
         "UseError",
     ),
+    "images.publish": ("publish_state",),
     "images.push": ("PushProgress", "push_image"),
     "inventory": ("CheckProgress", "Inventory"),
     "leases": ("HeldLayer", "Holder", "LayerMount", "Lease", "OverlayBond", "ProcessBond"),
@@ -283,6 +288,7 @@ __all__ = [
     "load_config",
     "pack_image",
     "pack_layer",
+    "publish_state",
     "push_image",
     "read_desired",
     "read_desired_state",
