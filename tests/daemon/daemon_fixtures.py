@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from layermanager.client import Client
 from layermanager.daemon.config import DaemonConfig
+from layermanager.daemon.listening import Places
 from layermanager.daemon.service import running
 
 if TYPE_CHECKING:
@@ -99,6 +100,9 @@ def daemon(config: Config, directory: Path, **settings: Any) -> Iterator[Daemon]
     settings = {"heartbeat": timedelta(seconds=0.2), **settings}
     daemon_config = replace(DaemonConfig(socket=directory / "api.sock"), **settings)
     with ExitStack() as stack:
-        node = stack.enter_context(running(config, daemon_config))
+        places = stack.enter_context(Places())
+        service = stack.enter_context(
+            running(config, daemon_config, places.listeners(daemon_config))
+        )
         client = Client.at_socket(daemon_config.socket, timeout=timedelta(seconds=PATIENCE_SECONDS))
-        yield Daemon(node, daemon_config, client)
+        yield Daemon(service.node, daemon_config, client)

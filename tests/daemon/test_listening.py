@@ -16,8 +16,8 @@ import pytest
 from daemon_fixtures import Daemon, daemon
 
 from layermanager.client import ApiError, Client, UnreachableError
-from layermanager.daemon.config import TcpConfig
-from layermanager.daemon.listening import tcp_listener, unix_listener
+from layermanager.daemon.config import DaemonConfig, TcpConfig
+from layermanager.daemon.listening import Places, unix_socket
 from layermanager.errors import ConfigError
 from layermanager.testing.tls import Authority
 from manager_fixtures import Node
@@ -50,10 +50,10 @@ def served(tmp_path: Path) -> Iterator[Daemon]:
 def test_the_socket_has_the_mode_that_it_shall_have(tmp_path: Path, mode: int) -> None:
     before = os.umask(0o777)
     try:
-        with unix_listener(tmp_path / "socket", mode, "") as listener:
+        with unix_socket(tmp_path / "socket", mode, "") as listening:
             status = (tmp_path / "socket").stat()
             assert stat.S_IMODE(status.st_mode) == mode
-            assert listener.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 1
+            assert listening.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 1
     finally:
         os.umask(before)
     assert not (tmp_path / "socket").exists()
@@ -79,7 +79,7 @@ def test_the_kernel_lets_in_whom_it_shall(mode: int, gid: int, outcome: str) -> 
         directory = Path(name)
         directory.chmod(0o755)
         path = directory / "socket"
-        with unix_listener(path, mode, group):
+        with unix_socket(path, mode, group):
             assert path.stat().st_gid == A_GROUP
             arguments = [sys.executable, "-c", CONNECT, str(path), str(NOBODY), str(gid)]
             ran = subprocess.run(arguments, capture_output=True, text=True, check=True)
@@ -87,7 +87,7 @@ def test_the_kernel_lets_in_whom_it_shall(mode: int, gid: int, outcome: str) -> 
 
 
 def test_a_missing_directory_is_made(tmp_path: Path) -> None:
-    with unix_listener(tmp_path / "a/b/socket", 0o600, ""):
+    with unix_socket(tmp_path / "a/b/socket", 0o600, ""):
         assert (tmp_path / "a/b/socket").is_socket()
 
 
@@ -95,13 +95,13 @@ def test_the_socket_of_a_dead_daemon_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "socket"
     with closing(socket.socket(socket.AF_UNIX)) as dead:
         dead.bind(str(path))
-    with unix_listener(path, 0o600, ""), closing(socket.socket(socket.AF_UNIX)) as client:
+    with unix_socket(path, 0o600, ""), closing(socket.socket(socket.AF_UNIX)) as client:
         client.connect(str(path))
 
 
 def test_the_socket_of_a_living_daemon_is_not(served: Daemon) -> None:
     path = served.config.socket
-    with pytest.raises(ConfigError, match="another daemon"), unix_listener(path, 0o600, ""):
+    with pytest.raises(ConfigError, match="another daemon"), unix_socket(path, 0o600, ""):
         pass
     assert served.ask("GET", "/v1/health").status == 200
 
@@ -110,7 +110,7 @@ def test_the_socket_of_a_living_daemon_is_not(served: Daemon) -> None:
 def test_what_is_no_socket_is_left_alone(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "socket"
     path.mkdir() if kind == "directory" else path.write_text("precious")
-    with pytest.raises(ConfigError, match="something else"), unix_listener(path, 0o600, ""):
+    with pytest.raises(ConfigError, match="something else"), unix_socket(path, 0o600, ""):
         pass
     assert path.exists()
 
@@ -118,13 +118,13 @@ def test_what_is_no_socket_is_left_alone(tmp_path: Path, kind: str) -> None:
 def test_a_group_that_is_none(tmp_path: Path) -> None:
     with (
         pytest.raises(ConfigError, match="no group 'no-such-group'"),
-        unix_listener(tmp_path / "socket", 0o600, "no-such-group"),
+        unix_socket(tmp_path / "socket", 0o600, "no-such-group"),
     ):
         pass
 
 
 def test_a_path_that_is_too_long(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="too long"), unix_listener(tmp_path / ("a" * 200), 0, ""):
+    with pytest.raises(ConfigError, match="too long"), unix_socket(tmp_path / ("a" * 200), 0, ""):
         pass
 
 
@@ -252,15 +252,93 @@ class TestTcp:
         self, authority: Authority, tmp_path: Path
     ) -> None:
         good = tcp(authority, tmp_path)
-        with tcp_listener(good):
-            pass
+        config = DaemonConfig(socket=tmp_path / "api.sock", tcp=good)
+        with Places() as places:
+            for listener in places.listeners(config):
+                listener.socket.close()
         good.token_file.write_text("")
-        with pytest.raises(ConfigError, match="token is empty"), tcp_listener(good):
-            pass
+        with pytest.raises(ConfigError, match="token is empty"), Places() as places:
+            places.listeners(config)
         good.token_file.unlink()
-        with pytest.raises(ConfigError, match="token"), tcp_listener(good):
-            pass
+        with pytest.raises(ConfigError, match="token"), Places() as places:
+            places.listeners(config)
         good.token_file.touch(0o600)
         good.key.chmod(0o644)
-        with pytest.raises(ConfigError, match="make it 0600"), tcp_listener(good):
-            pass
+        with pytest.raises(ConfigError, match="make it 0600"), Places() as places:
+            places.listeners(config)
+
+
+class TestPlaces:
+    """What outlives a daemon that is made anew."""
+
+    @pytest.fixture
+    def places(self) -> Iterator[Places]:
+        with Places() as places:
+            yield places
+
+    @staticmethod
+    def listen(places: Places, config: DaemonConfig) -> None:
+        for listener in places.listeners(config):
+            listener.socket.close()
+
+    @staticmethod
+    def connects(path: Path) -> bool:
+        with closing(socket.socket(socket.AF_UNIX)) as client:
+            try:
+                client.connect(str(path))
+            except OSError:
+                return False
+            return True
+
+    def test_who_connects_between_two_servers_waits(self, places: Places, tmp_path: Path) -> None:
+        config = DaemonConfig(socket=tmp_path / "socket")
+        self.listen(places, config)
+        with closing(socket.socket(socket.AF_UNIX)) as client:
+            client.connect(str(config.socket))
+            (listener,) = places.listeners(config)
+            with listener.socket:
+                accepted, _ = listener.socket.accept()
+                accepted.close()
+
+    def test_what_is_no_longer_wanted_is_closed(self, places: Places, tmp_path: Path) -> None:
+        self.listen(places, DaemonConfig(socket=tmp_path / "one"))
+        self.listen(places, DaemonConfig(socket=tmp_path / "two"))
+        assert not (tmp_path / "one").exists()
+        assert self.connects(tmp_path / "two")
+
+    def test_where_it_cannot_listen_the_old_one_stays(self, places: Places, tmp_path: Path) -> None:
+        self.listen(places, DaemonConfig(socket=tmp_path / "one"))
+        (tmp_path / "two").write_text("precious")
+        with pytest.raises(ConfigError, match="something else"):
+            places.listeners(DaemonConfig(socket=tmp_path / "two"))
+        assert self.connects(tmp_path / "one")
+
+    def test_permissions_are_changed_in_place(self, places: Places, tmp_path: Path) -> None:
+        path = tmp_path / "socket"
+        self.listen(places, DaemonConfig(socket=path, socket_mode=0o600))
+        before = path.stat().st_ino
+        self.listen(places, DaemonConfig(socket=path, socket_mode=0o666))
+        assert stat.S_IMODE(path.stat().st_mode) == 0o666
+        assert path.stat().st_ino == before
+
+    def test_one_that_was_handed_over_takes_the_place_of_ours(self, tmp_path: Path) -> None:
+        handed_over = socket.socket(socket.AF_UNIX)
+        handed_over.bind(str(tmp_path / "theirs"))
+        handed_over.listen()
+        with Places([handed_over]) as places:
+            self.listen(places, DaemonConfig(socket=tmp_path / "ours"))
+            assert not (tmp_path / "ours").exists()
+            assert self.connects(tmp_path / "theirs")
+        assert (tmp_path / "theirs").exists()  # it is the service manager's
+
+    def test_no_tcp_without_tls_and_a_token(self, tmp_path: Path) -> None:
+        handed_over = socket.create_server(("127.0.0.1", 0))
+        with Places([handed_over]) as places, pytest.raises(ConfigError, match=r"needs .* tcp"):
+            places.listeners(DaemonConfig(socket=tmp_path / "ours"))
+
+    def test_two_of_a_kind_are_refused(self) -> None:
+        both = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+        with pytest.raises(ConfigError, match="two sockets of one kind"):
+            Places(both)
+        for one in both:
+            one.close()

@@ -13,8 +13,8 @@ from daemon_fixtures import Answer as Received
 from daemon_fixtures import read_answer
 
 from layermanager.daemon.http import Answer, Request
-from layermanager.daemon.listening import unix_listener
-from layermanager.daemon.server import Server, ServerLimits
+from layermanager.daemon.listening import refuse_other_names, unix_socket
+from layermanager.daemon.server import Listener, Server, ServerLimits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -39,8 +39,9 @@ def serving(
     **limits: object,
 ) -> Iterator[Path]:
     path = directory / "socket"
-    with unix_listener(path, 0o600, "") as listener:
-        server = Server([listener], answer, ServerLimits(**limits))  # type: ignore[arg-type] # any of them
+    with unix_socket(path, 0o600, "") as listening:
+        listeners = [Listener(listening, refuse_other_names)]
+        server = Server(listeners, answer, ServerLimits(**limits))  # type: ignore[arg-type] # any of them
         server.start()
         try:
             yield path

@@ -27,7 +27,6 @@ from layermanager.daemon.problems import RefusedError
 from layermanager.daemon.reading import CurrentLayers, Recent
 from layermanager.errors import (
     CancelledError,
-    InputError,
     LayerManagerError,
     LayerNotExistError,
     LayersFailedError,
@@ -324,8 +323,8 @@ class Node:
                     on_progress=self._note_progress,
                     observer=_Telling(self.metrics, self.events),
                 )
-            except (InputError, StoreBusyError):
-                raise  # the one ends the daemon's work, the other is tried again
+            except StoreBusyError:
+                raise  # it is tried again
             except LayerManagerError as error:
                 _LOGGER.error("the store cannot be used: %s", error)  # noqa: TRY400 - no bug
                 run.note_wait(str(error))

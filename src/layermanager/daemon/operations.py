@@ -171,6 +171,12 @@ class Operations:
         for thread in self._threads:
             thread.join()
 
+    @property
+    def is_working(self) -> bool:
+        """Whether all its threads are there, and none holds the others up."""
+        with self._changed:
+            return all(thread.is_alive() for thread in self._threads)
+
     def submit(self, kind: Kind, work: Work, lane: Lane = Lane.CHANGING) -> dict[str, object]:
         """Have *work* done when it is its turn.
 

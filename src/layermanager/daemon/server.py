@@ -78,7 +78,7 @@ class ServerLimits:
 
 
 class Server:
-    """Answers the requests of all *listeners*, which it closes in the end.
+    """Answers the requests of all *listeners*, whose sockets it closes in the end.
 
     Args:
         listeners: where to accept connections.
@@ -106,6 +106,11 @@ class Server:
         """How many there are."""
         with self._lock:
             return len(self._connections)
+
+    @property
+    def is_accepting(self) -> bool:
+        """Whether the thread is there that accepts connections."""
+        return self._acceptor.is_alive()
 
     def start(self) -> None:
         """Accept connections from now on."""

@@ -1,15 +1,15 @@
-"""The daemon as a whole: its parts put together, from the first socket to the last thread."""
+"""The daemon as a whole: its parts put together, from the first thread to the last one."""
 
 from __future__ import annotations
 
 import logging
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from layermanager.clock import SystemClock
 from layermanager.daemon.api import Api
 from layermanager.daemon.events import Events
-from layermanager.daemon.listening import tcp_listener, unix_listener
 from layermanager.daemon.node import Node
 from layermanager.daemon.resources import ENDPOINTS
 from layermanager.daemon.schemas import COMPONENTS
@@ -17,23 +17,51 @@ from layermanager.daemon.server import Server
 from layermanager.daemon.state_sources import state_source
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from layermanager.config import Config
     from layermanager.daemon.config import DaemonConfig
+    from layermanager.daemon.server import Listener
 
 _LOGGER: Final = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A running daemon.
+
+    Attributes:
+        node: what it serves.
+        server: what answers for it.
+    """
+
+    node: Node
+    server: Server
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its threads are there that accept connections and do operations."""
+        return self.server.is_accepting and self.node.operations.is_working
+
+    @property
+    def status(self) -> str:
+        """What it does, on a line."""
+        operations = self.node.operations.current()
+        if not operations:
+            return f"{len(self.node.layers.get())} layers"
+        first = operations[0]
+        waits = f", waits: {first['waitsFor']}" if "waitsFor" in first else ""
+        return f"{first['kind']} {first['state']}{waits}"
+
+
 @contextmanager
-def running(config: Config, daemon: DaemonConfig) -> Iterator[Node]:
-    """Serve the store of *config* for the time of the context.
+def running(
+    config: Config, daemon: DaemonConfig, listeners: Sequence[Listener]
+) -> Iterator[Service]:
+    """Serve the store of *config* at *listeners* for the time of the context, which closes them.
 
-    It listens when the context begins; what it serves is ready a little later. At the end events
-    end, answers that are being given are finished, and operations are cancelled, in this order.
-
-    Raises:
-        ConfigError: it cannot listen where it should.
+    What it serves is ready a little later than the context begins. At the end events end, answers
+    that are being given are finished, and operations are cancelled, in this order.
     """
     clock = SystemClock()
     events = Events(clock, max_readers=daemon.event_readers, heartbeat=daemon.heartbeat)
@@ -43,13 +71,6 @@ def running(config: Config, daemon: DaemonConfig) -> Iterator[Node]:
     node = Node(config, clock, events, daemon.desired_state, source=source)
     api = Api(node, ENDPOINTS, COMPONENTS, clock, node.metrics.answered)
     with ExitStack() as stack:
-        listeners = [
-            stack.enter_context(
-                unix_listener(daemon.socket, daemon.socket_mode, daemon.socket_group)
-            )
-        ]
-        if daemon.tcp is not None:
-            listeners.append(stack.enter_context(tcp_listener(daemon.tcp)))
         server = Server(listeners, api.answer, daemon.limits)
         node.start()
         stack.callback(node.close)
@@ -58,4 +79,4 @@ def running(config: Config, daemon: DaemonConfig) -> Iterator[Node]:
         stack.callback(events.close)
         for listener in listeners:
             _LOGGER.info("listening at %s", listener.socket.getsockname())
-        yield node
+        yield Service(node, server)
