@@ -5,7 +5,7 @@ READY := $(VENV)/.ready
 FUZZ_SECONDS ?= 60
 POWER_CUTS ?= 300
 
-.PHONY: run test slow powercut lint format bench fuzz openapi clean
+.PHONY: run test slow powercut lint format bench fuzz deb openapi clean
 
 $(READY): pyproject.toml requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)
@@ -38,6 +38,9 @@ format: $(READY)
 bench: $(READY)
 	$(BIN)/python -m bench --update docs/benchmarks.md
 	$(BIN)/python -m bench.fleet --update docs/fleet.md
+
+deb: $(READY)
+	packaging/build-deb $(BIN)/python
 
 openapi: $(READY)
 	$(BIN)/python -m layermanager.daemon > docs/openapi.json
