@@ -12,7 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from layermanager.errors import DesiredStateError, InvalidDigestError
-from layermanager.model import DesiredLayer, Digest, LayerInfo, Limits
+from layermanager.model import (
+    DesiredImage,
+    DesiredLayer,
+    Digest,
+    LayerInfo,
+    Limits,
+    layers_and_images,
+)
 
 SHA256 = "sha256:" + "0123456789abcdef" * 4
 
@@ -168,3 +175,20 @@ def test_every_limit_admits_an_ordinary_layer() -> None:
     limits = Limits()
     assert all(getattr(limits, limit.name) > 0 for limit in fields(limits))
     assert limits.unpacked_bytes >= limits.package_bytes >= 2**30
+
+
+def test_what_is_desired_by_kind() -> None:
+    layers = [
+        DesiredLayer(Digest(SHA256), "file:///one"),
+        DesiredLayer(Digest(SHA256), "file:///two"),
+    ]
+    image = DesiredImage("registry.example/image:1")
+    assert layers_and_images(iter([layers[0], image, layers[1]])) == (layers, [image])
+
+
+def test_nothing_is_left_out_of_what_is_desired() -> None:
+    document = {"digest": SHA256, "url": "file:///one"}
+    with pytest.raises(
+        TypeError, match="expected a DesiredLayer or a DesiredImage, found {'digest"
+    ):
+        layers_and_images([document])  # type: ignore[list-item] # which is the point

@@ -23,11 +23,13 @@ from urllib.parse import quote
 from layermanager.desired import desired_to_json
 from layermanager.documents import DocumentError, JsonObject, objects, parse
 from layermanager.errors import LayerManagerError
-from layermanager.model import DesiredImage, DesiredLayer, Digest, LayerInfo, StoreUsage
+from layermanager.model import Digest, LayerInfo, StoreUsage, layers_and_images
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+
+    from layermanager.model import DesiredImage, DesiredLayer
 
     Connect = Callable[[float], http.client.HTTPConnection]
 
@@ -545,14 +547,10 @@ def _as_described(path: str) -> Iterator[None]:
 
 
 def _state_json(desired: Iterable[DesiredLayer | DesiredImage]) -> dict[str, object]:
-    desired = tuple(desired)
+    layers, images = layers_and_images(desired)
     return {
-        "layers": [desired_to_json(one) for one in desired if isinstance(one, DesiredLayer)],
-        "images": [
-            {"ref": one.reference, "platform": one.platform}
-            for one in desired
-            if isinstance(one, DesiredImage)
-        ],
+        "layers": [desired_to_json(one) for one in layers],
+        "images": [{"ref": one.reference, "platform": one.platform} for one in images],
     }
 
 

@@ -25,7 +25,7 @@ from layermanager.check import (
 from layermanager.clock import SystemClock
 from layermanager.errors import LayerNotExistError, StorageError, StoreError
 from layermanager.images import default_image_sources
-from layermanager.model import DesiredImage, DesiredLayer, Digest, Resolution, StoreUsage
+from layermanager.model import Digest, Resolution, StoreUsage, layers_and_images
 from layermanager.plan import plan
 from layermanager.space import disk_usage
 from layermanager.storage import (
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
     from layermanager.config import Config
     from layermanager.leases import LayerMount, Lease
-    from layermanager.model import ImageInfo, LayerInfo
+    from layermanager.model import DesiredImage, DesiredLayer, ImageInfo, LayerInfo
     from layermanager.plan import Plan
     from layermanager.unpack.index import IndexEntry
     from layermanager.use import Users
@@ -262,11 +262,10 @@ class Inventory:
             DesiredStateError: they contradict each other.
             InvalidReferenceError: the reference or the platform of an image is none.
         """
-        desired = tuple(desired)
+        layers, images = layers_and_images(desired)
         installed_images = self.images()
-        images = [one for one in desired if isinstance(one, DesiredImage)]
         return plan(
-            [one for one in desired if isinstance(one, DesiredLayer)],
+            layers,
             self.layers(),
             self._resolve(images, installed_images),
             installed_images,

@@ -42,6 +42,7 @@ from layermanager.model import (
     LayerProgress,
     Phase,
     Resolution,
+    layers_and_images,
 )
 from layermanager.observer import UNOBSERVED, Removal
 from layermanager.plan import expired, oldest_to_free, plan, reconcile
@@ -285,14 +286,13 @@ class LayerManager:
             CancelledError: it was cancelled, or the manager closed; what had been done by then
                 stays.
         """
-        desired = tuple(desired_layers)
+        layers, images = layers_and_images(desired_layers)
         cancellation = cancellation or Cancellation()
         with self._operation(cancellation):
             installed_layers = self._recover()
             installed_images = self._images.installed()
-            images = [one for one in desired if isinstance(one, DesiredImage)]
             steps = plan(
-                [one for one in desired if isinstance(one, DesiredLayer)],
+                layers,
                 installed_layers,
                 self._resolve(images, installed_images, cancellation),
                 installed_images,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from layermanager.errors import DesiredStateError, InvalidDigestError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from datetime import datetime
     from pathlib import Path
 
@@ -134,6 +135,28 @@ class DesiredImage:
 
     reference: str
     platform: str = ""
+
+
+def layers_and_images(
+    desired: Iterable[DesiredLayer | DesiredImage],
+) -> tuple[list[DesiredLayer], list[DesiredImage]]:
+    """What is *desired*, by kind, each kind in its order.
+
+    Raises:
+        TypeError: there is something else among them. Were it left out, it would be taken off the
+            node.
+    """
+    layers: list[DesiredLayer] = []
+    images: list[DesiredImage] = []
+    for one in desired:
+        match one:
+            case DesiredLayer():
+                layers.append(one)
+            case DesiredImage():
+                images.append(one)
+            case _:
+                raise TypeError(f"expected a DesiredLayer or a DesiredImage, found {one!r:.80}")
+    return layers, images
 
 
 @dataclass(frozen=True, slots=True)

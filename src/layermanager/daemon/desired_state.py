@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Final
 
 from layermanager.desired import read_desired_state
 from layermanager.errors import StoreError
-from layermanager.model import DesiredImage, DesiredLayer
+from layermanager.model import layers_and_images
 from layermanager.plan import plan
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from layermanager.model import DesiredImage, DesiredLayer
 
 FILE_NAME: Final = "desired.json"
 
@@ -43,10 +44,8 @@ class DesiredState:
             DesiredStateError, InvalidDigestError, InvalidReferenceError: it cannot be used; the
                 message names the key.
         """
-        desired = read_desired_state(document, name)
-        layers = tuple(one for one in desired if isinstance(one, DesiredLayer))
+        layers, images = layers_and_images(read_desired_state(document, name))
         plan(layers, ())  # which refuses what contradicts itself
-        images = tuple(one for one in desired if isinstance(one, DesiredImage))
         return cls(document, layers, images)
 
 
