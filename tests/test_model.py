@@ -183,7 +183,7 @@ def test_what_is_desired_by_kind() -> None:
         DesiredLayer(Digest(SHA256), "file:///two"),
     ]
     image = DesiredImage("registry.example/image:1")
-    assert layers_and_images(iter([layers[0], image, layers[1]])) == (layers, [image])
+    assert layers_and_images((layers[0], image, layers[1])) == (layers, [image])
 
 
 def test_nothing_is_left_out_of_what_is_desired() -> None:
