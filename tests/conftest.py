@@ -112,6 +112,28 @@ def needs_docker_registry(needs_openssl: None) -> None:  # noqa: ARG001 - as abo
 
 
 @pytest.fixture(scope="session")
+def needs_systemd_analyze() -> None:
+    """What checks systemd's units."""
+    if shutil.which("systemd-analyze") is None:
+        _miss("the program systemd-analyze")
+
+
+@pytest.fixture(scope="session")
+def needs_dpkg() -> None:
+    """What builds Debian's packages."""
+    if shutil.which("dpkg-deb") is None:
+        _miss("the program dpkg-deb")
+
+
+@pytest.fixture(scope="session")
+def needs_debootstrap() -> None:
+    """What makes a Debian in a directory."""
+    _require(
+        "a Debian of its own", lambda: subprocess.run(["debootstrap", "--version"], check=True)
+    )
+
+
+@pytest.fixture(scope="session")
 def needs_chromium() -> None:
     """The browser, and what drives it."""
     for program in ("chromium", "chromedriver"):
