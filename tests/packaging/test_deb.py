@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+import re
 import shutil
 import stat
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from layermanager.client import UnreachableError
+from layermanager.desired import desired_to_json
 from layermanager.testing.layers import LayerBuilder, compress, desired
 from machine import Machine, booted, in_root
 
@@ -51,7 +55,7 @@ def root(
     package: Path,
     needs_debootstrap: None,  # noqa: ARG001
 ) -> Iterator[Path]:
-    """The root file system of a small Debian in which the package was installed."""
+    """A small Debian's root file system, in which the package and a layer were installed."""
     root = tmp_path_factory.mktemp("machine") / "root"
     release = platform.freedesktop_os_release()["VERSION_CODENAME"]
     options = ("--variant=minbase", f"--include={PACKAGES}")
@@ -66,6 +70,9 @@ def root(
         pytest.skip(f"debootstrap cannot fetch {release}: {done.stdout[-200:]}")
     shutil.copy(package, root / "root/layermanager.deb")
     in_root(root, "dpkg", "--install", "/root/layermanager.deb")
+    layer = publish(root, "first", LayerBuilder().file("motd", b"hello").tar())
+    (root / "srv/desired.json").write_text(json.dumps([desired_to_json(layer)]))
+    in_root(root, "layermanager", "apply", "/srv/desired.json")
     yield root
     shutil.rmtree(root)
 
@@ -84,9 +91,9 @@ def service(machine: Machine) -> Machine:
     return machine
 
 
-def publish(machine: Machine, name: str, tar: bytes) -> DesiredLayer:
-    """A layer in a file on the machine."""
-    path = machine.root / "srv" / name
+def publish(root: Path, name: str, tar: bytes) -> DesiredLayer:
+    """A layer in a file of the machine."""
+    path = root / "srv" / name
     blob = compress(tar, "gzip")
     path.write_bytes(blob)
     return desired(blob, f"file:///srv/{name}", layer_id=name)
@@ -96,6 +103,21 @@ def install(machine: Machine, *layers: DesiredLayer) -> None:
     """Have *layers* be the desired ones, and installed."""
     client = machine.client
     client.wait(client.put_desired(layers).id).raise_if_failed()
+
+
+@contextmanager
+def overridden(machine: Machine, *settings: str) -> Iterator[None]:
+    """The service with other settings, restarted."""
+    override = machine.root / "etc/systemd/system/layermanager.service.d/test.conf"
+    override.parent.mkdir(parents=True)
+    override.write_text("\n".join(["[Service]", *settings, ""]))
+    machine.call("systemctl", "daemon-reload")
+    machine.call("systemctl", "restart", "layermanager")
+    try:
+        yield
+    finally:
+        shutil.rmtree(override.parent)
+        machine.call("systemctl", "daemon-reload")
 
 
 def test_the_same_commit_gives_the_same_bytes(package: Path) -> None:
@@ -109,9 +131,14 @@ def test_installed_where_an_image_is_built(root: Path) -> None:
     assert in_root(root, "systemctl", "is-enabled", "layermanager.socket") == "enabled"
 
 
+def test_layers_that_were_installed_where_the_image_was_built(machine: Machine) -> None:
+    assert "first" in machine.call("layermanager", "ls")
+    machine.call("layermanager", "check")
+
+
 def test_ready_after_the_boot(machine: Machine) -> None:
     machine.until_service("ActiveState", "active")
-    assert machine.service("StatusText") == "0 layers"
+    assert machine.service("StatusText") == "1 layers"
     assert machine.call("systemctl", "list-units", "--failed", "--quiet") == ""
     assert machine.client.is_ready()
 
@@ -128,7 +155,7 @@ def test_a_layer_under_the_hardening_of_the_service(service: Machine) -> None:
         .opaque("etc")
         .tar()
     )
-    layer = publish(service, "special", tar)
+    layer = publish(service.root, "special", tar)
     install(service, layer)
 
     path = service.root / service.client.layer(layer.digest).path.relative_to("/")
@@ -143,7 +170,7 @@ def test_a_layer_under_the_hardening_of_the_service(service: Machine) -> None:
 
 
 def test_what_it_mounts_is_seen_by_others(service: Machine) -> None:
-    layer = publish(service, "plain", LayerBuilder().file("motd", b"hello").tar())
+    layer = publish(service.root, "plain", LayerBuilder().file("motd", b"hello").tar())
     install(service, layer)
     service.call("mkdir", "/run/app")
     service.client.mount("app", [layer.digest], target=Path("/run/app"))
@@ -187,25 +214,30 @@ def test_it_ends_in_time(service: Machine) -> None:
 
 
 def test_one_that_hangs_is_started_anew(service: Machine) -> None:
-    override = service.root / "etc/systemd/system/layermanager.service.d/test.conf"
-    override.parent.mkdir(parents=True)
-    override.write_text("[Service]\nWatchdogSec=2\nRestartSec=0\n")
-    service.call("systemctl", "daemon-reload")
-    service.call("systemctl", "restart", "layermanager")
-    try:
+    with overridden(service, "WatchdogSec=2", "RestartSec=0"):
         before = service.service("MainPID")
         service.call("sh", "-c", f"kill -STOP {before}")
         service.until_service("NRestarts", "1")
         service.until_service("ActiveState", "active")
         assert service.service("MainPID") != before
         assert "Watchdog timeout" in service.call("journalctl", "--unit=layermanager")
-    finally:
-        shutil.rmtree(override.parent)
-        service.call("systemctl", "daemon-reload")
+
+
+def test_what_a_node_without_mounts_may_have_besides(service: Machine) -> None:
+    """Of ``docs/deployment.md``."""
+    document = (PROJECT / "docs/deployment.md").read_text().rpartition("may have ")[2]
+    found = re.findall(r"`([A-Z]\w+=[^`]*)`", document.replace("\n", " "))
+    assert len(found) == 4
+    layer = publish(service.root, "inside", LayerBuilder().file("motd", b"jailed").tar())
+    with overridden(service, *found):
+        install(service, layer)
+        assert service.run("sh", "-c", f"> /proc/{service.service('MainPID')}/root/x").returncode
+        assert service.client.layer(layer.digest).layer_id == "inside"
+        assert service.journal("--priority=warning", f"_PID={service.service('MainPID')}") == ""
 
 
 def test_an_upgrade_goes_on_with_what_was(service: Machine) -> None:
-    layer = publish(service, "kept", LayerBuilder().file("motd", b"hello").tar())
+    layer = publish(service.root, "kept", LayerBuilder().file("motd", b"hello").tar())
     install(service, layer)
     service.call("mkdir", "/run/kept")
     service.client.mount("kept", [layer.digest], target=Path("/run/kept"))
@@ -218,7 +250,7 @@ def test_an_upgrade_goes_on_with_what_was(service: Machine) -> None:
 
 
 def test_removed_it_leaves_the_layers(service: Machine) -> None:
-    layer = publish(service, "left", LayerBuilder().file("motd", b"hello").tar())
+    layer = publish(service.root, "left", LayerBuilder().file("motd", b"hello").tar())
     install(service, layer)
     path = service.client.layer(layer.digest).path
     try:
