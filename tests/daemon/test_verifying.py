@@ -56,6 +56,13 @@ def test_it_ends_with_the_daemon(tmp_path: Path) -> None:
     assert len(failures) == 1
 
 
+def test_it_ends_at_once_where_the_daemon_is_ending() -> None:
+    cancellation = Cancellation()
+    cancellation.cancel()
+    with pytest.raises(CancelledError):
+        verify(["sleep", "600"], FETCHED, cancellation)
+
+
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to sign")
 @pytest.mark.parametrize("is_genuine", [True, False])
 def test_a_real_signature(tmp_path: Path, is_genuine: bool) -> None:

@@ -58,12 +58,14 @@ def verify(command: Sequence[str], fetched: Fetched, cancellation: Cancellation)
             )
         except OSError as error:
             raise SignatureError(f"cannot run {words[0]}: {error.strerror}") from error
-        with process, cancellation.interrupting(process.kill):
+        with process:
             try:
-                output, _ = process.communicate(timeout=_SECONDS)
+                with cancellation.interrupting(process.kill):
+                    output, _ = process.communicate(timeout=_SECONDS)
             except subprocess.TimeoutExpired as error:
-                process.kill()
                 raise SignatureError(f"{words[0]} did not end in {_SECONDS} s") from error
+            finally:
+                process.kill()  # one that has ended is left alone
         cancellation.check()
         if process.returncode != 0:
             said = output.decode(errors="replace").strip()[-_TOLD_CHARACTERS:]
