@@ -294,10 +294,16 @@ class Inventory:
             StoreError: the directory of the layers cannot be reached, or it cannot be told what
                 is mounted.
         """
-        layers = self.layers()
+        return self.usage_by(self.layers(), self.users())
+
+    def usage_by(self, layers: Sequence[LayerInfo], users: Users) -> StoreUsage:
+        """Where the space went, if these are the installed layers and those who use them.
+
+        Raises:
+            StoreError: the directory of the layers cannot be reached.
+        """
         usage = disk_usage(_existing(self._config.layers_dir))
         cached = [layer for layer in layers if layer.cached]
-        users = self.users()
         held = sum(layer.size for layer in cached if users.holders(layer.digest))
         return StoreUsage(
             path=self._config.layers_dir,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -69,12 +70,36 @@ class Counting:
         return len(self.reads)
 
 
-def test_what_is_dear_is_found_out_once_a_second_and_when_its_basis_changes() -> None:
+def test_what_is_dear_is_found_out_once_a_second() -> None:
     clock = FakeClock(NOW)
     recent = Recent(Counting(), clock)
-    basis, other = object(), object()
-    assert [recent.get(basis), recent.get(basis)] == [1, 1]
+    assert [recent.get(), recent.get()] == [1, 1]
     clock.advance(timedelta(seconds=0.9))
-    assert recent.get(basis) == 1
+    assert recent.get() == 1
     clock.advance(timedelta(seconds=0.2))
-    assert [recent.get(basis), recent.get(other), recent.get(other)] == [2, 3, 3]
+    assert [recent.get(), recent.get()] == [2, 2]
+
+
+def test_while_one_finds_it_out_the_others_have_what_was() -> None:
+    clock = FakeClock(NOW)
+    begun, may_end = threading.Event(), threading.Event()
+    values = iter([1, 2])
+
+    def read() -> int:
+        value = next(values)
+        if value == 2:
+            begun.set()
+            assert may_end.wait(30)
+        return value
+
+    recent = Recent(read, clock)
+    assert recent.get() == 1
+    clock.advance(timedelta(seconds=2))
+    found: list[int] = []
+    thread = threading.Thread(target=lambda: found.append(recent.get()))
+    thread.start()
+    assert begun.wait(30)
+    assert recent.get() == 1
+    may_end.set()
+    thread.join()
+    assert [*found, recent.get()] == [2, 2]

@@ -97,7 +97,6 @@ class Node:
         self.config = config
         self.inventory = Inventory(config)
         self.layers = CurrentLayers(self.inventory, config.database)
-        self._usage = Recent(self.inventory.usage, clock)
         self._users = Recent(self.inventory.users, clock)
         self.events = events
         self.metrics = Metrics(clock, __version__)
@@ -151,21 +150,21 @@ class Node:
         return self._manager is not None
 
     def usage(self) -> StoreUsage:
-        """Where the space went, up to a second ago.
+        """Where the space went; who uses it, about a second ago.
 
         Raises:
             StoreError, StorageError: the directory or the database cannot be read.
         """
-        return self._usage.get(self.layers.get())
+        return self.inventory.usage_by(self.layers.get(), self.users())
 
     def users(self) -> Users:
-        """Who uses layers, up to a second ago.
+        """Who uses layers, about a second ago.
 
         Raises:
             StoreError, StorageError: it cannot be told what is mounted; the database cannot be
                 read.
         """
-        return self._users.get(self.layers.get())
+        return self._users.get()
 
     # The desired state
 

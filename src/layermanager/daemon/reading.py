@@ -83,6 +83,8 @@ def _is_settled(state: _State) -> bool:
 class Recent(Generic[Value]):
     """What is dear to find out: found out once a second at most, however many want to know.
 
+    While one finds it out anew the others get what was found out before.
+
     Args:
         read: finds it out.
         clock: the time.
@@ -92,21 +94,21 @@ class Recent(Generic[Value]):
         self._read = read
         self._clock = clock
         self._lock = threading.Lock()
-        self._last: tuple[float, object, Value] | None = None
+        self._last: tuple[float, Value] | None = None
 
-    def get(self, basis: object) -> Value:
-        """The value, a second old at most.
-
-        Args:
-            basis: stands for what it is found out from: where it is another object than the last
-                time, the value is found out anew.
-        """
+    def get(self) -> Value:
+        """The value, about a second old at most."""
+        last = self._last
+        if last is not None and (self._is_recent(last[0]) or self._lock.locked()):
+            return last[1]
         with self._lock:
+            last = self._last
+            if last is not None and self._is_recent(last[0]):
+                return last[1]
             now = self._clock.monotonic()
-            if self._last is not None:
-                then, last_basis, value = self._last
-                if last_basis is basis and now - then < _RECENT_SECONDS:
-                    return value
             value = self._read()
-            self._last = now, basis, value
+            self._last = now, value
             return value
+
+    def _is_recent(self, then: float) -> bool:
+        return self._clock.monotonic() - then < _RECENT_SECONDS
