@@ -6,7 +6,7 @@ import os
 import threading
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
@@ -14,9 +14,6 @@ from layermanager.daemon.reading import CurrentLayers, Recent
 from layermanager.inventory import Inventory
 from layermanager.testing.clock import FakeClock
 from manager_fixtures import Node, names_in
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 NOW = datetime(2026, 11, 25, tzinfo=UTC)
 
@@ -36,6 +33,12 @@ def age(node: Node) -> None:
         path = f"{node.config.database}{suffix}"
         if os.path.exists(path):  # noqa: PTH110 - a text
             os.utime(path, (1_700_000_000, 1_700_000_000))
+
+
+def is_waiting(thread: threading.Thread) -> bool:
+    """Whether a thread sleeps until it is woken."""
+    stat = Path(f"/proc/self/task/{thread.native_id}/stat").read_text()
+    return stat.rpartition(")")[2].split()[0] == "S"
 
 
 def test_without_a_store_there_are_no_layers(node: Node) -> None:
@@ -59,6 +62,37 @@ def test_what_changed_just_now_is_read_again(node: Node) -> None:
         for count in range(1, 20):
             manager.process_desired_layers([node.publish(f"{count:02}")])
             assert len(names_in(layers.get())) == count
+
+
+def test_those_who_wait_share_what_was_read_meanwhile(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A read that began after somebody asked is as good as one of its own."""
+    reads: list[int] = []
+    begun, may_end = threading.Event(), threading.Event()
+
+    def layers(_: Inventory) -> tuple[()]:
+        reads.append(len(reads))
+        begun.set()
+        assert may_end.wait(30)
+        return ()
+
+    monkeypatch.setattr(Inventory, "layers", layers)
+    asked = current(node)
+    with node.manager() as manager:
+        manager.process_desired_layers([])  # so that the database was changed just now
+        threads = [threading.Thread(target=asked.get) for _ in range(20)]
+        threads[0].start()
+        assert begun.wait(30)
+        for thread in threads[1:]:
+            thread.start()
+        while not all(is_waiting(thread) for thread in threads[1:]):
+            pass
+        may_end.set()
+        for thread in threads:
+            thread.join()
+    # The first, and one for all who waited; one may have slept before it asked.
+    assert 2 <= len(reads) < len(threads) / 2
 
 
 @dataclass

@@ -28,6 +28,8 @@ _SETTLED_NANOSECONDS: Final = 100_000_000
 class _Reading:
     layers: Sequence[LayerInfo]
     state: _State
+    is_settled: bool
+    began: int
 
 
 class CurrentLayers:
@@ -54,13 +56,18 @@ class CurrentLayers:
         Raises:
             StorageError: the database cannot be read.
         """
-        with self._lock:  # else all that wait would read the same
-            state = self._state()
-            if self._last is not None and self._last.state == state:
-                return self._last.layers
+        asked = time.monotonic_ns()
+        with self._lock:
+            last = self._last
+            # One that began since then is as good as one of its own: all that waited share it.
+            if last is not None and last.began >= asked:
+                return last.layers
+            began, state = time.monotonic_ns(), self._state()
+            if last is not None and last.is_settled and last.state == state:
+                return last.layers
             layers = self._inventory.layers()
             is_settled = self._state() == state and _is_settled(state)
-            self._last = _Reading(layers, state) if is_settled else None
+            self._last = _Reading(layers, state, is_settled, began)
             return layers
 
     def _state(self) -> _State:
