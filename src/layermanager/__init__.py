@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     )
     from layermanager.manager import LayerManager
     from layermanager.model import (
+        AdoptedLayer,
         ApplyResult,
         DesiredImage,
         DesiredLayer,
@@ -158,6 +159,7 @@ _MODULES = {
     "leases": ("HeldLayer", "Holder", "LayerMount", "Lease", "OverlayBond", "ProcessBond"),
     "manager": ("LayerManager",),
     "model": (
+        "AdoptedLayer",
         "ApplyResult",
         "DesiredImage",
         "DesiredLayer",
@@ -199,6 +201,7 @@ _MODULE_OF = {name: module for module, names in _MODULES.items() for name in nam
 __all__ = [
     "REMOVE_CACHED_LAYERS_PERIOD",
     "Allocator",
+    "AdoptedLayer",
     "ApplyResult",
     "ArchiveError",
     "ByteStream",

@@ -1,7 +1,6 @@
 """Whether a layer is what it was when it was unpacked: its files compared with its index.
 
-The tree is a stranger's, and may be damaged besides: it is walked by directory descriptors, no
-symlink is followed, no fifo and no device is opened. Attributes are compared by the thread that
+The tree is a stranger's, and may be damaged besides. Attributes are compared by the thread that
 reads the index; contents are hashed by several, in batches, so that small files do not cost a
 change of threads each.
 """
@@ -16,6 +15,8 @@ from collections import defaultdict, deque
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+
+from layermanager.directories import Directories, Place, kind_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -32,18 +33,6 @@ _BATCH_FILES: Final = 32
 _BATCH_BYTES: Final = 4 * 1024 * 1024
 _PENDING_BATCHES: Final = 8
 _READ_BYTES: Final = 1024 * 1024
-_OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_OPEN_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_KINDS: Final = {
-    stat.S_IFREG: "file",
-    stat.S_IFDIR: "dir",
-    stat.S_IFLNK: "link",
-    stat.S_IFCHR: "char",
-    stat.S_IFBLK: "block",
-    stat.S_IFIFO: "fifo",
-}
-# The kernel gives every file a label where SELinux is in force; no layer brought it.
-_OF_THE_SYSTEM: Final = frozenset({"security.selinux"})
 
 
 class Problem(enum.StrEnum):
@@ -150,7 +139,7 @@ def compare(
         OSError: the disk cannot be read, beyond a single file.
     """
     names: defaultdict[bytes, set[bytes]] = defaultdict(set)
-    with closing(_Directories(root)) as directories:
+    with closing(Directories(root)) as directories:
         contents = _Contents(threads, cancellation, on_bytes)
         try:
             for entry in entries:
@@ -171,7 +160,7 @@ def compare(
 
 
 def _compare_entry(
-    directories: _Directories, entry: IndexEntry, depth: Depth, contents: _Contents
+    directories: Directories, entry: IndexEntry, depth: Depth, contents: _Contents
 ) -> Iterator[Difference]:
     try:
         yield from _compare_readable_entry(directories, entry, depth, contents)
@@ -180,7 +169,7 @@ def _compare_entry(
 
 
 def _compare_readable_entry(
-    directories: _Directories, entry: IndexEntry, depth: Depth, contents: _Contents
+    directories: Directories, entry: IndexEntry, depth: Depth, contents: _Contents
 ) -> Iterator[Difference]:
     place = directories.place_of(entry.path)
     if place is None:
@@ -192,7 +181,7 @@ def _compare_readable_entry(
     if entry.hard_link:
         yield from _compare_hard_link(directories, entry, state)
         return
-    kind = _KINDS.get(stat.S_IFMT(state.st_mode), "socket")
+    kind = kind_of(state)
     if kind != entry.kind:
         yield Difference(entry.path, Problem.KIND, entry.kind, kind)
         return
@@ -224,7 +213,7 @@ def _attributes(entry: IndexEntry, state: os.stat_result) -> Iterator[tuple[Prob
 
 
 def _compare_hard_link(
-    directories: _Directories, entry: IndexEntry, state: os.stat_result
+    directories: Directories, entry: IndexEntry, state: os.stat_result
 ) -> Iterator[Difference]:
     other = directories.place_of(entry.hard_link)
     other_state = other.state() if other else None
@@ -236,89 +225,18 @@ def _compare_hard_link(
 
 
 def _added(
-    directories: _Directories, directory: bytes, expected: set[bytes]
+    directories: Directories, directory: bytes, expected: set[bytes]
 ) -> Iterator[Difference]:
     try:
-        descriptor = directories.open(directory)
-        if descriptor is None:
+        names = directories.names(directory)
+        if names is None:
             return  # missing, or something else by now: that was told already
-        with os.scandir(descriptor) as entries:
-            names = [os.fsencode(entry.name) for entry in entries]
     except OSError as error:
         yield _unreadable(directory or b".", error)
         return
     for name in sorted(set(names) - expected):
         path = directory + b"/" + name if directory else name
         yield Difference(path, Problem.ADDED, "nothing", "")
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """A name in an open directory, which may be anything or nothing."""
-
-    directory: int
-    name: bytes
-
-    def state(self) -> os.stat_result | None:
-        try:
-            return os.stat(self.name, dir_fd=self.directory, follow_symlinks=False)
-        except FileNotFoundError:
-            return None
-
-    def link(self) -> bytes:
-        return os.readlink(self.name, dir_fd=self.directory)
-
-    def xattrs(self) -> dict[str, bytes]:
-        # There are no calls for these with a directory's descriptor before Linux 6.13.
-        path = b"/proc/self/fd/%d/%b" % (self.directory, self.name)
-        return {
-            name: os.getxattr(path, name, follow_symlinks=False)
-            for name in os.listxattr(path, follow_symlinks=False)
-            if name not in _OF_THE_SYSTEM
-        }
-
-    def open(self) -> int:
-        try:
-            return os.open(self.name, _OPEN_FILE | os.O_NOATIME, dir_fd=self.directory)
-        except PermissionError:  # only a file's owner may read it without a trace
-            return os.open(self.name, _OPEN_FILE, dir_fd=self.directory)
-
-
-class _Directories:
-    """The directories of a tree by their paths; those on the way to the last one stay open."""
-
-    def __init__(self, root: int) -> None:
-        self._root = root
-        self._open: list[tuple[bytes, int]] = []
-
-    def place_of(self, path: bytes) -> _Place | None:
-        """Where *path* is, or would be; None if there is no such directory."""
-        if path == b".":
-            return _Place(self._root, b".")
-        parent, _, name = path.rpartition(b"/")
-        directory = self.open(parent)
-        return None if directory is None else _Place(directory, name)
-
-    def open(self, path: bytes) -> int | None:
-        """A descriptor of a directory, good until the next call; None if it is none."""
-        while self._open and not (path + b"/").startswith(self._open[-1][0] + b"/"):
-            os.close(self._open.pop()[1])
-        at, descriptor = self._open[-1] if self._open else (b"", self._root)
-        for name in path[len(at) :].split(b"/"):
-            if not name:
-                continue
-            try:
-                descriptor = os.open(name, _OPEN_DIRECTORY, dir_fd=descriptor)
-            except (FileNotFoundError, NotADirectoryError):
-                return None
-            at = at + b"/" + name if at else name
-            self._open.append((at, descriptor))
-        return descriptor
-
-    def close(self) -> None:
-        """Close what is open, but for the root."""
-        while self._open:
-            os.close(self._open.pop()[1])
 
 
 class _Contents:
@@ -337,7 +255,7 @@ class _Contents:
         self._batch_bytes = 0
         self._pending: deque[Future[list[Difference]]] = deque()
 
-    def add(self, place: _Place, entry: IndexEntry) -> None:
+    def add(self, place: Place, entry: IndexEntry) -> None:
         """Have the file at *place* hashed soon.
 
         Raises:

@@ -194,13 +194,18 @@ def usage_json(usage: StoreUsage) -> dict[str, object]:
     }
 
 
-def report_json(report: LayerReport, is_repaired: bool) -> dict[str, object]:  # noqa: FBT001 - a fact, not a switch
-    """What came of checking a layer; bytes of names that are no UTF-8 are lone surrogates."""
+def report_json(report: LayerReport, done: str = "") -> dict[str, object]:
+    """What came of checking a layer; bytes of names that are no UTF-8 are lone surrogates.
+
+    Args:
+        report: what was found.
+        done: what was done thereupon, ``repaired`` or ``indexed``; empty: nothing.
+    """
     return {
         "digest": report.layer.digest,
         "layerId": report.layer.layer_id,
         "version": report.layer.version,
-        "status": "repaired" if is_repaired else str(report.status),
+        "status": done or str(report.status),
         "differenceCount": report.count,
         "differences": [
             {

@@ -13,11 +13,12 @@ import logging
 import threading
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Self
 
+from layermanager.adoption import remove_markers, write_index
 from layermanager.bundle import write_bundle
 from layermanager.cancellation import Cancellation
 from layermanager.clock import SystemClock
@@ -27,12 +28,14 @@ from layermanager.errors import (
     LayerNotExistError,
     LayersFailedError,
     NotEnoughSpaceError,
+    UseError,
 )
 from layermanager.images import default_image_sources
 from layermanager.images.record import ImageRecord
 from layermanager.install import Installer
 from layermanager.lock import StoreLock
 from layermanager.model import (
+    AdoptedLayer,
     ApplyResult,
     DesiredImage,
     DesiredLayer,
@@ -146,6 +149,7 @@ class LayerManager:
         self._patience = patience
         self._on_progress = on_progress
         self._observer = observer
+        self._on_step = on_step
         self._cancellation = Cancellation("the layer manager was closed")
         self._operation_lock = threading.Lock()
         self._state_lock = threading.Lock()
@@ -385,6 +389,52 @@ class LayerManager:
             raise LayersFailedError.of([layer.error for layer in failed], result)
         return repaired
 
+    def adopt_layers(
+        self,
+        layers: Iterable[LayerInfo],
+        *,
+        clean_markers: bool = False,
+        cancellation: Cancellation | None = None,
+    ) -> tuple[AdoptedLayer, ...]:
+        """Make the indexes of layers that another program installed, from what they are now.
+
+        Their recorded sizes become those that they have on disk. A layer that has an index is left
+        as it is.
+
+        Args:
+            layers: installed layers.
+            clean_markers: whether the marker files that Aos left where it made whiteouts of them
+                are removed before. Who has such a layer mounted would see them vanish.
+            cancellation: ends it early; it is called, too, when the manager is closed meanwhile.
+
+        Returns:
+            The layers that were adopted.
+
+        Raises:
+            UseError: markers shall be removed from a layer that is in use; nothing was done.
+            LayerNotExistError: a layer is not installed; nothing was done.
+            StoreError: a layer cannot be read; those before it were adopted.
+            StoreBusyError: another process is changing the store; nothing was done.
+            CancelledError: it was cancelled, or the manager closed; what had been done by then
+                stays.
+        """
+        digests = dict.fromkeys(layer.digest for layer in layers)
+        cancellation = cancellation or Cancellation()
+        with self._operation(cancellation):
+            installed = {layer.digest: layer for layer in self._recover()}
+            for digest in digests:
+                if digest not in installed:
+                    raise LayerNotExistError(f"layer {digest} is not installed", digest=digest)
+            strange = [installed[one] for one in digests if not self._store.has_index(one)]
+            held = self._use.users().held(strange) if clean_markers else ()
+            if held:
+                raise UseError(f"in use, so that nothing can be removed from it: {held[0]}")
+            adopted = [
+                self._adopt(layer, cancellation, clean_markers=clean_markers) for layer in strange
+            ]
+            self._tell_allocator(self._storage.get_layers_info(), self._use.users())
+        return tuple(adopted)
+
     # Using
 
     def lease(
@@ -568,6 +618,17 @@ class LayerManager:
             self._tell_allocator(found.complete, users)
             self._spools.take_stock()
             return found.complete
+
+    def _adopt(
+        self, layer: LayerInfo, cancellation: Cancellation, *, clean_markers: bool
+    ) -> AdoptedLayer:
+        with self._store.adoption(layer.digest) as (root, index):
+            markers = remove_markers(root, cancellation, self._on_step) if clean_markers else 0
+            size = write_index(root, index, cancellation, self._on_step)
+            # Before the index is in its place, or nobody would do it any more.
+            sized = replace(layer, size=size)
+            self._storage.add_layer(sized)
+        return AdoptedLayer(sized, markers)
 
     def _tell_allocator(self, layers: Sequence[LayerInfo], users: Users) -> None:
         reclaimable = {

@@ -304,6 +304,19 @@ class Repair:
 
 
 @dataclass(frozen=True, slots=True)
+class AdoptedLayer:
+    """A layer of another program, of which it is known from now on what it is.
+
+    Attributes:
+        layer: the layer, with the size that it has on disk.
+        markers: how many marker files of whiteouts were removed from it.
+    """
+
+    layer: LayerInfo
+    markers: int
+
+
+@dataclass(frozen=True, slots=True)
 class FailedLayer:
     """A desired layer and why it is not installed."""
 

@@ -35,6 +35,8 @@ class Step(enum.StrEnum):
     MAKE_STORE_DIRECTORY = "make store directory"
     STAGE_LAYER = "stage layer"
     STAGE_INDEX = "stage index"
+    REMOVE_MARKERS = "remove markers"
+    WRITE_INDEX = "write index"
     UNPACK = "unpack"
     SYNC_LAYERS = "sync layers"
     SYNC_INDEX = "sync index"

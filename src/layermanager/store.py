@@ -122,6 +122,11 @@ class Store:
         """Where the index of the layer *digest* is, or would be."""
         return index_path(self._index_dir, digest)
 
+    def has_index(self, digest: Digest) -> bool:
+        """Whether it is known what the layer *digest* is."""
+        with _store_errors("cannot reach an index"):
+            return self.index_path_of(digest).exists()
+
     def digests(self) -> list[Digest]:
         """The layers whose directory is there; other files are passed over."""
         found = []
@@ -181,6 +186,37 @@ class Store:
                 self._on_step(Step.PLACE_INDEX)
                 layer.index_path.rename(index_place)
             for directory in (*parents, self.layers_dir, self._index_dir):
+                self._sync_directory(directory)
+
+    @contextmanager
+    def adoption(self, digest: Digest) -> Iterator[tuple[int, int]]:
+        """Descriptors of a layer without an index, and of the file that becomes its index.
+
+        At the end of the context both are on the disk and the index is in its place; after an
+        exception there is none.
+        """
+        staged = self._index_staging / f"{digest.encoded}.{secrets.token_hex(4)}"
+        place = self.index_path_of(digest)
+        with ExitStack() as stack, _store_errors("cannot make an index"):
+            root = os.open(self.path_of(digest), _OPEN_DIRECTORY)
+            stack.callback(os.close, root)
+            self._on_step(Step.MAKE_STORE_DIRECTORY)
+            self._index_staging.mkdir(mode=0o700, exist_ok=True)
+            stack.callback(self._discard, staged)
+            self._on_step(Step.STAGE_INDEX)
+            index = os.open(staged, _CREATE_FILE, 0o644)
+            stack.callback(os.close, index)
+            yield root, index
+            if self._durable:
+                self._on_step(Step.SYNC_LAYERS)
+                linux.sync_file_system(root)
+                self._on_step(Step.SYNC_INDEX)
+                os.fsync(index)
+            self._on_step(Step.MAKE_PARENT_DIRECTORY)
+            place.parent.mkdir(mode=0o755, exist_ok=True)
+            self._on_step(Step.PLACE_INDEX)
+            staged.rename(place)
+            for directory in (place.parent, self._index_dir):
                 self._sync_directory(directory)
 
     @contextmanager

@@ -10,6 +10,7 @@ import contextlib
 import os
 import shutil
 import sqlite3
+import stat
 import threading
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -19,10 +20,13 @@ from typing import TYPE_CHECKING, Any, Final
 from durability.site import Site
 from durability.walk import Fault, Kind, Walk, say
 from foreign_mounts import IN_A_MOUNT_NAMESPACE, mount_command, shell
+from layermanager.adoption import remove_markers
+from layermanager.cancellation import Cancellation
 from layermanager.errors import LayerManagerError, LayersFailedError, MountNotExistError
 from layermanager.model import LayerProgress, Phase, Repair
 from layermanager.space import DiskUsage, Partitions
-from layermanager.steps import Step
+from layermanager.steps import Step, unannounced
+from layermanager.store import index_path
 from layermanager.testing.layers import digest_of
 from layermanager.testing.sources import MemorySource, Mishap
 from manager_fixtures import IMPATIENT, descendants
@@ -270,6 +274,43 @@ def _repair(site: Site, walk: Walk) -> None:
         walk.do(lambda: manager.repair_layers([Repair(layer, source)]))
 
 
+def _with_a_strange_layer(site: Site) -> None:
+    _with_two(site)
+    index = index_path(site.config.index_dir, site.layer("one").digest)
+    index.unlink()
+    _adopt(site, Walk())  # with the size that it is given at this occasion
+    index.unlink()
+
+
+def _adopt(site: Site, walk: Walk) -> None:
+    with site.manager(on_step=walk) as manager:
+        layer = manager.get_layer_info_by_digest(site.layer("one").digest)
+        walk.do(lambda: manager.adopt_layers([layer]))
+
+
+def _with_markers(site: Site) -> None:
+    _with_a_strange_layer(site)
+    directory = _strange_directory(site)
+    (directory / ".wh.gone").touch()
+    os.mknod(directory / "gone", stat.S_IFCHR)
+
+
+def _adopt_without_markers(site: Site, walk: Walk) -> None:
+    with site.manager(on_step=walk) as manager:
+        layer = manager.get_layer_info_by_digest(site.layer("one").digest)
+        walk.do(lambda: manager.adopt_layers([layer], clean_markers=True))
+
+
+def _remove_markers(site: Site) -> None:
+    root = os.open(_strange_directory(site), os.O_RDONLY | os.O_DIRECTORY)
+    remove_markers(root, Cancellation(), unannounced)
+    os.close(root)
+
+
+def _strange_directory(site: Site) -> Path:
+    return site.state().rows[site.layer("one").digest].path
+
+
 # Going on with a transfer
 
 
@@ -489,6 +530,8 @@ SCENARIOS: Final = {
         _with_two_cached, _remove(lambda manager: manager.remove_cached_layers(1 << 40))
     ),
     "repair": _scenario(_with_a_damaged_layer, _repair),
+    "adopt": _scenario(_with_a_strange_layer, _adopt),
+    "adopt without markers": Scenario(_with_markers, _adopt_without_markers, {}, _remove_markers),
     "install in two parts": _scenario(_with_earlier, _apply_in_two_parts, network=_SPOOLING),
     "forget a spool": _scenario(_with_a_spool, _apply("earlier"), network=_SPOOLING),
     "evict a spool": _scenario(

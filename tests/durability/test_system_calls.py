@@ -24,6 +24,8 @@ CALLS = {
     Step.MAKE_STORE_DIRECTORY: {"mkdir", "mkdirat"},
     Step.STAGE_LAYER: {"mkdir", "mkdirat"},
     Step.STAGE_INDEX: {"openat"},
+    Step.REMOVE_MARKERS: {"unlink", "unlinkat", "utimensat"},
+    Step.WRITE_INDEX: {"write"},
     Step.UNPACK: set(),  # what changes the disk is the worker
     Step.SYNC_LAYERS: {"syncfs"},
     Step.SYNC_INDEX: {"fsync"},

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from layermanager.check import Difference, LayerReport
     from layermanager.inventory import CheckProgress, Inventory
-    from layermanager.model import Digest, FailedLayer, LayerInfo, Repair
+    from layermanager.model import AdoptedLayer, Digest, FailedLayer, LayerInfo, Repair
 
 _SECONDS_BETWEEN_LINES: Final = 0.1
 
@@ -39,34 +39,84 @@ _SECONDS_BETWEEN_LINES: Final = 0.1
 @click.option(
     "--repair", is_flag=True, help="Install damaged layers anew, from where they came from."
 )
+@click.option(
+    "--index",
+    is_flag=True,
+    help="Take layers that another program installed for what they are, and verify them from now"
+    " on.",
+)
+@click.option(
+    "--clean-markers",
+    is_flag=True,
+    help="With --index: before that, remove the marker files (.wh.…) that Aos left where it made"
+    " whiteouts of them.",
+)
 @limit_rate_option
 @wait_option
 @json_option
 @click.pass_obj
 def check(
-    settings: Settings, digests: Sequence[str], *, quick: bool, repair: bool, patience: timedelta
+    settings: Settings,
+    digests: Sequence[str],
+    *,
+    quick: bool,
+    repair: bool,
+    index: bool,
+    clean_markers: bool,
+    patience: timedelta,
 ) -> int:
     """Compare installed layers with what they were, file by file.
 
     Without a DIGEST all layers are checked. The status is 1 if a layer is damaged, or cannot be
     verified since another program installed it, and was not repaired.
     """
-    reports = _check(settings.inventory, digests, quick=quick)
-    if not repair:
-        _print(settings, reports, {}, {})
-        return 0 if _all_intact(reports) else 1
-    repaired, failed = _repair(settings, reports, patience)
-    _print(settings, reports, repaired, failed)
-    return 0 if _all_intact(one for one in reports if one.layer.digest not in repaired) else 1
+    if clean_markers and not index:
+        raise click.UsageError("--clean-markers goes with --index")
+    if index and repair:
+        raise click.UsageError("--index keeps layers as they are, and --repair replaces them")
+    layers = _chosen(settings.inventory, digests)
+    adopted: tuple[AdoptedLayer, ...] = ()
+    if index:
+        adopted = with_manager(
+            settings,
+            settings.config,
+            lambda manager: manager.adopt_layers(layers, clean_markers=clean_markers),
+            patience,
+        )
+    done = dict.fromkeys((one.layer.digest for one in adopted), "indexed")
+    others = [layer for layer in layers if layer.digest not in done]
+    reports = _check(settings.inventory, others, quick=quick)
+    failed: Mapping[Digest, FailedLayer] = {}
+    if repair:
+        repaired, failed = _repair(settings, reports, patience)
+        done |= dict.fromkeys(repaired, "repaired")
+    _print(settings, (*_reports_of(adopted), *reports), done, failed)
+    for one in adopted:
+        if one.markers:
+            tell(f"{tables.short_digest(one.layer.digest)}: removed {one.markers} marker files")
+    return 0 if _all_intact(one for one in reports if one.layer.digest not in done) else 1
 
 
-def _check(inventory: Inventory, digests: Sequence[str], *, quick: bool) -> tuple[LayerReport, ...]:
+def _chosen(inventory: Inventory, digests: Sequence[str]) -> tuple[LayerInfo, ...]:
+    layers = inventory.layers()
+    if not digests:
+        return layers
+    return tuple(dict.fromkeys(find(layers, digest) for digest in digests))
+
+
+def _reports_of(adopted: Sequence[AdoptedLayer]) -> Iterator[LayerReport]:
+    from layermanager.check import LayerReport
+
+    for one in adopted:
+        yield LayerReport(one.layer)
+
+
+def _check(
+    inventory: Inventory, layers: Sequence[LayerInfo], *, quick: bool
+) -> tuple[LayerReport, ...]:
     from layermanager.cancellation import Cancellation
     from layermanager.check import Depth
 
-    layers = inventory.layers()
-    if digests:
-        layers = tuple(dict.fromkeys(find(layers, digest) for digest in digests))
     cancellation = Cancellation()
     with _progress_shown() as on_progress:
         try:
@@ -120,31 +170,31 @@ def _all_intact(reports: Iterator[LayerReport] | Sequence[LayerReport]) -> bool:
 def _print(
     settings: Settings,
     reports: Sequence[LayerReport],
-    repaired: Mapping[Digest, LayerInfo],
+    done: Mapping[Digest, str],
     failed: Mapping[Digest, FailedLayer],
 ) -> None:
     if settings.is_json:
         from layermanager.json_documents import report_json
 
-        write_json([report_json(one, one.layer.digest in repaired) for one in reports])
+        write_json([report_json(one, done.get(one.layer.digest, "")) for one in reports])
     else:
-        _print_table(reports, repaired)
+        _print_table(reports, done)
     for failure in failed.values():
         tell(f"error: {tables.short_digest(failure.desired.digest)}: {failure.error}")
     for report in reports:
         digest = report.layer.digest
-        if not _all_intact([report]) and digest not in repaired and digest not in failed:
+        if not _all_intact([report]) and digest not in done and digest not in failed:
             tell(f"hint: {_advice(report)}")
 
 
-def _print_table(reports: Sequence[LayerReport], repaired: Mapping[Digest, LayerInfo]) -> None:
+def _print_table(reports: Sequence[LayerReport], done: Mapping[Digest, str]) -> None:
     if not reports:
         write("no layers are installed")
         return
     rows = []
     for report in reports:
         layer = report.layer
-        status = "repaired" if layer.digest in repaired else str(report.status)
+        status = done.get(layer.digest) or str(report.status)
         rows.append(
             (
                 status,
@@ -177,7 +227,10 @@ def difference_line(difference: Difference) -> str:
 def _advice(report: LayerReport) -> str:
     digest = tables.short_digest(report.layer.digest)
     if not report.has_index:
-        return f"{digest} has no index, as another program installed it: nothing to compare with"
+        return (
+            f"{digest} has no index, as another program installed it; "
+            f"`layermanager check --index {digest}` makes one of what it is now"
+        )
     return f"{digest} can be installed anew with `layermanager check --repair {digest}`"
 
 

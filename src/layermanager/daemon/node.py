@@ -413,7 +413,9 @@ def _check_json(
     reports: Sequence[LayerReport], repaired: Set[Digest], failed: Sequence[FailedLayer]
 ) -> dict[str, object]:
     return {
-        "reports": [report_json(one, one.layer.digest in repaired) for one in reports],
+        "reports": [
+            report_json(one, "repaired" if one.layer.digest in repaired else "") for one in reports
+        ],
         "failed": [
             {"digest": layer.desired.digest, "error": error_json(layer.error)} for layer in failed
         ],

@@ -165,6 +165,21 @@ def _with_resolved_hard_links(lines: list[bytes]) -> Iterator[tuple[bytes, bytes
         yield path, keywords, resolved
 
 
+def file_keywords(size: int, sha256: str) -> bytes:
+    """What the index says of a file besides its attributes."""
+    return b" size=%d sha256digest=%b" % (size, sha256.encode())
+
+
+def link_keywords(target: bytes) -> bytes:
+    """What the index says of a symlink besides its attributes."""
+    return b" link=" + escaped(target)
+
+
+def device_keywords(device: tuple[int, int]) -> bytes:
+    """What the index says of a device besides its attributes."""
+    return b" device=native,%d,%d" % device
+
+
 def read_index(file: BinaryIO, name: str) -> Iterator[IndexEntry]:
     """Read the index in *file*; *name* is what errors call it.
 

@@ -27,7 +27,12 @@ from typing import TYPE_CHECKING, Final
 from layermanager.errors import ArchiveError, LimitExceededError
 from layermanager.removal import remove_tree
 from layermanager.unpack.fields import shown
-from layermanager.unpack.index import Attributes, escaped
+from layermanager.unpack.index import (
+    Attributes,
+    device_keywords,
+    file_keywords,
+    link_keywords,
+)
 from layermanager.unpack.streams import CHUNK_BYTES
 from layermanager.unpack.tar import EntryKind
 
@@ -238,7 +243,7 @@ class TreeWriter:
         self._index.add(directory.path or b".", b"dir", attributes)
         for name in sorted(directory.whiteouts):
             whiteout = Attributes(0, self._rights.owner, 0, {})
-            self._index.add(directory.path_of(name), b"char", whiteout, _device_keyword((0, 0)))
+            self._index.add(directory.path_of(name), b"char", whiteout, device_keywords((0, 0)))
 
     def close(self) -> None:
         """Close the directories that are kept open."""
@@ -392,7 +397,7 @@ class TreeWriter:
             parent.path_of(name),
             b"file",
             Attributes(entry.mode, owner, entry.mtime_ns, xattrs),
-            b" size=%d sha256digest=%b" % (entry.file_size, content.hexdigest().encode()),
+            file_keywords(entry.file_size, content.hexdigest()),
         )
 
     def _write_pieces(self, file: int, pieces: Iterator[memoryview]) -> Hash:
@@ -442,7 +447,7 @@ class TreeWriter:
             self._clear(parent, name)
             os.symlink(entry.link, name, dir_fd=descriptor)
         attributes = self._set_attributes(descriptor, name, entry)
-        self._index.add(parent.path_of(name), b"link", attributes, b" link=" + escaped(entry.link))
+        self._index.add(parent.path_of(name), b"link", attributes, link_keywords(entry.link))
 
     def _write_hard_link(self, parent: _Directory, name: bytes, entry: Entry) -> None:
         *source_parents, source_name = self._names(entry.link) or [b""]
@@ -495,7 +500,7 @@ class TreeWriter:
             self._clear(parent, name)
             os.mknod(name, mode, device, dir_fd=descriptor)
         attributes = self._set_attributes(descriptor, name, entry)
-        keywords = b"" if is_fifo else _device_keyword(entry.device)
+        keywords = b"" if is_fifo else device_keywords(entry.device)
         self._index.add(parent.path_of(name), _INDEX_KINDS[entry.kind], attributes, keywords)
 
     # Markers of removals
@@ -633,10 +638,6 @@ _INDEX_KINDS: Final[Mapping[EntryKind, bytes]] = {
     EntryKind.BLOCK_DEVICE: b"block",
     EntryKind.FIFO: b"fifo",
 }
-
-
-def _device_keyword(device: tuple[int, int]) -> bytes:
-    return b" device=native,%d,%d" % device
 
 
 def _hash_zeros(content: Hash, size: int) -> None:
