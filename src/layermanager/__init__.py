@@ -200,8 +200,8 @@ _MODULE_OF = {name: module for module, names in _MODULES.items() for name in nam
 
 __all__ = [
     "REMOVE_CACHED_LAYERS_PERIOD",
-    "Allocator",
     "AdoptedLayer",
+    "Allocator",
     "ApplyResult",
     "ArchiveError",
     "ByteStream",
