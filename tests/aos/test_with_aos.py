@@ -67,7 +67,7 @@ class Site:
         """Have Aos see to these layers; what it says of all of them, by their names."""
         document = self.working_dir / "desired.json"
         document.write_text(json.dumps([of_aos(layer) for layer in layers]))
-        command = [os.environ["AOS_PEER"], self.config, document]
+        command = [os.environ["AOS_PEER"], str(self.config), str(document)]
         done = subprocess.run(command, check=False, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return {one["LayerID"]: one for one in json.loads(done.stdout)}
