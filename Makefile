@@ -36,7 +36,7 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 bench: $(READY)
-	$(BIN)/python -m bench --update docs/benchmarks.md
+	$(BIN)/python -m bench --update docs/benchmarks.md --json docs/benchmarks.json
 	$(BIN)/python -m bench.fleet --update docs/fleet.md
 
 deb: $(READY)

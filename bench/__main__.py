@@ -18,6 +18,7 @@ from bench.durability import durability
 from bench.fetching import at_a_rate, broken_link, large_file, many_layers
 from bench.installing import in_parallel, one_layer, peak_memory
 from bench.nothing_to_do import nothing_to_do
+from bench.plots import plots
 from bench.profiling import profile
 from bench.pulling import pulling
 from bench.serving import serving
@@ -86,6 +87,8 @@ def main() -> None:
         arguments.json.write_text(report.document(facts, figures, left_out), encoding="utf-8")
     if arguments.update:
         report.update_page(arguments.update, results)
+        for name, picture in plots(figures).items():
+            arguments.update.with_name(name).write_text(picture, encoding="utf-8")
 
 
 def _arguments() -> argparse.Namespace:
@@ -98,7 +101,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=5, help="measurements a side (default 5)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every value there as well")
     parser.add_argument(
-        "--update", type=Path, metavar="PAGE", help="put the results into this Markdown page"
+        "--update",
+        type=Path,
+        metavar="PAGE",
+        help="put the results into this Markdown page, and their plots beside it",
     )
     parser.add_argument(
         "--scratch", type=Path, metavar="DIR", help="where a few GB of room are (default: TMPDIR)"
