@@ -5,7 +5,7 @@ READY := $(VENV)/.ready
 FUZZ_SECONDS ?= 60
 POWER_CUTS ?= 300
 
-.PHONY: run test slow powercut lint format bench fuzz deb openapi clean
+.PHONY: run test slow powercut lint format bench fuzz api deb openapi clean
 
 $(READY): pyproject.toml requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)
@@ -38,6 +38,10 @@ format: $(READY)
 bench: $(READY)
 	$(BIN)/python -m bench --update docs/benchmarks.md --json docs/benchmarks.json
 	$(BIN)/python -m bench.fleet --update docs/fleet.md
+
+api: $(READY)
+	$(BIN)/python -W error -m pdoc --docformat google --output-directory var/api \
+	    layermanager layermanager.client layermanager.testing
 
 deb: $(READY)
 	packaging/build-deb $(BIN)/python

@@ -112,10 +112,32 @@ def needs_docker_registry(needs_openssl: None) -> None:  # noqa: ARG001 - as abo
 
 
 @pytest.fixture(scope="session")
+def needs_crun() -> None:
+    """The container runtime."""
+    if shutil.which("crun") is None:
+        _miss("the program crun")
+
+
+@pytest.fixture(scope="session")
+def needs_programs_of_pages() -> None:
+    """What the documentation's examples use besides."""
+    for program in ("bash", "curl", "fuser", "jq"):
+        if shutil.which(program) is None:
+            _miss(f"the program {program}")
+
+
+@pytest.fixture(scope="session")
 def needs_systemd_analyze() -> None:
     """What checks systemd's units."""
     if shutil.which("systemd-analyze") is None:
         _miss("the program systemd-analyze")
+
+
+@pytest.fixture(scope="session")
+def needs_groff() -> None:
+    """What formats manual pages."""
+    if shutil.which("groff") is None:
+        _miss("the program groff")
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,16 +37,6 @@ WITH_ONE_KIND_OF_CGROUPS = """
 """
 
 pytestmark = pytest.mark.usefixtures("needs_overlay")
-
-
-@pytest.fixture(scope="session")
-def crun() -> str:
-    """The runtime."""
-    if shutil.which("crun") is not None:
-        return "crun"
-    if os.environ.get("LAYERMANAGER_CI") == "1":
-        pytest.fail("this machine lacks crun")
-    pytest.skip("this machine lacks crun")
 
 
 @pytest.fixture
@@ -106,7 +95,7 @@ def output_of(bundle: Path, name: str) -> str:
     return done.stdout
 
 
-@pytest.mark.usefixtures("crun")
+@pytest.mark.usefixtures("needs_crun")
 class TestRunning:
     def test_a_program_of_an_image(self, manager: LayerManager, tmp_path: Path) -> None:
         script = 'echo "$GREETING from $PWD of $HOME" > /srv/said; read x < /srv/said; echo "$x"'

@@ -88,7 +88,7 @@ def _run(arguments: Sequence[str]) -> int:
     # A usage error, too, is told as JSON, though the options were not understood then.
     settings = Settings(is_json="--json" in arguments, log=logging.StreamHandler(sys.stderr))
     try:
-        status = _group.main(
+        status = group.main(
             list(arguments), prog_name="layermanager", standalone_mode=False, obj=settings
         )
     except click.ClickException as error:
@@ -135,7 +135,7 @@ def _run(arguments: Sequence[str]) -> int:
 @json_option
 @click.version_option(__version__)
 @click.pass_obj
-def _group(
+def group(
     settings: Settings,
     config_file: Path | None,
     working_dir: Path | None,
@@ -168,7 +168,7 @@ for _command in (
     using.lease,
     serving.serve,
 ):
-    _group.add_command(_command)
+    group.add_command(_command)
 
 
 def _print_usage_error(error: click.ClickException, settings: Settings) -> None:
