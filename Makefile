@@ -40,8 +40,7 @@ bench: $(READY)
 	$(BIN)/python -m bench.fleet --update docs/fleet.md
 
 api: $(READY)
-	$(BIN)/python -W error -m pdoc --docformat google --output-directory var/api \
-	    layermanager layermanager.client layermanager.testing
+	$(BIN)/python scripts/api_reference.py var/api
 
 deb: $(READY)
 	packaging/build-deb $(BIN)/python
