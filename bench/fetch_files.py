@@ -21,12 +21,12 @@ from layermanager import Cancellation, load_config, read_desired
 from layermanager.clock import SystemClock
 from layermanager.sources import default_sources, opener
 from layermanager.space import Partitions
-from layermanager.spool import Spools
-from layermanager.transfer import Fetcher
+from layermanager.transfer.fetcher import Fetcher
+from layermanager.transfer.spool import Spools
 
 if TYPE_CHECKING:
     from layermanager import Config
-    from layermanager.transfer import Transfer
+    from layermanager.transfer.fetcher import Transfer
 
 
 def main() -> None:

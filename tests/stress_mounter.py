@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from layermanager.errors import MountBusyError, MountError
-from layermanager.overlay import Overlay, mount, mount_by_options, unmount
+from layermanager.use.overlay import Overlay, mount, mount_by_options, unmount
 
 FILES: Final = 20
 LOOKS: Final = 3

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layermanager.addresses import Addresses, Backoff, NextAddress, Retrying
 from layermanager.errors import SourceError, SourceTimeoutError
+from layermanager.transfer.addresses import Addresses, Backoff, NextAddress, Retrying
 
 BACKOFF = Backoff(timedelta(seconds=1), timedelta(seconds=60))
 RETRYING = Retrying(3, BACKOFF)

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from foreign_mounts import IN_A_MOUNT_NAMESPACE, mount_command, shell
 from layermanager.errors import StoreError
-from layermanager.in_use import layers_in, look
 from layermanager.testing.layers import digest_of
+from layermanager.use.in_use import layers_in, look
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

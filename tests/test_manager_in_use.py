@@ -33,7 +33,7 @@ LEASING = """
 import sys
 from pathlib import Path
 from layermanager import Config, LayerNotExistError
-from layermanager.use import open_use
+from layermanager.use.layer_use import open_use
 with open_use(Config(Path(sys.argv[1]))) as use:
     print("ready", flush=True)
     try:

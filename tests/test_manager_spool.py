@@ -21,11 +21,11 @@ from layermanager.desired import desired_to_json
 from layermanager.errors import CancelledError, LayersFailedError, SourceError, StoreError
 from layermanager.model import Repair
 from layermanager.space import DiskUsage, Partitions
-from layermanager.spool import MARK_BYTES
 from layermanager.steps import Step
 from layermanager.testing.fault_server import BUFFER_BYTES, FaultServer
 from layermanager.testing.faults import Drip, Stall, Status, Truncate
 from layermanager.testing.layers import build_package, desired
+from layermanager.transfer.spool import MARK_BYTES
 from manager_fixtures import IMPATIENT, MIB, Node, layer_tar, names_in
 
 if TYPE_CHECKING:

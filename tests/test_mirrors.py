@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from layermanager.config import Registry
-from layermanager.mirrors import addresses, base_url, places
 from layermanager.oci.reference import parse_registry_reference
+from layermanager.transfer.mirrors import addresses, base_url, places
 
 DIGEST = f"sha256:{'0' * 64}"
 REGISTRIES = {

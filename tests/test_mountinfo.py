@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layermanager.mountinfo import Mount, escaped, lower_directories, parse_line
+from layermanager.use.mountinfo import Mount, escaped, lower_directories, parse_line
 
 NAMES = st.binary(min_size=1, max_size=12).map(lambda name: b"/" + name.replace(b"\0", b"0"))
 """Paths with all that is awkward: blanks, colons, commas, backslashes, bytes that are no UTF-8."""

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from foreign_mounts import IN_A_MOUNT_NAMESPACE, mount_command, shell
-from layermanager.namespaces import detached_overlays, mount_tables, own_mounts
-from layermanager.overlay import device_text
+from layermanager.use.namespaces import detached_overlays, mount_tables, own_mounts
+from layermanager.use.overlay import device_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from layermanager.errors import MountBusyError, MountError
-from layermanager.mountinfo import Mount, lower_directories, parse_line
-from layermanager.overlay import (
+from layermanager.use.mountinfo import Mount, lower_directories, parse_line
+from layermanager.use.overlay import (
     MAX_LOWER_DIRECTORIES,
     Overlay,
     device_text,
@@ -26,13 +26,13 @@ from layermanager.overlay import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from layermanager.overlay import Mounter
+    from layermanager.use.overlay import Mounter
 
 AWKWARD = "a:b,c\\d e=f"
 IN_USER_NAMESPACE = """
 import os, sys
 from pathlib import Path
-from layermanager.overlay import Overlay, mount_by_descriptors, mount_by_options
+from layermanager.use.overlay import Overlay, mount_by_descriptors, mount_by_options
 base, way = Path(sys.argv[1]), globals()[sys.argv[2]]
 os.setxattr(base / "top/dir", "user.overlay.opaque", b"y")
 lower = [base / "top", base / "bottom"]

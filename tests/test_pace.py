@@ -9,9 +9,9 @@ import pytest
 
 from layermanager.cancellation import Cancellation
 from layermanager.errors import CancelledError, SourceError, SourceTimeoutError
-from layermanager.pace import RateLimit, TimedStream
 from layermanager.testing.clock import FakeClock, PassingClock
 from layermanager.testing.sources import MemorySource, Mishap
+from layermanager.transfer.pace import RateLimit, TimedStream
 
 if TYPE_CHECKING:
     from layermanager.protocols import ByteStream, Clock

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from layermanager.errors import UseError
-from layermanager.processes import is_process_alive, process_bond
+from layermanager.use.processes import is_process_alive, process_bond
 
 WAITING = "import sys; sys.stdin.read()"
 AWKWARD_NAME = "open('/proc/self/comm', 'w').write(') Z 1 2 ('); print(flush=True);"

@@ -24,9 +24,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from layermanager.errors import ConfigError, IntegrityError, NotEnoughSpaceError, StoreError
 from layermanager.space import DiskUsage, Partitions
-from layermanager.spool import MARK_BYTES, Mark, Spool, Spools
 from layermanager.steps import Step, unannounced
 from layermanager.testing.layers import desired
+from layermanager.transfer.spool import MARK_BYTES, Mark, Spool, Spools
 from manager_fixtures import MIB, RecordingAllocators
 
 if TYPE_CHECKING:

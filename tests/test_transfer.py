@@ -28,12 +28,12 @@ from layermanager.errors import (
 from layermanager.model import DesiredLayer, Digest, Limits
 from layermanager.sources import opener
 from layermanager.space import Partitions
-from layermanager.spool import Spools
 from layermanager.testing.clock import PassingClock
 from layermanager.testing.layers import build_package, compress, desired, digest_of
 from layermanager.testing.observer import RecordingObserver
 from layermanager.testing.sources import Asked, MemorySource, Mishap
-from layermanager.transfer import CHUNK_BYTES, Fetcher, Transfer
+from layermanager.transfer.fetcher import CHUNK_BYTES, Fetcher, Transfer
+from layermanager.transfer.spool import Spools
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -32,12 +32,12 @@ from layermanager.errors import (
 from layermanager.model import Limits
 from layermanager.sources import opener
 from layermanager.space import DiskUsage, Partitions
-from layermanager.spool import MARK_BYTES, Spools
 from layermanager.steps import Step, unannounced
 from layermanager.testing.clock import PassingClock
 from layermanager.testing.layers import build_package, desired
 from layermanager.testing.sources import Asked, MemorySource, Mishap
-from layermanager.transfer import CHUNK_BYTES, Fetcher
+from layermanager.transfer.fetcher import CHUNK_BYTES, Fetcher
+from layermanager.transfer.spool import MARK_BYTES, Spools
 from manager_fixtures import MIB
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from layermanager.model import DesiredLayer
     from layermanager.steps import OnStep
-    from layermanager.transfer import Transfer
+    from layermanager.transfer.fetcher import Transfer
 
 URL: Final = "memory://host/layer"
 MIRROR: Final = "memory://mirror/layer"

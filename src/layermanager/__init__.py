@@ -103,7 +103,7 @@ if TYPE_CHECKING:
     from layermanager.space import Partitions
     from layermanager.steps import Step
     from layermanager.storage import SqliteLayerStorage
-    from layermanager.use import HeldLease, MountedLayers
+    from layermanager.use.layer_use import HeldLease, MountedLayers
 
 __version__ = "0.1.0"
 
@@ -194,7 +194,7 @@ _MODULES = {
     "space": ("Partitions",),
     "steps": ("Step",),
     "storage": ("SqliteLayerStorage",),
-    "use": ("HeldLease", "MountedLayers"),
+    "use.layer_use": ("HeldLease", "MountedLayers"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from layermanager.protocols import Allocator, Space, SpaceAllocator
     from layermanager.steps import OnStep
     from layermanager.store import StagedLayer, Store
-    from layermanager.transfer import Fetcher, Transfer
+    from layermanager.transfer.fetcher import Fetcher, Transfer
     from layermanager.unpack.client import Unpacker
     from layermanager.unpack.messages import Unpacked
 

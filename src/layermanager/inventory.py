@@ -37,7 +37,7 @@ from layermanager.storage import (
 )
 from layermanager.store import index_path
 from layermanager.unpack.index import read_index
-from layermanager.use import mounts_among, users_of
+from layermanager.use.layer_use import mounts_among, users_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from layermanager.model import DesiredImage, DesiredLayer, ImageInfo, LayerInfo
     from layermanager.plan import Plan
     from layermanager.unpack.index import IndexEntry
-    from layermanager.use import Users
+    from layermanager.use.layer_use import Users
 
 _Identity: TypeAlias = tuple[int, int] | None
 

@@ -19,7 +19,6 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Self
 
 from layermanager.adoption import remove_markers, write_index
-from layermanager.bundle import write_bundle
 from layermanager.cancellation import Cancellation
 from layermanager.clock import SystemClock
 from layermanager.errors import (
@@ -52,13 +51,14 @@ from layermanager.plan import expired, oldest_to_free, plan, reconcile
 from layermanager.protocols import RemembersSources, Transactional
 from layermanager.sources import default_sources, opener
 from layermanager.space import Partitions
-from layermanager.spool import Spools
 from layermanager.steps import unannounced
 from layermanager.storage import SqliteLayerStorage
 from layermanager.store import Store
-from layermanager.transfer import Fetcher
+from layermanager.transfer.fetcher import Fetcher
+from layermanager.transfer.spool import Spools
 from layermanager.unpack.client import Unpacker
-from layermanager.use import LayerUse
+from layermanager.use.bundle import write_bundle
+from layermanager.use.layer_use import LayerUse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -80,7 +80,7 @@ if TYPE_CHECKING:
         SpaceAllocator,
     )
     from layermanager.steps import OnStep
-    from layermanager.use import HeldLease, MountedLayers, Users
+    from layermanager.use.layer_use import HeldLease, MountedLayers, Users
 
 _LOGGER: Final = logging.getLogger(__name__)
 _NOT_AT_ALL: Final = timedelta(0)

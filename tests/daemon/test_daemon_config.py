@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from layermanager.addresses import Backoff
 from layermanager.config import load_config
 from layermanager.daemon.config import DaemonConfig, TcpConfig, load_daemon_config
 from layermanager.errors import ConfigError
 from layermanager.oci.reference import RegistryReference
+from layermanager.transfer.addresses import Backoff
 
 TCP = {"address": "::", "port": 1, "certificate": "/c", "key": "/k", "tokenFile": "/t"}
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from daemon_fixtures import daemon
 
-from layermanager.addresses import Backoff
 from layermanager.cli.run import run
 from layermanager.client import ApiError
 from layermanager.config import Network, Registry
@@ -20,6 +19,7 @@ from layermanager.oci.reference import parse_reference
 from layermanager.testing import docker_registry
 from layermanager.testing.layers import desired
 from layermanager.testing.web import Answer, LayerServer
+from layermanager.transfer.addresses import Backoff
 from manager_fixtures import Node, layer_tar
 
 if TYPE_CHECKING:

@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layermanager.addresses import Backoff
 from layermanager.daemon.config import DesiredStateConfig
 from layermanager.daemon.following import Follower, FollowStatus, PollResult, PollSchedule
 from layermanager.daemon.state_sources import Fetched
 from layermanager.errors import SourceError, StoreError
 from layermanager.testing.clock import FakeClock
+from layermanager.transfer.addresses import Backoff
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -20,9 +20,9 @@ from durability.users import USAGES, apply, empty
 from durability.volumes import disk, free_bytes, full, settle, tmpfs
 from durability.walk import Kind
 from layermanager.errors import LayerManagerError, LayersFailedError, NotEnoughSpaceError
-from layermanager.spool import MARK_BYTES
 from layermanager.steps import Step
 from layermanager.testing.sources import MemorySource
+from layermanager.transfer.spool import MARK_BYTES
 from manager_fixtures import IMPATIENT, MIB, descendants
 
 if TYPE_CHECKING:

@@ -37,8 +37,8 @@ from layermanager.check import Status
 from layermanager.errors import LayerManagerError
 from layermanager.inventory import Inventory
 from layermanager.space import Partitions
-from layermanager.spool import Mark, Spools
 from layermanager.testing.layers import desired
+from layermanager.transfer.spool import Mark, Spools
 from manager_fixtures import Node
 
 if TYPE_CHECKING:
@@ -47,8 +47,8 @@ if TYPE_CHECKING:
 
     from durability.power import FileSystem
     from layermanager.model import DesiredLayer, LayerInfo
-    from layermanager.spool import Spool
     from layermanager.testing.trees import FileState
+    from layermanager.transfer.spool import Spool
 
     Content = tuple[Mapping[bytes, FileState], bytes]
 

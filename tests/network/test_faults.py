@@ -29,7 +29,6 @@ from layermanager.errors import (
 from layermanager.model import Limits
 from layermanager.sources import default_sources, opener
 from layermanager.space import Partitions
-from layermanager.spool import Spools
 from layermanager.testing.fault_server import BUFFER_BYTES, FaultServer
 from layermanager.testing.faults import (
     CloseBeforeAnswer,
@@ -56,7 +55,8 @@ from layermanager.testing.faults import (
 )
 from layermanager.testing.layers import build_package, compress, desired
 from layermanager.testing.tls import Authority
-from layermanager.transfer import Fetcher
+from layermanager.transfer.fetcher import Fetcher
+from layermanager.transfer.spool import Spools
 from manager_fixtures import Node, layer_tar, names_in
 from network.scripts import fault_scripts, interruptions
 

@@ -60,7 +60,7 @@ def test_closing_ends_the_wait_for_the_next_try(tmp_path: Path) -> None:
                 waiting.set()
 
     handler = Telling()
-    logging.getLogger("layermanager.attempts").addHandler(handler)
+    logging.getLogger("layermanager.transfer.attempts").addHandler(handler)
     raised: list[BaseException] = []
     try:
         with FaultServer([Status(503)]) as server:
@@ -80,7 +80,7 @@ def test_closing_ends_the_wait_for_the_next_try(tmp_path: Path) -> None:
             thread.join(SOON)
             assert not thread.is_alive()
     finally:
-        logging.getLogger("layermanager.attempts").removeHandler(handler)
+        logging.getLogger("layermanager.transfer.attempts").removeHandler(handler)
     assert [type(error) for error in raised] == [CancelledError]
     node.assert_has([])
 

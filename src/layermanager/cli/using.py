@@ -58,7 +58,7 @@ def mount(
     The uppermost LAYER comes first. A layer is named by its digest, which may be shortened, or by
     its name. NAME is what `umount` unmounts it by.
     """
-    from layermanager.use import open_use
+    from layermanager.use.layer_use import open_use
 
     references = _references(settings, layers)
     with open_use(settings.config) as use:
@@ -97,8 +97,8 @@ def bundle(
     The image is mounted on DIRECTORY/rootfs, until `umount`. ARGUMENTS, after a --, are those of
     the command instead of the image's.
     """
-    from layermanager.bundle import write_bundle
-    from layermanager.use import open_use
+    from layermanager.use.bundle import write_bundle
+    from layermanager.use.layer_use import open_use
 
     with open_use(settings.config) as use:
         mounted = write_bundle(
@@ -126,7 +126,7 @@ def bundle(
 @click.pass_obj
 def umount(settings: Settings, name: str, *, lazy: bool) -> None:
     """Unmount what was mounted as NAME, and throw away what is to be thrown away."""
-    from layermanager.use import open_use
+    from layermanager.use.layer_use import open_use
 
     with open_use(settings.config) as use:
         use.umount(name, lazy=lazy)
@@ -161,7 +161,7 @@ def add(
     process: int | None,
 ) -> None:
     """Keep layers, or those of an image, and print what the lease is released by."""
-    from layermanager.use import open_use
+    from layermanager.use.layer_use import open_use
 
     references = _references(settings, layers)
     with open_use(settings.config) as use:
@@ -210,7 +210,7 @@ def list_leases(settings: Settings) -> None:
 @click.pass_obj
 def release(settings: Settings, lease_id: str) -> None:
     """End a lease."""
-    from layermanager.use import open_use
+    from layermanager.use.layer_use import open_use
 
     with open_use(settings.config) as use:
         use.release_lease(lease_id)

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Final, TypeAlias
 from urllib.parse import urlsplit
 
-from layermanager.addresses import Backoff
 from layermanager.daemon.server import ServerLimits
 from layermanager.daemon.verifying import DOCUMENT, SIGNATURE
 from layermanager.documents import DocumentError, JsonObject, parse
 from layermanager.errors import ConfigError, InvalidReferenceError
 from layermanager.logs import LogFormat
 from layermanager.oci.reference import RegistryReference, parse_reference
+from layermanager.transfer.addresses import Backoff
 from layermanager.urls import shown
 
 DEFAULT_SOCKET: Final = Path("/run/layermanager/api.sock")

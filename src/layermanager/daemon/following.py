@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime, timedelta
 
-    from layermanager.addresses import Backoff
     from layermanager.daemon.config import DesiredStateConfig
     from layermanager.daemon.state_sources import StateSource
     from layermanager.protocols import Clock
+    from layermanager.transfer.addresses import Backoff
 
 _LOGGER: Final = logging.getLogger(__name__)
 

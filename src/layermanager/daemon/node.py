@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from layermanager.model import Digest, FailedLayer, LayerInfo, LayerProgress, StoreUsage
     from layermanager.observer import Removal
     from layermanager.protocols import Clock
-    from layermanager.use import Users
+    from layermanager.use.layer_use import Users
 
 _LOGGER: Final = logging.getLogger(__name__)
 _SECONDS_BETWEEN_STARTS: Final = 5.0

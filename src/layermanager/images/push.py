@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from layermanager.attempts import Attempts
 from layermanager.cancellation import Cancellation
 from layermanager.clock import SystemClock
 from layermanager.documents import JsonObject, parse
@@ -22,6 +21,7 @@ from layermanager.oci.manifest import (
 )
 from layermanager.oci.reference import parse_reference, registry_reference
 from layermanager.registry.upload import Blob, Repository
+from layermanager.transfer.attempts import Attempts
 
 if TYPE_CHECKING:
     from collections.abc import Callable

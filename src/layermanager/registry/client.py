@@ -17,13 +17,13 @@ from urllib.parse import urlencode, urlsplit
 
 from layermanager.documents import DocumentError, JsonObject, parse
 from layermanager.errors import ConfigError, IntegrityError, InvalidDigestError
-from layermanager.mirrors import base_url
 from layermanager.model import Digest
-from layermanager.pace import read_first
 from layermanager.registry.challenge import ChallengeError, parse_challenges
 from layermanager.sources.client import Place
 from layermanager.sources.credentials import bearer
 from layermanager.sources.http import refusal, stream_of
+from layermanager.transfer.mirrors import base_url
+from layermanager.transfer.pace import read_first
 from layermanager.urls import shown
 
 if TYPE_CHECKING:

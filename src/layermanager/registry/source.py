@@ -10,9 +10,7 @@ import hashlib
 import logging
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from layermanager.attempts import Attempts
 from layermanager.errors import IntegrityError, ManifestError, SourceError
-from layermanager.mirrors import places
 from layermanager.model import Digest
 from layermanager.oci.manifest import (
     CONFIG_TYPES,
@@ -26,6 +24,8 @@ from layermanager.oci.manifest import (
 from layermanager.oci.reference import parse_reference, registry_reference
 from layermanager.registry.client import check_told_digest
 from layermanager.sources.http import open_stream, stream_of
+from layermanager.transfer.attempts import Attempts
+from layermanager.transfer.mirrors import places
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -15,14 +15,14 @@ from layermanager.daemon.problems import RefusedError
 from layermanager.daemon.schema import reference
 from layermanager.daemon.schemas import FLAG, NAME, array_of
 from layermanager.json_documents import lease_json, mount_json
-from layermanager.use import open_use
+from layermanager.use.layer_use import open_use
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from layermanager.daemon.api import Call
     from layermanager.daemon.node import Node
-    from layermanager.use import LayerUse
+    from layermanager.use.layer_use import LayerUse
 
 
 def _leases(node: Node, _: Call) -> Answer:

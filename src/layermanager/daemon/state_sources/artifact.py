@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from layermanager.daemon.state_sources import Fetched
 from layermanager.errors import IntegrityError, InvalidDigestError, ManifestError, SourceError
-from layermanager.mirrors import places
 from layermanager.model import Digest
 from layermanager.oci.artifact import SIGNATURE_TYPE, STATE_TYPE, find_document
 from layermanager.oci.manifest import (
@@ -23,6 +22,7 @@ from layermanager.oci.manifest import (
 )
 from layermanager.registry.client import TOLD_DIGEST
 from layermanager.sources.http import stream_of
+from layermanager.transfer.mirrors import places
 
 if TYPE_CHECKING:
     from collections.abc import Callable

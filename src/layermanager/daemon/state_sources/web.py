@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from layermanager.daemon.state_sources import Fetched
-from layermanager.pace import read_first
 from layermanager.sources.client import Place
 from layermanager.sources.http import stream_of
+from layermanager.transfer.pace import read_first
 from layermanager.urls import shown
 
 if TYPE_CHECKING:

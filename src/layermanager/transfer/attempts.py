@@ -6,8 +6,8 @@ import logging
 import random
 from typing import TYPE_CHECKING, Final
 
-from layermanager.addresses import Addresses, Backoff, Retrying
 from layermanager.errors import SourceTimeoutError
+from layermanager.transfer.addresses import Addresses, Backoff, Retrying
 from layermanager.urls import shown
 
 if TYPE_CHECKING:

@@ -28,7 +28,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
-from layermanager import overlay
 from layermanager.clock import SystemClock
 from layermanager.errors import (
     LeaseNotExistError,
@@ -38,7 +37,6 @@ from layermanager.errors import (
     StoreError,
     UseError,
 )
-from layermanager.in_use import Look, look
 from layermanager.leases import (
     Bond,
     HeldLayer,
@@ -50,14 +48,16 @@ from layermanager.leases import (
     is_over,
     tag_of,
 )
-from layermanager.namespaces import own_mounts
-from layermanager.overlay import Overlay
 from layermanager.plan import find_image, find_layers
-from layermanager.processes import boot_name, is_process_alive, process_bond
 from layermanager.protocols import HoldsLeases, RemembersImages, Transactional
 from layermanager.removal import remove_tree
 from layermanager.steps import Step, unannounced
 from layermanager.storage import SqliteLayerStorage
+from layermanager.use import overlay
+from layermanager.use.in_use import Look, look
+from layermanager.use.namespaces import own_mounts
+from layermanager.use.overlay import Overlay
+from layermanager.use.processes import boot_name, is_process_alive, process_bond
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -67,9 +67,9 @@ if TYPE_CHECKING:
 
     from layermanager.config import Config
     from layermanager.model import Digest, ImageInfo, LayerInfo
-    from layermanager.overlay import Mounter
     from layermanager.protocols import Clock, LayerStorage
     from layermanager.steps import OnStep
+    from layermanager.use.overlay import Mounter
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 _ALL_USERS: Final = ["0", "0", "4294967295"]

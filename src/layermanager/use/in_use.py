@@ -27,14 +27,14 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from layermanager.errors import StoreError
 from layermanager.leases import Holder
-from layermanager.mountinfo import OVERLAY, Mount, lower_directories
-from layermanager.namespaces import detached_overlays, mount_tables
-from layermanager.overlay import device_text
+from layermanager.use.mountinfo import OVERLAY, Mount, lower_directories
+from layermanager.use.namespaces import detached_overlays, mount_tables
+from layermanager.use.overlay import device_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from layermanager.namespaces import DetachedOverlay, MountTable
+    from layermanager.use.namespaces import DetachedOverlay, MountTable
 
     Directories: TypeAlias = Mapping[tuple[int, int], str]
 

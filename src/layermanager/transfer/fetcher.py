@@ -19,7 +19,6 @@ import random
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Final
 
-from layermanager.attempts import Attempts
 from layermanager.errors import (
     ArchiveError,
     IntegrityError,
@@ -29,10 +28,11 @@ from layermanager.errors import (
     SourceError,
     StoreError,
 )
-from layermanager.mirrors import addresses
 from layermanager.observer import UNOBSERVED
-from layermanager.pace import RateLimit, TimedStream
-from layermanager.spool import Mark
+from layermanager.transfer.attempts import Attempts
+from layermanager.transfer.mirrors import addresses
+from layermanager.transfer.pace import RateLimit, TimedStream
+from layermanager.transfer.spool import Mark
 from layermanager.urls import shown
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from layermanager.observer import Observer
     from layermanager.protocols import ByteStream, Clock
     from layermanager.sources import OpenStream
-    from layermanager.spool import Spool, Spools
+    from layermanager.transfer.spool import Spool, Spools
 
 _LOGGER: Final = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from layermanager.model import ImageInfo
-    from layermanager.use import LayerUse, MountedLayers
+    from layermanager.use.layer_use import LayerUse, MountedLayers
 
 _READ: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 _MOST_BYTES: Final = 1 << 20

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 
 from layermanager import linux
 from layermanager.errors import MountBusyError, MountError
-from layermanager.mountinfo import OVERLAY, escaped
+from layermanager.use.mountinfo import OVERLAY, escaped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

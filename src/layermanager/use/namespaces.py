@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Final
 
 from layermanager import linux
 from layermanager.errors import StoreError
-from layermanager.mountinfo import Mount, parse_line
-from layermanager.overlay import device_text, with_own_directory
+from layermanager.use.mountinfo import Mount, parse_line
+from layermanager.use.overlay import device_text, with_own_directory
 
 # There is much to look at, again and again: paths are texts here, which takes a tenth of the time.
 # ruff: noqa: PTH112, PTH116, PTH208
