@@ -84,6 +84,8 @@ def desired_to_json(layer: DesiredLayer) -> dict[str, object]:
 
 
 def _read_state(state: JsonObject) -> list[DesiredLayer | DesiredImage]:
+    if "digest" in state.members:
+        raise DocumentError("one layer; expected an array of layers: put [ and ] around it")
     state.refuse_others(_STATE_KEYS)
     if not state.members:
         raise DocumentError("expected an array, or an object with layers or images")

@@ -229,14 +229,9 @@ def find_layers(
 def _layers_of(
     reference: str, installed: Sequence[LayerInfo], images: Sequence[ImageInfo]
 ) -> Iterable[LayerInfo]:
-    found = [layer for layer in installed if reference in (layer.digest, layer.layer_id)]
-    if len(found) > 1:
-        found = [layer for layer in found if not layer.cached] or found
-    if len(found) > 1:
-        digests = ", ".join(layer.digest for layer in found)
-        raise UseError(f"several layers are called {reference}: name one by its digest: {digests}")
-    if found:
-        return found
+    layer = find_layer(reference, installed)
+    if layer is not None:
+        return [layer]
     try:
         image = find_image(reference, images)
     except (ImageNotExistError, InvalidReferenceError):
@@ -245,6 +240,21 @@ def _layers_of(
         ) from None
     by_digest = {layer.digest: layer for layer in installed}
     return [by_digest[digest] for digest in reversed(image.layers)]
+
+
+def find_layer(name: str, installed: Iterable[LayerInfo]) -> LayerInfo | None:
+    """The one of the *installed* layers that has this name or digest; of several the desired one.
+
+    Raises:
+        UseError: several have the name, and that does not decide it.
+    """
+    found = [layer for layer in installed if name in (layer.digest, layer.layer_id)]
+    if len(found) > 1:
+        found = [layer for layer in found if not layer.cached] or found
+    if len(found) > 1:
+        digests = ", ".join(layer.digest for layer in found)
+        raise UseError(f"several layers are called {name}: name one by its digest: {digests}")
+    return found[0] if found else None
 
 
 def find_image(reference: str, images: Iterable[ImageInfo]) -> ImageInfo:

@@ -10,6 +10,7 @@ import signal
 import sqlite3
 import sys
 import threading
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from cli_fixtures import CommandLine, busy, write_desired
 from layermanager import __version__
 from layermanager.cli.tables import columns_of, size_text
 from layermanager.clock import SystemClock
+from layermanager.desired import desired_to_json
 from layermanager.testing.clock import FakeClock
 from layermanager.testing.layers import LayerBuilder, build_package, compress, desired
 from layermanager.testing.web import LayerServer
@@ -355,6 +357,37 @@ def test_show_by_the_beginning_of_the_digest(
     }
 
 
+def test_show_and_check_by_name(
+    node: Node, layermanager: CommandLine, base: DesiredLayer, app: DesiredLayer
+) -> None:
+    installed(node, base, app)
+    assert layermanager("show", "app", "--json").document["digest"] == app.digest
+    assert [one["layerId"] for one in layermanager("check", "app", "--json").document] == ["app"]
+
+
+def test_of_several_of_a_name_the_desired_one_is_shown(
+    node: Node, layermanager: CommandLine
+) -> None:
+    old, new = (replace(node.publish(name), layer_id="app") for name in ("old", "new"))
+    installed(node, old)
+    installed(node, new)
+    assert layermanager("show", "app", "--json").document["digest"] == new.digest
+    installed(node, old, new)
+    assert "several layers are called app" in layermanager("show", "app").err
+
+
+def test_one_layer_instead_of_an_array_of_them(
+    node: Node, layermanager: CommandLine, base: DesiredLayer, tmp_path: Path
+) -> None:
+    """As ``pack`` prints it."""
+    installed(node, base)
+    path = tmp_path / "app.json"
+    path.write_text(json.dumps(desired_to_json(base)))
+    finished = layermanager("apply", path)
+    assert finished.status == 2
+    assert "one layer; expected an array of layers: put [ and ] around it" in finished.err
+
+
 def test_show_a_cached_layer(node: Node, layermanager: CommandLine, base: DesiredLayer) -> None:
     installed(node, base)
     installed(node, ago=timedelta(days=10, hours=1))
@@ -489,7 +522,7 @@ def test_show_what(layermanager: CommandLine) -> None:
     finished = layermanager("show")
 
     assert finished.status == 2
-    assert "Missing argument 'DIGEST|REFERENCE'" in finished.err
+    assert "Missing argument 'LAYER|REFERENCE'" in finished.err
 
 
 # df

@@ -208,6 +208,9 @@ def test_an_image_is_shown(layermanager: CommandLine, layout: str) -> None:
     assert shown["state"].startswith("desired, here for")
     assert shown["layers"].startswith(digest_of(BASE))
     assert finished.lines[-1].split()[0] == digest_of(image("one").layers[1])
+    finished = layermanager("show", f"{layout}:1", "--files")
+    assert finished.status == 2
+    assert "--files is for a layer" in finished.err
     document = layermanager("show", f"{layout}:1", "--json").document
     assert document["config"]["config"] == RUN
     layermanager("apply", f"{layout}:2")
@@ -217,9 +220,8 @@ def test_an_image_is_shown(layermanager: CommandLine, layout: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (["registry:5000/app:1"], 1, "image registry:5000/app:1 is not installed"),
+        (["registry:5000/app:1"], 1, "no layer and no image registry:5000/app:1 is installed"),
         (["App"], 2, "not a reference to an image"),
-        (["registry:5000/app:1", "--files"], 2, "--files is for a layer"),
     ],
 )
 def test_an_image_that_is_not_there(

@@ -34,7 +34,7 @@ _SECONDS_BETWEEN_LINES: Final = 0.1
 
 
 @click.command("check", cls=kinds.PatientCommand)
-@click.argument("digests", metavar="[DIGEST]...", nargs=-1)
+@click.argument("names", metavar="[LAYER]...", nargs=-1)
 @click.option("--quick", is_flag=True, help="Compare all but the content of files.")
 @click.option(
     "--repair", is_flag=True, help="Install damaged layers anew, from where they came from."
@@ -57,7 +57,7 @@ _SECONDS_BETWEEN_LINES: Final = 0.1
 @click.pass_obj
 def check(
     settings: Settings,
-    digests: Sequence[str],
+    names: Sequence[str],
     *,
     quick: bool,
     repair: bool,
@@ -67,14 +67,15 @@ def check(
 ) -> int:
     """Compare installed layers with what they were, file by file.
 
-    Without a DIGEST all layers are checked. The status is 1 if a layer is damaged, or cannot be
-    verified since another program installed it, and was not repaired.
+    Without a LAYER, a name or the beginning of a digest, all are checked. The status is 1 if a
+    layer is damaged, or cannot be verified since another program installed it, and was not
+    repaired.
     """
     if clean_markers and not index:
         raise click.UsageError("--clean-markers goes with --index")
     if index and repair:
         raise click.UsageError("--index keeps layers as they are, and --repair replaces them")
-    layers = _chosen(settings.inventory, digests)
+    layers = _chosen(settings.inventory, names)
     adopted: tuple[AdoptedLayer, ...] = ()
     if index:
         adopted = with_manager(
@@ -97,11 +98,11 @@ def check(
     return 0 if _all_intact(one for one in reports if one.layer.digest not in done) else 1
 
 
-def _chosen(inventory: Inventory, digests: Sequence[str]) -> tuple[LayerInfo, ...]:
+def _chosen(inventory: Inventory, names: Sequence[str]) -> tuple[LayerInfo, ...]:
     layers = inventory.layers()
-    if not digests:
+    if not names:
         return layers
-    return tuple(dict.fromkeys(find(layers, digest) for digest in digests))
+    return tuple(dict.fromkeys(find(layers, name) for name in names))
 
 
 def _reports_of(adopted: Sequence[AdoptedLayer]) -> Iterator[LayerReport]:

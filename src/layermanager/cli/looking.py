@@ -15,14 +15,14 @@ from layermanager.cli import tables
 from layermanager.cli.output import write, write_json, write_pairs, write_table
 from layermanager.cli.settings import Settings, json_option
 from layermanager.cli.using import list_mounts
-from layermanager.errors import InvalidDigestError, LayerNotExistError
+from layermanager.errors import ImageNotExistError, InvalidDigestError, LayerNotExistError
 
 # The library is imported by the commands that need it: `--help` answers without SQLite, and `ls`
 # without the HTTP client.
 # ruff: noqa: PLC0415
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from layermanager.model import ImageInfo, LayerInfo
     from layermanager.unpack.index import IndexEntry
@@ -72,7 +72,7 @@ def ls(settings: Settings, *, images: bool, mounts: bool) -> None:
 
 
 @click.command("show")
-@click.argument("name", metavar="DIGEST|REFERENCE", required=False)
+@click.argument("name", metavar="LAYER|REFERENCE", required=False)
 @click.option("--files", is_flag=True, help="List the layer's files, from its index.")
 @click.option("--jail", is_flag=True, help="Show what confines the unpacker on this node.")
 @json_option
@@ -80,21 +80,22 @@ def ls(settings: Settings, *, images: bool, mounts: bool) -> None:
 def show(settings: Settings, name: str | None, *, files: bool, jail: bool) -> None:
     """Show one layer, or one image, in detail.
 
-    A layer is named by its digest, which may be shortened to as much of its beginning as is
-    unambiguous; an image by its reference.
+    A layer is named by its name, or by its digest, which may be shortened to as much of its
+    beginning as is unambiguous; an image by its reference.
     """
     if jail:
         _print_jail(settings)
         return
     if name is None:
-        raise click.UsageError("Missing argument 'DIGEST|REFERENCE'.")
+        raise click.UsageError("Missing argument 'LAYER|REFERENCE'.")
     inventory = settings.inventory
-    if not _DIGEST.fullmatch(name):
+    layer = _find_layer(inventory.layers(), name)
+    if layer is None:
+        image = _find_image(inventory.images(), name)
         if files:
-            raise click.UsageError("--files is for a layer, which is named by its digest")
-        _print_image(settings, _find_image(inventory.images(), name))
+            raise click.UsageError("--files is for a layer, and this is an image")
+        _print_image(settings, image)
         return
-    layer = find(inventory.layers(), name)
     if files:
         _print_files(settings, inventory.files(layer.digest))
     elif settings.is_json:
@@ -157,13 +158,22 @@ def df(settings: Settings) -> None:
     write_pairs(rows)
 
 
-def find(layers: Iterable[LayerInfo], text: str) -> LayerInfo:
-    """The one layer whose digest begins with *text*, with or without its algorithm.
+def find(layers: Sequence[LayerInfo], text: str) -> LayerInfo:
+    """The one layer that is called *text*, or whose digest begins so.
 
     Raises:
-        InvalidDigestError: *text* is too short, or several begin so.
+        UseError: several are called so.
+        InvalidDigestError: *text* is too short for a digest, or several begin so.
         LayerNotExistError: none does.
     """
+    layer = _find_layer(layers, text)
+    if layer is None:
+        raise LayerNotExistError(f"layer {text} is not installed")
+    return layer
+
+
+def _find_by_digest(layers: Iterable[LayerInfo], text: str) -> LayerInfo:
+    """The one layer whose digest begins with *text*, with or without its algorithm."""
     algorithm, _, digits = text.rpartition(":")
     if len(digits) < _SHORTEST_PREFIX:
         raise InvalidDigestError(f"{text}: at least {_SHORTEST_PREFIX} digits are needed")
@@ -180,11 +190,24 @@ def find(layers: Iterable[LayerInfo], text: str) -> LayerInfo:
     return found[0]
 
 
+def _find_layer(layers: Sequence[LayerInfo], text: str) -> LayerInfo | None:
+    """The layer that is called *text*, or whose digest begins so; None if it is no digest."""
+    from layermanager.plan import find_layer
+
+    named = find_layer(text, layers)
+    if named is not None or not _DIGEST.fullmatch(text):
+        return named
+    return _find_by_digest(layers, text)
+
+
 def _find_image(images: Iterable[ImageInfo], text: str) -> ImageInfo:
     """The image that is called *text* at a shell."""
     from layermanager.plan import find_image
 
-    return find_image(kinds.image_reference(text), images)
+    try:
+        return find_image(kinds.image_reference(text), images)
+    except ImageNotExistError as error:
+        raise LayerNotExistError(f"no layer and no image {text} is installed") from error
 
 
 def _print_image(settings: Settings, image: ImageInfo) -> None:
