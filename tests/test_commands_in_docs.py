@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -20,17 +19,13 @@ from layermanager.desired import desired_to_json
 from layermanager.testing import docker_registry
 from layermanager.testing.images import build_image, layout_files, write_files
 from manager_fixtures import Node, layer_tar
+from pages import PAGES, PROJECT, commands
 from test_bundle import shell_layer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
-PROJECT: Final = Path(__file__).parents[1]
-PAGES: Final = (
-    "README.md",
-    "CONTRIBUTING.md",
-    *sorted(f"docs/{p.name}" for p in PROJECT.glob("docs/*.md")),
-)
 RUN_BELOW: Final = {"README.md", "docs/mounts.md", "docs/operations.md", "docs/aos.md"}
 WITH_ONE_KIND_OF_CGROUPS: Final = """
     umount --recursive /sys/fs/cgroup
@@ -54,14 +49,6 @@ ELSEWHERE: Final = {
     "layermanager serve": "it does not end; the daemon of `ask` is it",
 }
 """Commands that are run by others, or cannot be run here: how they begin, and why."""
-
-
-def commands(page: str) -> list[str]:
-    """The commands in the ``console`` blocks of a page, without their comments."""
-    text = (PROJECT / page).read_text()
-    blocks = re.findall(r"```console\n(.*?)```", text, re.DOTALL)
-    lines = [line for block in blocks for line in block.splitlines()]
-    return [re.sub(r"\s+#\s.*", "", line[2:]) for line in lines if re.match(r"[$#] ", line)]
 
 
 def reason(command: str) -> str | None:
@@ -211,6 +198,11 @@ def test_readme(desk: Desk) -> None:
             ),
         },
     )
+    (program,) = re.findall(r"```python\n(.*?)```", (PROJECT / "README.md").read_text(), re.DOTALL)
+    (desk.base / "program.py").write_text(
+        program.replace("/var/lib/layermanager", str(desk.base / "store"))
+    )
+    assert "/layers/sha256/" in desk.run("python program.py")
 
 
 @pytest.mark.usefixtures("needs_overlay", "needs_crun")

@@ -22,7 +22,12 @@ from durability.walk import Fault, Kind, Walk, say
 from foreign_mounts import IN_A_MOUNT_NAMESPACE, mount_command, shell
 from layermanager.adoption import remove_markers
 from layermanager.cancellation import Cancellation
-from layermanager.errors import LayerManagerError, LayersFailedError, MountNotExistError
+from layermanager.errors import (
+    LayerManagerError,
+    LayersFailedError,
+    MountNotExistError,
+    UseError,
+)
 from layermanager.model import LayerProgress, Phase, Repair
 from layermanager.space import DiskUsage, Partitions
 from layermanager.steps import Step, unannounced
@@ -296,9 +301,16 @@ def _with_markers(site: Site) -> None:
 
 
 def _adopt_without_markers(site: Site, walk: Walk) -> None:
+    def adopt() -> None:
+        # What a test beside this one has just unmounted may have files of the same numbers.
+        with contextlib.suppress(UseError):
+            manager.adopt_layers([layer], clean_markers=True)
+            return
+        adopt()
+
     with site.manager(on_step=walk) as manager:
         layer = manager.get_layer_info_by_digest(site.layer("one").digest)
-        walk.do(lambda: manager.adopt_layers([layer], clean_markers=True))
+        walk.do(adopt)
 
 
 def _remove_markers(site: Site) -> None:

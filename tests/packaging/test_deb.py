@@ -20,6 +20,7 @@ from layermanager.client import UnreachableError
 from layermanager.desired import desired_to_json
 from layermanager.testing.layers import LayerBuilder, compress, desired
 from machine import Machine, booted, in_root
+from pages import commands
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -234,6 +235,18 @@ def test_what_a_node_without_mounts_may_have_besides(service: Machine) -> None:
         assert service.run("sh", "-c", f"> /proc/{service.service('MainPID')}/root/x").returncode
         assert service.client.layer(layer.digest).layer_id == "inside"
         assert service.journal("--priority=warning", f"_PID={service.service('MainPID')}") == ""
+
+
+def test_the_commands_of_the_page(service: Machine) -> None:
+    """Of ``docs/deployment.md``, as far as they are the node's."""
+    shown = [
+        command.replace("layermanager_0.1.0_amd64.deb", "/root/layermanager.deb")
+        for command in commands("docs/deployment.md")
+        if not command.startswith("make ")
+    ]
+    assert len(shown) == 4
+    for command in shown:
+        service.call("sh", "-c", command)
 
 
 def test_an_upgrade_goes_on_with_what_was(service: Machine) -> None:
