@@ -40,7 +40,7 @@ bench: $(READY)
 	$(BIN)/python -m bench.fleet --update docs/fleet.md
 
 api: $(READY)
-	$(BIN)/python scripts/api_reference.py var/api
+	$(BIN)/python scripts/api_reference.py dist/api
 
 deb: $(READY)
 	packaging/build-deb $(BIN)/python
