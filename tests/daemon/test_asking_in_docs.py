@@ -58,7 +58,7 @@ class Desk:
         assert alias is not None
         curl = alias[1].replace("/run/layermanager/api.sock", str(self.served.config.socket))
         if arguments.startswith(ENDLESS):
-            curl += " --max-time 0.5"
+            curl += " --max-time 3"
         done = subprocess.run(
             ["sh", "-c", f"{curl} --write-out '\n%{{http_code}}' {arguments}"],
             check=False,
