@@ -104,7 +104,6 @@ def remove_markers(root: int, cancellation: Cancellation, on_step: OnStep) -> in
 def _remove_markers_in(
     directories: Directories, path: bytes, directory: _File, on_step: OnStep
 ) -> int:
-    is_opaque = directory.place.xattrs().get(_OPAQUE_XATTR) == b"y"
     descriptor = directories.open(path)
     names = directories.names(path)
     if descriptor is None or names is None:
@@ -112,6 +111,7 @@ def _remove_markers_in(
     markers = [name for name in names if name.startswith(_PREFIX)]
     if not markers:
         return 0
+    is_opaque = directory.place.xattrs().get(_OPAQUE_XATTR) == b"y"
     states = {name: os.stat(name, dir_fd=descriptor, follow_symlinks=False) for name in names}
     devices = {name for name, state in states.items() if _is_whiteout(state)}
     removable = []

@@ -18,7 +18,6 @@ from datetime import timedelta
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Self
 
-from layermanager.adoption import remove_markers, write_index
 from layermanager.cancellation import Cancellation
 from layermanager.clock import SystemClock
 from layermanager.errors import (
@@ -622,6 +621,9 @@ class LayerManager:
     def _adopt(
         self, layer: LayerInfo, cancellation: Cancellation, *, clean_markers: bool
     ) -> AdoptedLayer:
+        # Here and not above: it is done once in the life of a node, if at all.
+        from layermanager.adoption import remove_markers, write_index  # noqa: PLC0415
+
         with self._store.adoption(layer.digest) as (root, index):
             markers = remove_markers(root, cancellation, self._on_step) if clean_markers else 0
             size = write_index(root, index, cancellation, self._on_step)
