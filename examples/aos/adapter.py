@@ -2,9 +2,9 @@
 
     python examples/aos/adapter.py /etc/aos/aos_servicemanager.cfg < desired-layers.json
 
-Standard input is the array of desired layers as Aos sends it; a document with a key ``layers`` will
-do as well. On standard output is a line each time that the status of a layer changes, an array with
-all layers as Aos's unit status has them. The exit status is 1 if a layer could not be installed.
+Standard input is the array of desired layers as Aos sends it. On standard output is a line each
+time that the status of a layer changes, an array with all layers as Aos's unit status has them. The
+exit status is 1 if a layer could not be installed.
 
 An orchestrator that embeds the library does the same with a ``report`` of its own.
 """
@@ -18,18 +18,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from layermanager import (
-    DesiredLayer,
     LayerManager,
     LayersFailedError,
     Phase,
     load_config,
-    read_desired_state,
+    read_desired,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from layermanager import Config, LayerManagerError, LayerProgress
+    from layermanager import Config, DesiredLayer, LayerManagerError, LayerProgress
 
     Report = Callable[[Sequence[dict[str, object]]], None]
 
@@ -113,8 +112,7 @@ def make_desired(config: Config, layers: Sequence[DesiredLayer], report: Report)
 
 def main() -> int:
     """Do it once, for what standard input desires."""
-    desired = read_desired_state(sys.stdin.buffer.read(), "standard input")
-    layers = [layer for layer in desired if isinstance(layer, DesiredLayer)]
+    layers = read_desired(sys.stdin.buffer.read(), "standard input")
     return 0 if make_desired(load_config(Path(sys.argv[1])), layers, print_line) else 1
 
 
