@@ -50,6 +50,13 @@ def _miss(what: str) -> NoReturn:
     pytest.skip(f"this machine lacks {what}")
 
 
+def _require_programs(*names: str) -> None:
+    """Skip or fail the test that asks unless this machine has the programs."""
+    for name in names:
+        if shutil.which(name) is None:
+            _miss(f"the program {name}")
+
+
 # A shell has what it starts in the background ignore the one, and nohup(1) the other; and so would
 # all that tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -91,8 +98,7 @@ def needs_devices(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(scope="session")
 def needs_openssl() -> None:
     """The program that makes certificates."""
-    if shutil.which("openssl") is None:
-        _miss("the program openssl")
+    _require_programs("openssl")
 
 
 @pytest.fixture(scope="session")
@@ -114,37 +120,31 @@ def needs_docker_registry(needs_openssl: None) -> None:  # noqa: ARG001 - as abo
 @pytest.fixture(scope="session")
 def needs_crun() -> None:
     """The container runtime."""
-    if shutil.which("crun") is None:
-        _miss("the program crun")
+    _require_programs("crun")
 
 
 @pytest.fixture(scope="session")
 def needs_programs_of_pages() -> None:
     """What the documentation's examples use besides."""
-    for program in ("bash", "curl", "fuser", "jq"):
-        if shutil.which(program) is None:
-            _miss(f"the program {program}")
+    _require_programs("bash", "curl", "fuser", "jq")
 
 
 @pytest.fixture(scope="session")
 def needs_systemd_analyze() -> None:
     """What checks systemd's units."""
-    if shutil.which("systemd-analyze") is None:
-        _miss("the program systemd-analyze")
+    _require_programs("systemd-analyze")
 
 
 @pytest.fixture(scope="session")
 def needs_groff() -> None:
     """What formats manual pages."""
-    if shutil.which("groff") is None:
-        _miss("the program groff")
+    _require_programs("groff")
 
 
 @pytest.fixture(scope="session")
 def needs_dpkg() -> None:
     """What builds Debian's packages."""
-    if shutil.which("dpkg-deb") is None:
-        _miss("the program dpkg-deb")
+    _require_programs("dpkg-deb")
 
 
 @pytest.fixture(scope="session")
@@ -158,9 +158,7 @@ def needs_debootstrap() -> None:
 @pytest.fixture(scope="session")
 def needs_chromium() -> None:
     """The browser, and what drives it."""
-    for program in ("chromium", "chromedriver"):
-        if shutil.which(program) is None:
-            _miss(f"the program {program}")
+    _require_programs("chromium", "chromedriver")
 
 
 @contextmanager

@@ -24,19 +24,24 @@ def call(*command: str | Path) -> str:
     return done.stdout.strip()
 
 
+def debootstrap(release: str, root: Path, *options: str) -> None:
+    """Make the smallest Debian in *root*."""
+    # What it mounts and starts goes away with the namespaces, whichever way it ends.
+    alone = ("unshare", "--mount", "--pid", "--fork", "--kill-child")
+    bootstrap = ("debootstrap", "--variant=minbase", *options, release, str(root))
+    done = subprocess.run((*alone, *bootstrap), capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        pytest.skip(f"debootstrap cannot fetch {release}: {done.stdout[-200:]}")
+
+
 def debian_layout(base: Path) -> Path:
     """A layout with the smallest Debian, and a second layer that removes its documentation."""
     layout, bundle = base / "layout", base / "bundle"
     call("umoci", "init", "--layout", layout)
     call("umoci", "new", "--image", f"{layout}:1")
     call("umoci", "unpack", "--image", f"{layout}:1", bundle)
-    # What it mounts and starts goes away with the namespaces, whichever way it ends.
-    alone = ("unshare", "--mount", "--pid", "--fork", "--kill-child")
-    bootstrap = ("debootstrap", "--variant=minbase", "bookworm", bundle / "rootfs")
     call("debootstrap", "--version")
-    done = subprocess.run((*alone, *bootstrap), capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        pytest.skip(f"debootstrap cannot fetch Debian: {done.stdout[-200:]}")
+    debootstrap("bookworm", bundle / "rootfs")
     repack = ("umoci", "repack", "--refresh-bundle", "--image", f"{layout}:1", bundle)
     call(*repack)
     shutil.rmtree(bundle / "rootfs/usr/share/doc")

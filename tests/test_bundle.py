@@ -33,7 +33,7 @@ ALONE = ("unshare", "--mount", "--propagation", "private", "sh", "-e", "-c")
 WITH_ONE_KIND_OF_CGROUPS = """
     umount --recursive /sys/fs/cgroup
     mount -t cgroup2 none /sys/fs/cgroup
-    exec crun --cgroup-manager=disabled run --bundle "$0" "$1"
+    exec "$0" --cgroup-manager=disabled "$@"
 """
 
 pytestmark = pytest.mark.usefixtures("needs_overlay")
@@ -86,7 +86,7 @@ def install(
 def output_of(bundle: Path, name: str) -> str:
     """What the container prints."""
     done = subprocess.run(
-        [*ALONE, WITH_ONE_KIND_OF_CGROUPS, bundle, name],
+        [*ALONE, WITH_ONE_KIND_OF_CGROUPS, "crun", "run", "--bundle", bundle, name],
         check=False,
         capture_output=True,
         text=True,

@@ -21,19 +21,13 @@ from layermanager.testing import docker_registry
 from layermanager.testing.images import build_image, layout_files, write_files
 from manager_fixtures import Node, layer_tar
 from pages import PAGES, PROJECT, commands
-from test_bundle import shell_layer
+from test_bundle import ALONE, WITH_ONE_KIND_OF_CGROUPS, shell_layer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
 RUN_BELOW: Final = {"README.md", "docs/mounts.md", "docs/operations.md", "docs/aos.md"}
-WITH_ONE_KIND_OF_CGROUPS: Final = """
-    umount --recursive /sys/fs/cgroup
-    mount -t cgroup2 none /sys/fs/cgroup
-    exec "$0" --cgroup-manager=disabled "$@"
-"""
-ALONE: Final = ("unshare", "--mount", "--propagation", "private", "sh", "-e", "-c")
 ELSEWHERE: Final = {
     "make run": "CI runs it",
     "make test": "CI runs it",

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from debian_image import debootstrap
 from layermanager.client import UnreachableError
 from layermanager.desired import desired_to_json
 from layermanager.testing.layers import LayerBuilder, compress, desired
@@ -59,16 +60,7 @@ def root(
     """A small Debian's root file system, in which the package and a layer were installed."""
     root = tmp_path_factory.mktemp("machine") / "root"
     release = platform.freedesktop_os_release()["VERSION_CODENAME"]
-    options = ("--variant=minbase", f"--include={PACKAGES}")
-    alone = ("unshare", "--mount", "--pid", "--fork", "--kill-child")
-    done = subprocess.run(
-        [*alone, "debootstrap", *options, release, root],
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode != 0:
-        pytest.skip(f"debootstrap cannot fetch {release}: {done.stdout[-200:]}")
+    debootstrap(release, root, f"--include={PACKAGES}")
     shutil.copy(package, root / "root/layermanager.deb")
     in_root(root, "dpkg", "--install", "/root/layermanager.deb")
     layer = publish(root, "first", LayerBuilder().file("motd", b"hello").tar())
