@@ -78,20 +78,17 @@ class Node:
     def files(self) -> dict[str, Mapping[bytes, FileState]]:
         """Every layer that is on disk, file by file."""
         return {
-            f"{algorithm.name}:{path.name}": snapshot(path)
-            for algorithm in self.config.layers_dir.iterdir()
-            if not algorithm.name.startswith(".")
-            for path in algorithm.iterdir()
+            f"{path.parent.name}:{path.name}": snapshot(path)
+            for path in self.config.layers_dir.glob("*/*")
+            if not path.parent.name.startswith(".") and "." not in path.name
         }
 
     def leftovers(self) -> list[Path]:
-        """What lies in staging and trash."""
+        """What lies in staging and trash, and beside a layer."""
+        places = (".staging/*", ".trash/*", "[!.]*/*.*")
         return [
-            path
-            for directory in (self.config.layers_dir, self.config.index_dir)
-            for place in (".staging", ".trash")
-            if (directory / place).exists()
-            for path in (directory / place).iterdir()
+            *(path for place in places for path in self.config.layers_dir.glob(place)),
+            *self.config.index_dir.glob(".staging/*"),
         ]
 
     def assert_has(self, desired_layers: Iterable[DesiredLayer | str]) -> None:

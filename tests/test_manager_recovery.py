@@ -79,9 +79,9 @@ def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
 
 
 def make_stale(node: Node) -> None:
-    """Leave what interrupted operations leave: in staging, in the trash, and unrecorded."""
-    layers_dir = node.config.layers_dir
-    for place in (".staging/one.1", ".staging/two.2", ".trash/three.3", f"sha256/{'0' * 64}"):
+    """Leave what interrupted operations leave: on the way in or out, and unrecorded."""
+    layers_dir, unrecorded = node.config.layers_dir, f"sha256/{'0' * 64}"
+    for place in (".staging/one.1", ".trash/three.3", f"{unrecorded}.0123abcd", unrecorded):
         (layers_dir / place / "deep/er").mkdir(parents=True)
         (layers_dir / place / "deep/file").write_text("left over")
         (layers_dir / place / "deep").chmod(0o500)

@@ -120,10 +120,12 @@ class TestCommit:
             fill(staged, content="new")
             store.commit([staged])
             assert (staged.path / "dir/file").read_text() == "old"
-        assert seen[seen.index((Step.PLACE_LAYER, "old")) + 1] == (Step.KEEP_TIME, "new")
-        assert {content for _, content in seen} == {"old", "new"}
+        placed = seen.index((Step.PLACE_LAYER, "old")) + 1
+        assert {content for _, content in seen[:placed]} == {"old"}
+        assert {content for _, content in seen[placed:]} == {"new"}
         assert store.index_path_of(ONE).read_text() == "new"
         assert list((store.layers_dir / ".staging").iterdir()) == []
+        assert list((store.layers_dir / "sha256").iterdir()) == [place]
 
     def test_a_place_that_is_taken_by_a_file_is_made_free(self, store: Store) -> None:
         store.path_of(ONE).parent.mkdir()
@@ -227,6 +229,23 @@ class TestSweep:
         commit(store, ONE)
         assert store.sweep() == 0
         assert store.digests() == [ONE]
+
+    def test_what_was_to_replace_a_layer_goes(self, store: Store) -> None:
+        commit(store, ONE)
+        growing = store.path_of(ONE).with_name(f"{ONE.encoded}.0123abcd")
+        (growing / "deep").mkdir(parents=True)
+        assert store.digests() == [ONE]
+        assert store.sweep() == 1
+        assert not growing.exists()
+        assert store.digests() == [ONE]
+
+    @pytest.mark.parametrize("name", ["lost+found", f"{ONE.encoded}.tar", "a.0123abcd"])
+    def test_what_is_somebody_elses_stays(self, store: Store, name: str) -> None:
+        commit(store, ONE)
+        other = store.path_of(ONE).with_name(name)
+        other.mkdir()
+        assert store.sweep() == 0
+        assert other.exists()
 
     def test_an_index_that_grew_goes(self, store: Store, tmp_path: Path) -> None:
         staging = tmp_path / "index/.staging"

@@ -42,7 +42,6 @@ class Step(enum.StrEnum):
     SYNC_INDEX = "sync index"
     MAKE_PARENT_DIRECTORY = "make parent directory"
     PLACE_LAYER = "place layer"
-    KEEP_TIME = "keep time"
     PLACE_INDEX = "place index"
     SYNC_DIRECTORY = "sync directory"
     REMOVE_INDEX = "remove index"

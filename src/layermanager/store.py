@@ -4,6 +4,7 @@
 
     <layersDir>/
         sha256/<hex>/            a layer: complete, verified, never changed
+        sha256/<hex>.<random>/   a layer that grows to replace the one beside it
         .staging/<hex>.<random>/ a layer that grows; becomes one of the above by a rename
         .trash/<hex>.<random>/   a layer that is being removed; came here by a rename
     <workingDir>/index/
@@ -12,16 +13,17 @@
 
 A layer is in its place or not there at all, since only renames make and unmake it. It *counts*
 when the storage has a row for it besides: the row comes after the directory and goes before it.
-What lies in ``.staging`` and ``.trash``, and layers without a row, are leftovers of a crash and are
-swept. What has come into use by a mount is put back, or stays until it is unmounted: a rename
-takes nothing from those who use it. Aos's own manager removes all ``<layersDir>/*/*`` that its
-database does not name, so these two disappear there as well.
+What lies in ``.staging`` and ``.trash``, what was to replace a layer, and layers without a row, are
+leftovers of a crash and are swept. What has come into use by a mount is put back, or stays until it
+is unmounted: a rename takes nothing from those who use it. Aos's own manager removes all
+``<layersDir>/*/*`` that its database does not name, so that all these disappear there as well.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 import secrets
 import threading
 from contextlib import ExitStack, contextmanager
@@ -35,7 +37,7 @@ from layermanager.removal import remove_tree
 from layermanager.steps import Step, unannounced
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from layermanager.steps import OnStep
@@ -45,6 +47,7 @@ _LOGGER: Final = logging.getLogger(__name__)
 _STAGING: Final = ".staging"
 _TRASH: Final = ".trash"
 _INDEX_SUFFIX: Final = ".mtree.gz"
+_REPLACEMENT: Final = re.compile(r"[0-9a-f]{64,128}\.[0-9a-f]{8}")
 _CREATE_FILE: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 _OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
@@ -107,7 +110,7 @@ class Store:
         self._trash = layers_dir / _TRASH
         self._is_in_use = is_in_use
         self._replaced: set[Path] = set()
-        self._emptying = threading.Lock()
+        self._sweeping = threading.Lock()  # one thread at a time, or they would hinder each other
         with _store_errors("cannot make the directories of the store"):
             for directory in (working_dir, layers_dir, index_dir):
                 self._make_directories(directory)
@@ -143,25 +146,22 @@ class Store:
     def stage(self, digest: Digest) -> Iterator[StagedLayer]:
         """Make an empty directory for a layer to grow in; it is discarded unless committed by then.
 
-        Only its owner may enter it as long as it grows.
+        Only its owner may enter it as long as it grows. It is beside the layer that it is to
+        replace, if there is one: XFS takes an exchange between two directories for a change of what
+        is exchanged. The time of that could be set back, but not in the same moment.
         """
-        name = f"{digest.encoded}.{secrets.token_hex(4)}"
-        path, index = self._staging / name, self._index_staging / name
+        place = self.path_of(digest)
         with ExitStack() as stack:
             with _store_errors("cannot make a directory for a new layer"):
-                for staging in (self._staging, self._index_staging):
-                    self._on_step(Step.MAKE_STORE_DIRECTORY)
-                    staging.mkdir(mode=0o700, exist_ok=True)
+                self._make_staging(self._staging)
+                path = _new_name(place.parent if place.exists() else self._staging, digest)
                 stack.callback(self._discard, path)
                 self._on_step(Step.STAGE_LAYER)
                 path.mkdir(mode=0o700)
-                stack.callback(self._discard, index)
                 descriptor = os.open(path, _OPEN_DIRECTORY)
                 stack.callback(os.close, descriptor)
                 block_bytes = os.fstatvfs(descriptor).f_frsize
-                self._on_step(Step.STAGE_INDEX)
-                index_descriptor = os.open(index, _CREATE_FILE, 0o644)
-                stack.callback(os.close, index_descriptor)
+                index, index_descriptor = self._stage_index(digest, stack)
             yield StagedLayer(digest, path, descriptor, block_bytes, index, index_descriptor)
 
     def commit(self, staged: Sequence[StagedLayer]) -> None:
@@ -170,22 +170,17 @@ class Store:
         All their files are synced first, by one call for the whole group; then they are renamed;
         then the renames are synced. When this returns, no power cut can take them away, and until
         then no row names them. A layer that is in its place already is replaced at one moment; its
-        old files are then in staging.
+        old files are then where the new ones grew.
         """
         with _store_errors("cannot commit"):
-            self._sync_layers(staged)
-            parents = set()
+            self._sync(staged[0].descriptor, [layer.index_descriptor for layer in staged])
             for layer in staged:
-                place, index_place = self.path_of(layer.digest), self.index_path_of(layer.digest)
-                for directory in (place.parent, index_place.parent):
-                    self._on_step(Step.MAKE_PARENT_DIRECTORY)
-                    directory.mkdir(mode=0o755, exist_ok=True)
-                    parents.add(directory)
                 # In this order an index without its layer cannot be left behind.
-                self._place(layer, place)
-                self._on_step(Step.PLACE_INDEX)
-                layer.index_path.rename(index_place)
-            for directory in (*parents, self.layers_dir, self._index_dir):
+                self._place(layer)
+                self._place_index(layer.index_path, layer.digest)
+            places = {self.path_of(layer.digest).parent for layer in staged}
+            places |= {self.index_path_of(layer.digest).parent for layer in staged}
+            for directory in (*places, self.layers_dir, self._index_dir):
                 self._sync_directory(directory)
 
     @contextmanager
@@ -195,28 +190,14 @@ class Store:
         At the end of the context both are on the disk and the index is in its place; after an
         exception there is none.
         """
-        staged = self._index_staging / f"{digest.encoded}.{secrets.token_hex(4)}"
-        place = self.index_path_of(digest)
         with ExitStack() as stack, _store_errors("cannot make an index"):
             root = os.open(self.path_of(digest), _OPEN_DIRECTORY)
             stack.callback(os.close, root)
-            self._on_step(Step.MAKE_STORE_DIRECTORY)
-            self._index_staging.mkdir(mode=0o700, exist_ok=True)
-            stack.callback(self._discard, staged)
-            self._on_step(Step.STAGE_INDEX)
-            index = os.open(staged, _CREATE_FILE, 0o644)
-            stack.callback(os.close, index)
+            path, index = self._stage_index(digest, stack)
             yield root, index
-            if self._durable:
-                self._on_step(Step.SYNC_LAYERS)
-                linux.sync_file_system(root)
-                self._on_step(Step.SYNC_INDEX)
-                os.fsync(index)
-            self._on_step(Step.MAKE_PARENT_DIRECTORY)
-            place.parent.mkdir(mode=0o755, exist_ok=True)
-            self._on_step(Step.PLACE_INDEX)
-            staged.rename(place)
-            for directory in (place.parent, self._index_dir):
+            self._sync(root, [index])
+            self._place_index(path, digest)
+            for directory in (self.index_path_of(digest).parent, self._index_dir):
                 self._sync_directory(directory)
 
     @contextmanager
@@ -286,8 +267,24 @@ class Store:
 
     def sweep(self) -> int:
         """Remove what a crash left in staging and trash; return how many layers that were."""
-        self._empty(self._index_staging)
-        return sum(self._empty(place, self._is_mounted) for place in (self._staging, self._trash))
+        with self._sweeping:
+            with _store_errors("cannot clean up"):
+                indexes = _entries(self._index_staging)
+                layers = [
+                    *_entries(self._staging),
+                    *_entries(self._trash),
+                    *self._replacements(),
+                ]
+            for path in indexes:
+                self._remove_tree(path)
+            removed = 0
+            for path in layers:
+                if self._is_mounted(path):
+                    _LOGGER.info("%s is in use by a mount, and stays until that ends", path)
+                    continue
+                self._remove_tree(path)
+                removed += 1
+            return removed
 
     def _make_directories(self, path: Path) -> None:
         """Make *path* and what is missing above it, durably."""
@@ -303,27 +300,50 @@ class Store:
             self._on_step(Step.MAKE_STORE_DIRECTORY)
             self._trash.mkdir(mode=0o700, exist_ok=True)
 
-    def _place(self, layer: StagedLayer, place: Path) -> None:
+    def _make_staging(self, staging: Path) -> None:
+        self._on_step(Step.MAKE_STORE_DIRECTORY)
+        staging.mkdir(mode=0o700, exist_ok=True)
+
+    def _stage_index(self, digest: Digest, stack: ExitStack) -> tuple[Path, int]:
+        """An empty file for an index and its descriptor, until *stack* ends."""
+        self._make_staging(self._index_staging)
+        path = _new_name(self._index_staging, digest)
+        stack.callback(self._discard, path)
+        self._on_step(Step.STAGE_INDEX)
+        descriptor = os.open(path, _CREATE_FILE, 0o644)
+        stack.callback(os.close, descriptor)
+        return path, descriptor
+
+    def _make_parent(self, place: Path) -> None:
+        self._on_step(Step.MAKE_PARENT_DIRECTORY)
+        place.parent.mkdir(mode=0o755, exist_ok=True)
+
+    def _place_index(self, path: Path, digest: Digest) -> None:
+        place = self.index_path_of(digest)
+        self._make_parent(place)
+        self._on_step(Step.PLACE_INDEX)
+        path.rename(place)
+
+    def _place(self, layer: StagedLayer) -> None:
+        place = self.path_of(layer.digest)
+        self._make_parent(place)
         is_taken = place.exists()
-        before = os.fstat(layer.descriptor)
         self._on_step(Step.PLACE_LAYER)
         if not is_taken:
             layer.path.rename(place)
             return
         self._replaced.add(layer.path)
         linux.exchange(os.fsencode(layer.path), os.fsencode(place))
-        # XFS takes an exchange, other than a rename, for a change of the directory itself.
-        self._on_step(Step.KEEP_TIME)
-        os.utime(layer.descriptor, ns=(before.st_atime_ns, before.st_mtime_ns))
 
-    def _sync_layers(self, staged: Sequence[StagedLayer]) -> None:
+    def _sync(self, layer: int, indexes: Iterable[int]) -> None:
+        """Write a *layer*, all others of its file system, and *indexes* to disk; by descriptor."""
         if not self._durable:
             return
         self._on_step(Step.SYNC_LAYERS)
-        linux.sync_file_system(staged[0].descriptor)
-        for layer in staged:
+        linux.sync_file_system(layer)
+        for index in indexes:
             self._on_step(Step.SYNC_INDEX)
-            os.fsync(layer.index_descriptor)  # it may be on another file system
+            os.fsync(index)  # it may be on another file system
 
     def _sync_directory(self, path: Path) -> None:
         if not self._durable:
@@ -337,7 +357,7 @@ class Store:
 
     def _move_to_trash(self, digest: Digest) -> list[Path]:
         """Take a layer out of its place; return where it is then, if it was there."""
-        trashed = self._trash / f"{digest.encoded}.{secrets.token_hex(4)}"
+        trashed = _new_name(self._trash, digest)
         with _store_errors("cannot remove a layer"):
             self._make_trash()  # Aos's manager may have tidied it up
             try:
@@ -356,22 +376,15 @@ class Store:
         """Whether a layer in staging or trash is in use."""
         return self._is_in_use(_encoded(path))
 
-    def _empty(self, directory: Path, is_kept: Callable[[Path], bool] = lambda _: False) -> int:
-        """Remove what is in *directory*; one thread at a time, or they would hinder each other."""
-        with self._emptying:
-            with _store_errors("cannot clean up"):
-                try:
-                    leftovers = list(directory.iterdir())
-                except FileNotFoundError:
-                    return 0
-            removed = 0
-            for path in leftovers:
-                if is_kept(path):
-                    _LOGGER.info("%s is in use by a mount, and stays until that ends", path)
-                    continue
-                self._remove_tree(path)
-                removed += 1
-            return removed
+    def _replacements(self) -> list[Path]:
+        """What grew beside a layer, or was replaced by that."""
+        return [
+            path
+            for algorithm in _subdirectories(self.layers_dir)
+            if not algorithm.startswith(".")
+            for path in (self.layers_dir / algorithm).iterdir()
+            if _REPLACEMENT.fullmatch(path.name)
+        ]
 
     def _discard(self, path: Path) -> None:
         """Remove what is in staging; where the disk refuses that, a sweep is another try.
@@ -402,9 +415,20 @@ def index_path(index_dir: Path, digest: Digest) -> Path:
     return index_dir / digest.algorithm / f"{digest.encoded}{_INDEX_SUFFIX}"
 
 
+def _new_name(directory: Path, digest: Digest) -> Path:
+    return directory / f"{digest.encoded}.{secrets.token_hex(4)}"
+
+
 def _encoded(path: Path) -> str:
     """The hex digits of the digest of what lies in staging or trash."""
     return path.name.partition(".")[0]
+
+
+def _entries(directory: Path) -> list[Path]:
+    try:
+        return list(directory.iterdir())
+    except FileNotFoundError:
+        return []
 
 
 def _subdirectories(path: Path) -> list[str]:

@@ -36,8 +36,10 @@ from durability.work import ABSENT, DESIRED, PART_LIMIT, Fact, Work, publish, st
 from layermanager.check import Status
 from layermanager.errors import LayerManagerError
 from layermanager.inventory import Inventory
+from layermanager.model import Repair
 from layermanager.space import Partitions
 from layermanager.testing.layers import desired
+from layermanager.testing.trees import snapshot
 from layermanager.transfer.spool import Mark, Spools
 from manager_fixtures import Node
 
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
 
     from durability.power import FileSystem
     from layermanager.model import DesiredLayer, LayerInfo
+    from layermanager.steps import Step
     from layermanager.testing.trees import FileState
     from layermanager.transfer.spool import Spool
 
@@ -291,6 +294,29 @@ def test_some_shutdowns(rig: Rig) -> None:
 @on(EXT4, XFS)
 def test_many_shutdowns(rig: Rig, seed: int) -> None:
     with_own_mounts(lambda: shut_down_at_random(rig, seed, times=10))
+
+
+@on(*_ALL)
+def test_a_layer_that_replaces_another_is_whole_from_the_first_moment(rig: Rig) -> None:
+    """It has its own times as well, which XFS would change if it came from another directory."""
+
+    def look(_: Step) -> None:
+        seen.append(snapshot(place) == tree)
+
+    def replace() -> None:
+        with rig.machine.mounted(rig.machine.new_image("image")):
+            with rig.node.manager() as manager:
+                manager.process_desired_layers([layer])
+                installed = manager.get_layer_info_by_digest(layer.digest)
+            with rig.node.manager(on_step=look) as manager:
+                manager.repair_layers([Repair(installed, layer)])
+
+    seen: list[bool] = []
+    layer = rig.layers[-1]
+    place = rig.node.config.layers_dir / layer.digest.algorithm / layer.digest.encoded
+    tree, _ = rig.pristine[layer.digest]
+    with_own_mounts(replace)
+    assert set(seen) == {True}
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,6 @@ CALLS = {
     Step.SYNC_INDEX: {"fsync"},
     Step.MAKE_PARENT_DIRECTORY: {"mkdir", "mkdirat"},
     Step.PLACE_LAYER: {"rename", "renameat", "renameat2"},
-    Step.KEEP_TIME: {"utimensat"},
     Step.PLACE_INDEX: {"rename", "renameat", "renameat2"},
     Step.SYNC_DIRECTORY: {"fsync"},
     Step.REMOVE_INDEX: {"unlink", "unlinkat"},
