@@ -13,7 +13,7 @@ import click
 from layermanager.cli import arguments as kinds
 from layermanager.cli import tables
 from layermanager.cli.changing import with_manager
-from layermanager.cli.looking import find
+from layermanager.cli.names import installed_layer
 from layermanager.cli.output import tell, write, write_json, write_table
 from layermanager.cli.settings import Settings, json_option, limit_rate_option, wait_option
 from layermanager.errors import LayersFailedError
@@ -102,7 +102,7 @@ def _chosen(inventory: Inventory, names: Sequence[str]) -> tuple[LayerInfo, ...]
     layers = inventory.layers()
     if not names:
         return layers
-    return tuple(dict.fromkeys(find(layers, name) for name in names))
+    return tuple(dict.fromkeys(installed_layer(name, layers) for name in names))
 
 
 def _reports_of(adopted: Sequence[AdoptedLayer]) -> Iterator[LayerReport]:

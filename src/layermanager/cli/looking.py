@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
 from datetime import timedelta
 from pathlib import Path
@@ -10,26 +9,23 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from layermanager.cli import arguments as kinds
 from layermanager.cli import tables
+from layermanager.cli.names import image_called, layer_called
 from layermanager.cli.output import write, write_json, write_pairs, write_table
 from layermanager.cli.settings import Settings, json_option
 from layermanager.cli.using import list_mounts
-from layermanager.errors import ImageNotExistError, InvalidDigestError, LayerNotExistError
 
 # The library is imported by the commands that need it: `--help` answers without SQLite, and `ls`
 # without the HTTP client.
 # ruff: noqa: PLC0415
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator
 
     from layermanager.model import ImageInfo, LayerInfo
     from layermanager.unpack.index import IndexEntry
 
 _LONGER_THAN_DEVICES_LIVE: Final = timedelta(days=36500)
-_SHORTEST_PREFIX: Final = 4
-_DIGEST: Final = re.compile(r"(?:sha[0-9]+:?)?[0-9a-f]*", re.ASCII)
 
 
 @click.command("ls")
@@ -89,9 +85,9 @@ def show(settings: Settings, name: str | None, *, files: bool, jail: bool) -> No
     if name is None:
         raise click.UsageError("Missing argument 'LAYER|REFERENCE'.")
     inventory = settings.inventory
-    layer = _find_layer(inventory.layers(), name)
+    layer = layer_called(name, inventory.layers())
     if layer is None:
-        image = _find_image(inventory.images(), name)
+        image = image_called(name, inventory.images())
         if files:
             raise click.UsageError("--files is for a layer, and this is an image")
         _print_image(settings, image)
@@ -156,58 +152,6 @@ def df(settings: Settings) -> None:
     if usage.held:
         rows.insert(6, ("in use", f"{tables.size_text(usage.held)} (cached, not reclaimable)"))
     write_pairs(rows)
-
-
-def find(layers: Sequence[LayerInfo], text: str) -> LayerInfo:
-    """The one layer that is called *text*, or whose digest begins so.
-
-    Raises:
-        UseError: several are called so.
-        InvalidDigestError: *text* is too short for a digest, or several begin so.
-        LayerNotExistError: none does.
-    """
-    layer = _find_layer(layers, text)
-    if layer is None:
-        raise LayerNotExistError(f"layer {text} is not installed")
-    return layer
-
-
-def _find_by_digest(layers: Iterable[LayerInfo], text: str) -> LayerInfo:
-    """The one layer whose digest begins with *text*, with or without its algorithm."""
-    algorithm, _, digits = text.rpartition(":")
-    if len(digits) < _SHORTEST_PREFIX:
-        raise InvalidDigestError(f"{text}: at least {_SHORTEST_PREFIX} digits are needed")
-    found = [
-        layer
-        for layer in layers
-        if algorithm in {"", layer.digest.algorithm} and layer.digest.encoded.startswith(digits)
-    ]
-    if len(found) > 1:
-        digests = ", ".join(tables.short_digest(layer.digest) for layer in found)
-        raise InvalidDigestError(f"{text}: several layers begin so: {digests}")
-    if not found:
-        raise LayerNotExistError(f"layer {text} is not installed")
-    return found[0]
-
-
-def _find_layer(layers: Sequence[LayerInfo], text: str) -> LayerInfo | None:
-    """The layer that is called *text*, or whose digest begins so; None if it is no digest."""
-    from layermanager.plan import find_layer
-
-    named = find_layer(text, layers)
-    if named is not None or not _DIGEST.fullmatch(text):
-        return named
-    return _find_by_digest(layers, text)
-
-
-def _find_image(images: Iterable[ImageInfo], text: str) -> ImageInfo:
-    """The image that is called *text* at a shell."""
-    from layermanager.plan import find_image
-
-    try:
-        return find_image(kinds.image_reference(text), images)
-    except ImageNotExistError as error:
-        raise LayerNotExistError(f"no layer and no image {text} is installed") from error
 
 
 def _print_image(settings: Settings, image: ImageInfo) -> None:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import click
 
 from layermanager.cli import arguments as kinds
+from layermanager.cli import names
 from layermanager.cli.output import write, write_json, write_table
 from layermanager.cli.settings import Settings, json_option
-from layermanager.errors import InvalidReferenceError
 
 # The library is imported by the commands that need it: `--help` answers without SQLite, and `ls`
 # without the HTTP client.
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from layermanager.leases import Lease
-
-_DIGEST_BEGINNING: Final = re.compile(r"(?:sha[0-9]+:)?[0-9a-f]{4,128}", re.ASCII)
 
 
 @click.command("mount")
@@ -60,7 +57,7 @@ def mount(
     """
     from layermanager.use.layer_use import open_use
 
-    references = _references(settings, layers)
+    references = names.references(layers, settings.inventory.layers())
     with open_use(settings.config) as use:
         mounted = use.mount(
             name, references, target=target, upper=upper, work=work, read_only=read_only
@@ -163,7 +160,7 @@ def add(
     """Keep layers, or those of an image, and print what the lease is released by."""
     from layermanager.use.layer_use import open_use
 
-    references = _references(settings, layers)
+    references = names.references(layers, settings.inventory.layers())
     with open_use(settings.config) as use:
         taken = use.lease(references, owner=owner, ttl=ttl, process=process).lease
     if settings.is_json:
@@ -245,30 +242,6 @@ def list_mounts(settings: Settings) -> None:
         ],
         right=frozenset({2}),
     )
-
-
-def _references(settings: Settings, texts: Sequence[str]) -> list[str]:
-    """What the library knows the layers and images by that are called *texts* at a shell."""
-    from layermanager.cli.looking import find
-
-    layers = settings.inventory.layers()
-    names = {layer.layer_id for layer in layers}
-    references = []
-    for text in texts:
-        if text in names:
-            references.append(text)
-        elif _DIGEST_BEGINNING.fullmatch(text):
-            references.append(find(layers, text).digest)
-        else:
-            references.append(_image(text))
-    return references
-
-
-def _image(text: str) -> str:
-    try:
-        return kinds.image_reference(text)
-    except InvalidReferenceError:
-        return text  # then it is the name of a layer that is not there
 
 
 def _end_of(lease: Lease) -> str:
