@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 from layermanager.directories import Directories, kind_of
 from layermanager.errors import StoreError
 from layermanager.steps import Step
+from layermanager.unpack.fields import OPAQUE_MARKER, WHITEOUT_PREFIX
 from layermanager.unpack.index import (
     Attributes,
     IndexWriter,
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
 
 _LOGGER: Final = logging.getLogger(__name__)
 
-_PREFIX: Final = b".wh."
-_OPAQUE_MARKER: Final = b".wh..wh..opq"
 _OPAQUE_XATTR: Final = "trusted.overlay.opaque"
 _READ_BYTES: Final = 1024 * 1024
 _BLOCK_BYTES: Final = 512
@@ -108,7 +107,7 @@ def _remove_markers_in(
     names = directories.names(path)
     if descriptor is None or names is None:
         return 0
-    markers = [name for name in names if name.startswith(_PREFIX)]
+    markers = [name for name in names if name.startswith(WHITEOUT_PREFIX)]
     if not markers:
         return 0
     is_opaque = directory.place.xattrs().get(_OPAQUE_XATTR) == b"y"
@@ -118,8 +117,8 @@ def _remove_markers_in(
     for name in markers:
         if stat.S_ISDIR(states[name].st_mode):
             continue  # which is no marker
-        is_done = name in devices or name.removeprefix(_PREFIX) in devices
-        if is_done or (name == _OPAQUE_MARKER and is_opaque):
+        is_done = name in devices or name.removeprefix(WHITEOUT_PREFIX) in devices
+        if is_done or (name == OPAQUE_MARKER and is_opaque):
             removable.append(name)
         else:
             shown = os.fsdecode(os.path.join(path, name))  # noqa: PTH118 - names are bytes

@@ -23,6 +23,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Final, Protocol
 
 from layermanager.errors import PackError
+from layermanager.unpack.fields import OPAQUE_MARKER, WHITEOUT_PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,8 +36,6 @@ _GZIP_LEVEL: Final = 9
 _ZSTD_LEVEL: Final = 19  # the highest that asks no more than 8 MiB of whoever decompresses
 END_OF_ARCHIVE: Final = bytes(2 * tarfile.BLOCKSIZE)
 
-_WHITEOUT_PREFIX: Final = b".wh."
-_OPAQUE_MARKER: Final = b".wh..wh..opq"
 _OVERLAY_NAMESPACES: Final = ("trusted.overlay.", "user.overlay.")
 
 
@@ -222,13 +221,13 @@ def _directory_tar(root: bytes, latest_ns: int | None) -> Iterator[bytes]:
             continue
         if entry.is_whiteout:
             directory, _, name = entry.name.rpartition(b"/")
-            yield header(_marker(_join(directory, _WHITEOUT_PREFIX + name)))
+            yield header(_marker(_join(directory, WHITEOUT_PREFIX + name)))
             continue
         _refuse_incomplete(entry)
         yield from _member(entry, links.first_name(entry), latest_ns)
         if stat.S_ISDIR(entry.mode):
             if entry.is_opaque:
-                yield header(_marker(_join(entry.name, _OPAQUE_MARKER)))
+                yield header(_marker(_join(entry.name, OPAQUE_MARKER)))
             pending.extend(reversed(_children(entry)))
     yield END_OF_ARCHIVE
 
@@ -304,7 +303,7 @@ def _refuse_incomplete(entry: _Entry) -> None:
 
 def _read_entry(root: bytes, name: bytes) -> _Entry:
     path = _join(root, name) if name != b"." else root
-    if name.rpartition(b"/")[2].startswith(_WHITEOUT_PREFIX):
+    if name.rpartition(b"/")[2].startswith(WHITEOUT_PREFIX):
         raise PackError(
             f"{os.fsdecode(path)}: in a layer, names that begin with .wh. mean removed files"
         )

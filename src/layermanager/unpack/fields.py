@@ -8,6 +8,10 @@ from typing import Final
 
 from layermanager.errors import ArchiveError
 
+# OCI image specification, layer.md, "Whiteouts": names that mean what is removed.
+WHITEOUT_PREFIX: Final = b".wh."
+OPAQUE_MARKER: Final = b".wh..wh..opq"
+
 _DECIMAL: Final = re.compile(rb"[0-9]{1,30}")
 _TIME: Final = re.compile(rb"(-?)([0-9]{1,18})(?:\.([0-9]*))?")
 _NANOSECONDS: Final = 1_000_000_000

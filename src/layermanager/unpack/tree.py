@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Final
 
 from layermanager.errors import ArchiveError, LimitExceededError
 from layermanager.removal import remove_tree
-from layermanager.unpack.fields import shown
+from layermanager.unpack.fields import OPAQUE_MARKER, WHITEOUT_PREFIX, shown
 from layermanager.unpack.index import (
     Attributes,
     device_keywords,
@@ -44,8 +44,6 @@ if TYPE_CHECKING:
     from layermanager.unpack.index import IndexWriter
     from layermanager.unpack.tar import Entry, TarReader
 
-_WHITEOUT_PREFIX: Final = b".wh."
-_OPAQUE_MARKER: Final = b".wh..wh..opq"
 _AUFS_PREFIX: Final = b".wh..wh."
 _XATTR_NAMESPACES: Final = (b"user.", b"trusted.", b"security.", b"system.")  # xattr(7)
 _OVERLAY_PREFIXES: Final = (b"trusted.overlay.", b"user.overlay.")
@@ -210,7 +208,7 @@ class TreeWriter:
                 self._write_root(entry)
                 return
         parent, descriptor = self._parent(raw_parent)
-        if name.startswith(_WHITEOUT_PREFIX):
+        if name.startswith(WHITEOUT_PREFIX):
             self._write_marker(parent, descriptor, name)
         elif entry.kind is EntryKind.FILE:
             self._write_file(parent, descriptor, name, entry, tar)
@@ -506,13 +504,13 @@ class TreeWriter:
     # Markers of removals
 
     def _write_marker(self, parent: _Directory, descriptor: int, name: bytes) -> None:
-        if name == _OPAQUE_MARKER:
+        if name == OPAQUE_MARKER:
             self._make_opaque(parent)
             return
         if name.startswith(_AUFS_PREFIX):
             self._note("AUFS bookkeeping left out")
             return
-        hidden = name.removeprefix(_WHITEOUT_PREFIX)
+        hidden = name.removeprefix(WHITEOUT_PREFIX)
         if hidden in (b"", b".", b".."):
             raise ArchiveError(f"a whiteout marker without a name: {shown(parent.path_of(name))}")
         parent.hidden.add(hidden)
@@ -542,7 +540,7 @@ class TreeWriter:
         """Make a directory that this process can write in whatever its final mode is."""
         path = parent.path_of(name)
         self._names(path)  # symlinks on the way may have made it longer than the entry's own path
-        if name.startswith(_WHITEOUT_PREFIX):
+        if name.startswith(WHITEOUT_PREFIX):
             raise ArchiveError(f"a whiteout marker as a directory: {shown(path)}")
         self._spend(self._block_bytes)
         descriptor = self._descriptor(parent)
