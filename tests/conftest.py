@@ -19,6 +19,7 @@ import pytest
 from hypothesis import settings
 
 from layermanager.testing import docker_registry, nginx
+from layermanager.testing.tls import Authority
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -99,6 +100,12 @@ def needs_devices(tmp_path_factory: pytest.TempPathFactory) -> None:
 def needs_openssl() -> None:
     """The program that makes certificates."""
     _require_programs("openssl")
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory, needs_openssl: None) -> Authority:  # noqa: ARG001 - fixtures are asked for by argument
+    """Somebody who issues certificates."""
+    return Authority.create(tmp_path_factory.mktemp("authority"))
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,7 +23,6 @@ from layermanager.sources.client import HttpClient
 from layermanager.sources.credentials import Credentials
 from layermanager.sources.file import FileSource
 from layermanager.sources.http import HttpSource
-from layermanager.testing.tls import Authority
 from layermanager.testing.web import LayerServer
 from layermanager.urls import without_credentials
 
@@ -32,15 +30,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from layermanager.protocols import ByteStream, Source
+    from layermanager.testing.tls import Authority
 
 DATA: Final = bytes(range(256)) * 4096  # 1 MiB that is not the same everywhere
-
-
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    if shutil.which("openssl") is None:
-        pytest.skip("needs the openssl command to make certificates")
-    return Authority.create(tmp_path_factory.mktemp("authority"))
 
 
 def fetch(source: Source, url: str) -> bytes:

@@ -23,21 +23,15 @@ from layermanager.sources.credentials import Credentials
 from layermanager.sources.http import HttpSource
 from layermanager.sources.scopes import Scope
 from layermanager.testing.clock import FakeClock
-from layermanager.testing.tls import Authority
 from layermanager.testing.web import Answer, LayerServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from layermanager.testing.tls import Authority
+
 SECRET = "hunter2"  # noqa: S105 - nobody's
-
-
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    if shutil.which("openssl") is None:
-        pytest.skip("needs the openssl command to make certificates")
-    return Authority.create(tmp_path_factory.mktemp("authority"))
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import shutil
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,6 @@ from layermanager.sources.client import MAX_REDIRECTS, HttpClient
 from layermanager.sources.credentials import Credentials
 from layermanager.sources.http import HttpSource, HttpStream
 from layermanager.testing.clock import FakeClock
-from layermanager.testing.tls import Authority
 from layermanager.testing.web import Answer, Framing, LayerServer, Stall
 
 if TYPE_CHECKING:
@@ -27,17 +25,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from layermanager.protocols import ByteStream, Source
+    from layermanager.testing.tls import Authority
 
 DATA: Final = bytes(range(256)) * 4096  # 1 MiB that is not the same everywhere
 SOON: Final = 20.0
 """Seconds within which something happens that must not hang; all time-outs are longer."""
-
-
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    if shutil.which("openssl") is None:
-        pytest.skip("needs the openssl command to make certificates")
-    return Authority.create(tmp_path_factory.mktemp("authority"))
 
 
 @pytest.fixture

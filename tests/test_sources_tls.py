@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from layermanager.sources.tls import EagerSocket
-from layermanager.testing.tls import Authority
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from layermanager.testing.tls import Authority
 
 RECORD: Final = 16 * 1024
 """The most that one record holds."""
@@ -39,11 +40,6 @@ class Pair:
         """Send a record that was damaged on its way."""
         with socket.socket(fileno=os.dup(self.server.fileno())) as below:
             below.sendall(b"\x17\x03\x03\x00\x40" + bytes(0x40))
-
-
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory, needs_openssl: None) -> Authority:  # noqa: ARG001 - fixtures are asked for by argument
-    return Authority.create(tmp_path_factory.mktemp("authority"))
 
 
 @pytest.fixture

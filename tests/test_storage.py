@@ -20,6 +20,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from aos_schema import AOS_TABLES, make_tables_of_aos
 from layermanager.errors import LayerNotExistError, StorageError
 from layermanager.leases import LayerMount, Lease, OverlayBond, ProcessBond
 from layermanager.model import DesiredLayer, Digest, ImageInfo, LayerInfo
@@ -41,19 +42,6 @@ if TYPE_CHECKING:
 
 START = datetime(2026, 11, 24, 0, 49, 32, 586646, UTC)
 HOUR = timedelta(hours=1)
-GO_SCHEMA = (
-    "CREATE TABLE config (operationVersion INTEGER)",
-    "CREATE TABLE schema_migrations (version uint64, dirty bool)",
-    "CREATE UNIQUE INDEX version_unique ON schema_migrations (version)",
-    "CREATE TABLE services (id TEXT NOT NULL PRIMARY KEY, path TEXT, timestamp TIMESTAMP)",
-    """
-    CREATE TABLE layers (digest TEXT NOT NULL PRIMARY KEY, layerId TEXT, path TEXT,
-    osVersion TEXT, version TEXT, timestamp TIMESTAMP, cached INTEGER, size INTEGER)
-    """,
-    "INSERT INTO config VALUES (9)",
-    "INSERT INTO schema_migrations VALUES (7, 0)",
-    "INSERT INTO services VALUES ('one', '/services/one', '2026-11-24 00:49:32.58664659+00:00')",
-)
 
 
 class Storage(LayerStorage, RemembersImages, HoldsLeases, Protocol):
@@ -633,13 +621,16 @@ class TestTheFile:
             WHERE tbl_name NOT IN
                 ('layerSources', 'ociImages', 'ociImageLayers', 'layerLeases', 'layerMounts')
         """
-        tables = ("config", "schema_migrations", "services")
-        before = [rows_of(database, statement) for statement in (others, *map(select_all, tables))]
+        before = [
+            rows_of(database, statement) for statement in (others, *map(select_all, AOS_TABLES))
+        ]
         with SqliteLayerStorage(database, clock) as storage:
             assert storage.get_layers_info() == (replace(layer(1), os_version="x", cached=True),)
             storage.add_layer(layer(2))
             storage.delete_layer_by_digest(digest_of(1))
-        after = [rows_of(database, statement) for statement in (others, *map(select_all, tables))]
+        after = [
+            rows_of(database, statement) for statement in (others, *map(select_all, AOS_TABLES))
+        ]
         assert after == before
 
     def test_one_made_by_a_newer_version_is_refused_and_left_alone(
@@ -1114,8 +1105,8 @@ def run_without_permission(database: Path, script: str) -> object:
 
 
 def make_go_database(database: Path) -> None:
-    for statement in GO_SCHEMA:
-        execute(database, statement)
+    with closing(sqlite3.connect(database)) as connection:
+        make_tables_of_aos(connection)
 
 
 def insert(database: Path, **columns: object) -> None:

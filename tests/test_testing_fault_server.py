@@ -39,21 +39,17 @@ from layermanager.testing.faults import (
     WrongContentRange,
 )
 from layermanager.testing.ranges import ByteRange, File
-from layermanager.testing.tls import Authority
 from network.scripts import fault_scripts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from layermanager.testing.tls import Authority
+
 SOON = 20.0  # seconds after which something that should happen at once counts as hanging
 DATA = bytes(range(256)) * 1200  # several times BUFFER_BYTES
 LENGTH = str(len(DATA))
 REST = {"Range": "bytes=1000-"}
-
-
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory, needs_openssl: None) -> Authority:  # noqa: ARG001 - fixtures are asked for by argument
-    return Authority.create(tmp_path_factory.mktemp("authority"))
 
 
 @contextmanager

@@ -11,11 +11,12 @@ from urllib.parse import urlsplit
 import pytest
 
 from layermanager.testing.nginx import Site, serve, served
-from layermanager.testing.tls import Authority
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+    from layermanager.testing.tls import Authority
 
 pytestmark = pytest.mark.usefixtures("needs_nginx")
 
@@ -38,11 +39,6 @@ def own(tmp_path: Path) -> Path:
     path = tmp_path / "nginx"
     path.mkdir()
     return path
-
-
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory, needs_nginx: None) -> Authority:  # noqa: ARG001 - fixtures are asked for by argument
-    return Authority.create(tmp_path_factory.mktemp("authority"))
 
 
 def ask(

@@ -17,11 +17,6 @@ if TYPE_CHECKING:
 SOON = 20.0  # seconds after which something that should happen at once counts as hanging
 
 
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory, needs_openssl: None) -> Authority:  # noqa: ARG001 - fixtures are asked for by argument
-    return Authority.create(tmp_path_factory.mktemp("authority"))
-
-
 def server(certificate: Certificate, authority: Authority) -> ssl.SSLContext:
     """A context that wants a certificate of its clients."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=authority.bundle)

@@ -12,30 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aos_schema import make_tables_of_aos
 from layermanager.testing.layers import compress, desired
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from layermanager import DesiredLayer
-
-SCHEMA = (
-    "CREATE TABLE config (operationVersion INTEGER)",
-    "CREATE TABLE services (id TEXT NOT NULL PRIMARY KEY, path TEXT, timestamp TIMESTAMP)",
-    "CREATE TABLE instances (instanceID TEXT NOT NULL PRIMARY KEY, serviceID TEXT)",
-    "CREATE TABLE network (networkID TEXT NOT NULL PRIMARY KEY, ip TEXT)",
-    """
-    CREATE TABLE layers (digest TEXT NOT NULL PRIMARY KEY, layerId TEXT, path TEXT,
-    osVersion TEXT, version TEXT, timestamp TIMESTAMP, cached INTEGER, size INTEGER)
-    """,
-    "CREATE TABLE schema_migrations (version uint64, dirty bool)",
-    "CREATE UNIQUE INDEX version_unique ON schema_migrations (version)",
-    "INSERT INTO config VALUES (9)",
-    "INSERT INTO schema_migrations VALUES (7, 0)",
-    "INSERT INTO services VALUES ('one', '/services/one', '2026-11-24 00:49:32.58664659+00:00')",
-    "INSERT INTO instances VALUES ('1', 'one')",
-    "INSERT INTO network VALUES ('net', '172.17.0.1')",
-)
 
 
 @dataclass(frozen=True)
@@ -72,8 +55,7 @@ class AosNode:
         node.config.write_text(json.dumps(document))
         with closing(node.connect()) as database:
             database.execute("PRAGMA journal_mode = WAL").fetchall()
-            for statement in SCHEMA:
-                database.execute(statement)
+            make_tables_of_aos(database)
         return node
 
     def connect(self) -> sqlite3.Connection:

@@ -19,12 +19,13 @@ from layermanager.client import ApiError, Client, UnreachableError
 from layermanager.daemon.config import DaemonConfig, TcpConfig
 from layermanager.daemon.listening import Places, unix_socket
 from layermanager.errors import ConfigError
-from layermanager.testing.tls import Authority
 from manager_fixtures import Node
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from layermanager.testing.tls import Authority
 
 CONNECT = """
 import os, socket, sys
@@ -151,12 +152,6 @@ def test_a_page_of_another_site_gets_nothing(served: Daemon, headers: dict[str, 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", ""])
 def test_nor_does_a_form(served: Daemon, kind: str) -> None:
     assert served.ask("POST", "/v1/gc", {}, headers={"Content-Type": kind}).status == 415
-
-
-@pytest.fixture
-def authority(tmp_path: Path, needs_openssl: None) -> Authority:  # noqa: ARG001
-    (tmp_path / "ca").mkdir()
-    return Authority.create(tmp_path / "ca")
 
 
 def tcp(authority: Authority, directory: Path, port: int = 0) -> TcpConfig:

@@ -17,6 +17,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from aos_schema import make_tables_of_aos
 from durability.site import Site
 from durability.walk import Fault, Kind, Walk, say
 from foreign_mounts import IN_A_MOUNT_NAMESPACE, mount_command, shell
@@ -55,13 +56,6 @@ _BREAKING_OFF: Final = (
     Mishap(refused="no route to host", is_transient=False),
 )
 _SPOOLING: Final = replace(IMPATIENT, spool_bytes=1)
-
-_AOS_SCHEMA: Final = """
-    CREATE TABLE config (operationVersion INTEGER);
-    CREATE TABLE layers (digest TEXT NOT NULL PRIMARY KEY, layerId TEXT, path TEXT, osVersion TEXT,
-        version TEXT, timestamp TIMESTAMP, cached INTEGER, size INTEGER);
-    INSERT INTO config VALUES (9);
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -468,7 +462,8 @@ def _with_leftovers(site: Site) -> None:
     """Leave all that interrupted operations can leave."""
     _with_two(site)
     layers_dir, index_dir = site.config.layers_dir, site.config.index_dir
-    for place in (".staging/one.1", ".trash/two.2", f"sha256/{_STRANGER.encoded}"):
+    stranger = f"sha256/{_STRANGER.encoded}"
+    for place in (".staging/one.1", ".trash/two.2", stranger, f"{stranger}.0123abcd"):
         (layers_dir / place / "deep").mkdir(parents=True)
         (layers_dir / place / "deep/file").write_text("left over")
         (layers_dir / place / "deep").chmod(0o500)
@@ -495,7 +490,7 @@ def _of_aos(site: Site) -> None:
         path.unlink()
     with contextlib.closing(sqlite3.connect(site.config.database)) as database:
         database.execute("PRAGMA journal_mode = WAL")
-        database.executescript(_AOS_SCHEMA)
+        make_tables_of_aos(database)
         for name in ("earlier", "one"):
             row = rows[site.layer(name).digest]
             database.execute(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
@@ -54,7 +53,6 @@ from layermanager.testing.faults import (
     WrongContentRange,
 )
 from layermanager.testing.layers import build_package, compress, desired
-from layermanager.testing.tls import Authority
 from layermanager.transfer.fetcher import Fetcher
 from layermanager.transfer.spool import Spools
 from manager_fixtures import Node, layer_tar, names_in
@@ -66,6 +64,7 @@ if TYPE_CHECKING:
 
     from layermanager.model import DesiredLayer
     from layermanager.testing.faults import Fault
+    from layermanager.testing.tls import Authority
 
 DATA: Final = hashlib.shake_256(b"data").digest(1_000_000)
 SIZE: Final = len(DATA)
@@ -81,13 +80,6 @@ HASTY: Final = Network(
     retry_delay=timedelta(milliseconds=1),
     longest_retry_delay=timedelta(milliseconds=5),
 )
-
-
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    if shutil.which("openssl") is None:
-        pytest.skip("needs the openssl command to make certificates")
-    return Authority.create(tmp_path_factory.mktemp("authority"))
 
 
 @pytest.fixture(scope="module")

@@ -13,24 +13,19 @@ from layermanager.config import Network, TlsVersion
 from layermanager.errors import CancelledError, LayersFailedError
 from layermanager.testing.layers import build_package, compress, desired
 from layermanager.testing.nginx import Site, serve, served
-from layermanager.testing.tls import Authority
 from manager_fixtures import IMPATIENT, MIB, Node, Progress, layer_tar, names_in
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from layermanager.model import DesiredLayer, LayerProgress
+    from layermanager.testing.tls import Authority
 
 BLOB: Final = compress(layer_tar("one", 4 * MIB), "gzip")
 PACKAGE: Final = build_package(BLOB)
 SOON: Final = 60.0
 
 pytestmark = pytest.mark.usefixtures("needs_nginx", "needs_openssl")
-
-
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory, needs_openssl: None) -> Authority:  # noqa: ARG001 - fixtures are asked for by argument
-    return Authority.create(tmp_path_factory.mktemp("authority"))
 
 
 @pytest.fixture
