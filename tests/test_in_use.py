@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,9 @@ from hypothesis import strategies as st
 from foreign_mounts import IN_A_MOUNT_NAMESPACE, mount_command, shell
 from layermanager.errors import StoreError
 from layermanager.testing.layers import digest_of
+from layermanager.use import in_use
 from layermanager.use.in_use import layers_in, look
+from layermanager.use.namespaces import mount_tables
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -144,6 +147,23 @@ class TestMounts:
             assert layers.in_use() == set()
         with mounted(f"{bind}; mount -t tmpfs none {place}"):
             assert layers.in_use() == {layers.used}
+
+    def test_a_bind_mount_of_another_store_that_is_just_moved(
+        self, layers: Layers, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As an unpacker's is, that enters its jail while tables are read."""
+        elsewhere, target = tmp_path / "elsewhere" / layers.used.name, tmp_path / "target"
+        elsewhere.mkdir(parents=True)
+        target.mkdir()
+        bind = f"mount --bind {elsewhere} {place}"
+        with shell(bind, prefix=IN_A_MOUNT_NAMESPACE) as process:
+            before = mount_tables()
+            enter = ["nsenter", "--mount", "--target", str(process.pid)]
+            subprocess.run([*enter, "mount", "--move", place, target], check=True)
+            place.rmdir()
+            tables = chain([before, before], iter(mount_tables, None))
+            monkeypatch.setattr(in_use, "mount_tables", lambda: next(tables))
+            assert look(layers.directory).holders(layers.used.name) == ()
 
     def test_a_bind_mount_of_all_is_no_use_of_one(self, layers: Layers, place: Path) -> None:
         with mounted(f"mount --bind {layers.directory} {place}"):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from foreign_mounts import IN_A_MOUNT_NAMESPACE, mount_command, shell
-from layermanager.use.namespaces import detached_overlays, mount_tables, own_mounts
+from layermanager.use.namespaces import detached_overlays, mount_tables, mounts_seen_by
 from layermanager.use.overlay import device_text
 
 if TYPE_CHECKING:
@@ -63,7 +63,9 @@ def seen_by(place: Path) -> list[int]:
 
 def test_in_the_own_one(layers: list[Path], place: Path) -> None:
     with shell(mount_command(layers, place) + f"; trap 'umount \"{place}\"' EXIT"):
-        (mount,) = (one for one in own_mounts() if one.mount_point == os.fsencode(place))
+        (mount,) = (
+            one for one in mounts_seen_by(os.getpid()) if one.mount_point == os.fsencode(place)
+        )
         assert mount.kind == b"overlay"
         assert mount.device == device_text(place.stat().st_dev)
         assert seen_by(place)

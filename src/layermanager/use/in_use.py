@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from layermanager.errors import StoreError
 from layermanager.leases import Holder
 from layermanager.use.mountinfo import OVERLAY, Mount, lower_directories
-from layermanager.use.namespaces import detached_overlays, mount_tables
+from layermanager.use.namespaces import detached_overlays, mount_tables, mounts_seen_by
 from layermanager.use.overlay import device_text
 
 if TYPE_CHECKING:
@@ -112,7 +112,10 @@ def look(layers_dir: Path) -> Look:
 def _look(
     layers_dir: Path, tables: Iterable[MountTable], detached: Iterable[DetachedOverlay]
 ) -> Look | None:
-    """What the *tables* say; None if one could not be looked into, since its process ended."""
+    """What the *tables* say; None if one could not be looked into, since it is not true any more.
+
+    Its process has ended, or has just moved what it mounted: paths are not what they were then.
+    """
     try:
         places = _places(layers_dir)
     except OSError as error:
@@ -123,7 +126,7 @@ def _look(
     suspects = list(map(_suspect_detached, filter(lambda one: one.directory, detached)))
     seen = set()
     for table in tables:
-        paths = _Paths(table.root)
+        paths, users = _Paths(table.root), []
         for mount in table.mounts:
             identity = (mount.number, mount.root, mount.source, mount.options)
             if identity in seen:
@@ -131,11 +134,14 @@ def _look(
             seen.add(identity)
             for name in dict.fromkeys(_layers_of(mount, paths, names)):
                 by_name[name].append(_holder(mount, table))
+                users.append(mount)
             if mount.kind == OVERLAY:
                 overlays[os.fsdecode(mount.source)].append(_holder(mount, table))
                 if table.root and paths.are_vague(lower_directories(mount.options), names):
                     suspects.append(_suspect(mount, table, table.root))
         if table.root and not table.root.exists():
+            return None
+        if table.root and users and not set(users) <= {*mounts_seen_by(table.process)}:
             return None
     return Look(
         by_name=by_name,

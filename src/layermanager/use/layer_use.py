@@ -55,7 +55,7 @@ from layermanager.steps import Step, unannounced
 from layermanager.storage import SqliteLayerStorage
 from layermanager.use import overlay
 from layermanager.use.in_use import Look, look
-from layermanager.use.namespaces import own_mounts
+from layermanager.use.namespaces import mounts_seen_by
 from layermanager.use.overlay import Overlay
 from layermanager.use.processes import boot_name, is_process_alive, process_bond
 
@@ -340,7 +340,11 @@ class LayerUse:
         if mount.lease_id not in {one.lease_id for one in self._record.get_mounts()}:
             return
         tag = tag_of(mount.lease_id)
-        here = [one for one in own_mounts() if one.mount_point == os.fsencode(mount.target)]
+        here = [
+            one
+            for one in mounts_seen_by(os.getpid())
+            if one.mount_point == os.fsencode(mount.target)
+        ]
         if any(one.source == tag.encode() for one in here):
             if here[-1].source != tag.encode():
                 raise MountError(f"{mount.name}: something else is mounted over {mount.target}")

@@ -92,13 +92,13 @@ def mount_tables() -> list[MountTable]:
     return tables
 
 
-def own_mounts() -> tuple[Mount, ...]:
-    """The mounts of this process's namespace, in the order of the table.
+def mounts_seen_by(process: int) -> tuple[Mount, ...]:
+    """The mounts that *process* sees now, in the order of the table; none if it has ended.
 
     Raises:
         StoreError: they cannot be read.
     """
-    return _parsed(_read_table(os.getpid()))
+    return _parsed(_read_table(process))
 
 
 def detached_overlays(tables: Collection[MountTable]) -> list[DetachedOverlay]:
