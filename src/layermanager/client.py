@@ -81,7 +81,7 @@ class Operation:
 
     Attributes:
         id: names it.
-        kind: ``start``, ``apply``, ``gc`` or ``check``.
+        kind: ``start``, ``apply``, ``gc``, ``check`` or ``adopt``.
         state: ``pending``, ``running``, ``succeeded``, ``failed`` or ``cancelled``.
         error: why it failed; empty if it did not.
         result: what was done, in the words of the command's ``--json``; None before it has ended,
@@ -398,6 +398,13 @@ class Client:
         """Compare layers with what they were, file by file; all of them without *digests*."""
         body = {"digests": list(digests), "quick": quick, "repair": repair}
         return self._ask("POST", "/v1/check", _operation, body)
+
+    def adopt_layers(
+        self, digests: Iterable[str] = (), *, clean_markers: bool = False
+    ) -> Operation:
+        """Take layers of another program for what they are; all of them without *digests*."""
+        body = {"digests": list(digests), "cleanMarkers": clean_markers}
+        return self._ask("POST", "/v1/adopt", _operation, body)
 
     def operations(self) -> tuple[Operation, ...]:
         """What is done and was done lately, the latest one first, without results."""

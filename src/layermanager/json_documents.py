@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from layermanager.errors import LayerManagerError
     from layermanager.leases import HeldLayer, LayerMount, Lease
     from layermanager.model import (
+        AdoptedLayer,
         ApplyResult,
         FailedImage,
         ImageInfo,
@@ -217,6 +218,11 @@ def report_json(report: LayerReport, done: str = "") -> dict[str, object]:
             for difference in report.differences
         ],
     }
+
+
+def adopted_json(adopted: AdoptedLayer) -> dict[str, object]:
+    """A layer that was taken for what it is."""
+    return {**layer_json(adopted.layer), "markers": adopted.markers}
 
 
 def file_json(entry: IndexEntry) -> dict[str, object]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import threading
 from contextlib import closing
 from datetime import timedelta
@@ -15,6 +17,7 @@ from layermanager.clock import SystemClock
 from layermanager.desired import desired_to_json
 from layermanager.inventory import Inventory
 from layermanager.lock import StoreLock
+from layermanager.store import index_path
 from layermanager.testing.layers import LayerBuilder, desired
 from layermanager.testing.web import Answer, LayerServer, Stall
 from manager_fixtures import MIB, Node, layer_tar, names_in
@@ -301,6 +304,34 @@ class TestOperations:
     def test_a_check_of_what_is_not_there_is_refused(self, served: Daemon) -> None:
         with pytest.raises(ApiError) as caught:
             served.client.check([MISSING])
+        assert (caught.value.status, caught.value.error) == (404, "LayerNotExistError")
+
+    def test_layers_of_another_program_are_taken_for_what_they_are(
+        self, node: Node, served: Daemon
+    ) -> None:
+        strange, other = node.publish("one"), node.publish("other")
+        served.done(served.client.put_desired([strange, other]))
+        index_path(node.config.index_dir, strange.digest).unlink()
+        etc = served.client.layer(strange.digest).path / "etc"
+        (etc / ".wh.gone").touch()
+        os.mknod(etc / "gone", stat.S_IFCHR)
+        assert _statuses(served.done(served.client.check()).result) == {
+            strange.digest: "unverified",
+            other.digest: "intact",
+        }
+        result = served.done(served.client.adopt_layers(clean_markers=True)).result
+        assert result is not None
+        adopted = result["adopted"]
+        assert isinstance(adopted, list)
+        assert [(one["digest"], one["markers"]) for one in adopted] == [(strange.digest, 1)]
+        assert not (etc / ".wh.gone").exists()
+        assert stat.S_ISCHR((etc / "gone").stat().st_mode)
+        assert set(_statuses(served.done(served.client.check()).result).values()) == {"intact"}
+        assert served.done(served.client.adopt_layers([strange.digest])).result == {"adopted": []}
+
+    def test_one_that_is_not_there_cannot_be_adopted(self, served: Daemon) -> None:
+        with pytest.raises(ApiError) as caught:
+            served.client.adopt_layers([MISSING])
         assert (caught.value.status, caught.value.error) == (404, "LayerNotExistError")
 
     def test_one_is_cancelled_and_leaves_nothing(

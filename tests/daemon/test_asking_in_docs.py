@@ -88,7 +88,7 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
 @pytest.mark.usefixtures("needs_overlay", "needs_programs_of_pages")
 def test_each_is_answered(desk: Desk) -> None:
     shown = asked()
-    assert len(shown) == 25
+    assert len(shown) == 26
     for arguments in shown:
         status, body = desk.ask(arguments)
         expected = REFUSED.get(arguments)

@@ -34,7 +34,14 @@ from layermanager.errors import (
     StoreError,
 )
 from layermanager.inventory import Inventory
-from layermanager.json_documents import error_json, held_json, layer_json, report_json, result_json
+from layermanager.json_documents import (
+    adopted_json,
+    error_json,
+    held_json,
+    layer_json,
+    report_json,
+    result_json,
+)
 from layermanager.manager import LayerManager
 from layermanager.model import Repair
 
@@ -294,6 +301,17 @@ class Node:
             )
         return self._submit(Kind.CHECK, lambda run: self._repair(run, layers, depth))
 
+    def adopt(self, digests: Sequence[Digest], *, clean_markers: bool) -> dict[str, object]:
+        """Take layers of another program for what they are; all of them if there are no *digests*.
+
+        Raises:
+            LayerNotExistError: one of them is not installed.
+        """
+        layers = self._chosen(digests)
+        return self._submit(
+            Kind.ADOPT, lambda run: self._adopt_layers(run, layers, clean_markers=clean_markers)
+        )
+
     def _submit(self, kind: Kind, work: Work, lane: Lane = Lane.CHANGING) -> dict[str, object]:
         try:
             return self.operations.submit(kind, work, lane)
@@ -393,6 +411,14 @@ class Node:
             repaired = error.result.installed
             failed = error.result.failed
         return _check_json(reports, {layer.digest for layer in repaired}, failed)
+
+    def _adopt_layers(
+        self, run: Run, layers: Sequence[LayerInfo], *, clean_markers: bool
+    ) -> object:
+        adopted = self._opened().adopt_layers(
+            layers, clean_markers=clean_markers, cancellation=run.cancellation
+        )
+        return {"adopted": [adopted_json(one) for one in adopted]}
 
     @contextmanager
     def _shown_in(self, run: Run) -> Iterator[None]:

@@ -55,6 +55,7 @@ class Kind(enum.StrEnum):
     APPLY = "apply"
     GC = "gc"
     CHECK = "check"
+    ADOPT = "adopt"
 
 
 class State(enum.StrEnum):

@@ -344,6 +344,20 @@ COMPONENTS: Final[Mapping[str, Schema]] = {
         },
         "additionalProperties": False,
     },
+    "Adoption": {
+        "type": "object",
+        "properties": {
+            "digests": _described(
+                array_of(reference("Digest")), "Which layers; without it, all of them."
+            ),
+            "cleanMarkers": _described(
+                FLAG,
+                "Before that, remove the marker files (.wh.…) that Aos left where it made whiteouts"
+                " of them; not of layers that are in use.",
+            ),
+        },
+        "additionalProperties": False,
+    },
     "Progress": _object(
         {
             "digest": reference("Digest"),
@@ -376,7 +390,8 @@ COMPONENTS: Final[Mapping[str, Schema]] = {
             "result": _described(
                 {"type": "object"},
                 "What was done: apply has kept, restored, cached, installed, failed and"
-                " images; gc has removed, freed and held; check has reports and failed.",
+                " images; gc has removed, freed and held; check has reports and failed; adopt has"
+                " adopted.",
             ),
         },
     ),

@@ -58,6 +58,11 @@ def _check(node: Node, call: Call) -> Answer:
     return accepted(node.check(digests, depth, repair=call.body.get("repair", False)))
 
 
+def _adopt(node: Node, call: Call) -> Answer:
+    digests = [Digest(text) for text in call.body.get("digests", ())]
+    return accepted(node.adopt(digests, clean_markers=call.body.get("cleanMarkers", False)))
+
+
 def _miss(call: Call) -> NoReturn:
     raise RefusedError(
         HTTPStatus.NOT_FOUND,
@@ -89,6 +94,17 @@ ENDPOINTS: Final = (
         problems=(404,),
         description="It has succeeded when all was compared, whatever was found: its result has a"
         " report a layer.",
+    ),
+    Endpoint(
+        "POST",
+        "/v1/adopt",
+        "adoptLayers",
+        "Take layers that another program installed for what they are, and verify them from now on",
+        _adopt,
+        _ACCEPTED,
+        body=reference("Adoption"),
+        problems=(404,),
+        description="Those that are known already are passed over.",
     ),
     Endpoint(
         "GET",
