@@ -8,7 +8,7 @@ import subprocess
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 from hypothesis import given
@@ -321,10 +321,10 @@ class TestMounts:
 def test_a_store_that_cannot_be_read(layers: Layers, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a failing disk says is no proof that nothing is in use."""
 
-    def fail(path: Path) -> Iterator[Path]:
+    def fail(path: Path) -> NoReturn:
         raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
 
-    monkeypatch.setattr(Path, "iterdir", fail)
+    monkeypatch.setattr(os, "scandir", fail)
     with pytest.raises(StoreError, match=rf"in use: .*Input/output error: '{layers.directory}'"):
         look(layers.directory)
 

@@ -379,11 +379,11 @@ class Store:
     def _replacements(self) -> list[Path]:
         """What grew beside a layer, or was replaced by that."""
         return [
-            path
+            self.layers_dir / algorithm / name
             for algorithm in _subdirectories(self.layers_dir)
             if not algorithm.startswith(".")
-            for path in (self.layers_dir / algorithm).iterdir()
-            if _REPLACEMENT.fullmatch(path.name)
+            for name in _names(self.layers_dir / algorithm)
+            if _REPLACEMENT.fullmatch(name)
         ]
 
     def _discard(self, path: Path) -> None:
@@ -429,6 +429,11 @@ def _entries(directory: Path) -> list[Path]:
         return list(directory.iterdir())
     except FileNotFoundError:
         return []
+
+
+def _names(directory: Path) -> list[str]:
+    with os.scandir(directory) as entries:  # there are as many as layers: paths would take long
+        return [entry.name for entry in entries]
 
 
 def _subdirectories(path: Path) -> list[str]:

@@ -66,8 +66,6 @@ class ImageRecord:
             failed: the layers that could not be installed.
         """
         recorded = {_key(image): image for image in self.installed()}
-        here = {layer.digest for layer in self._layers.get_layers_info()}
-        diff_ids = _diff_ids(steps, here, recorded.values())
         errors = {layer.desired.digest: layer.error for layer in failed}
         installed: list[ImageInfo] = []
         failures = list(steps.images.failed)
@@ -77,7 +75,11 @@ class ImageRecord:
             for image in (*steps.images.keep, *steps.images.restore)
             if _key(image) not in recorded
         ]
-        for image in (*map(self._anew, lost), *map(self._new, steps.images.install)):
+        new = [*map(self._anew, lost), *map(self._new, steps.images.install)]
+        # Most often there is none, and there may be many layers.
+        here = {layer.digest for layer in self._layers.get_layers_info()} if new else set()
+        diff_ids = _diff_ids(steps, here, recorded.values())
+        for image in new:
             error = _what_is_missing(image, here, diff_ids, errors)
             if error is not None:
                 failures.append(FailedImage(DesiredImage(image.reference, image.platform), error))

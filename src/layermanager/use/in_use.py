@@ -80,7 +80,7 @@ class Look:
     suspects: Sequence[Suspect]
     overlays: Mapping[str, Sequence[Holder]]
     detached: frozenset[str]
-    places: Mapping[str, Sequence[Path]]
+    places: Mapping[str, Sequence[str]]
 
     def holders(self, encoded: str) -> tuple[Holder, ...]:
         """Who uses the layer whose digest has these hex digits."""
@@ -177,28 +177,29 @@ def _layers_of(mount: Mount, paths: _Paths, directories: Directories) -> Iterato
         yield from paths.layers(lower, directories)
 
 
-def _places(layers_dir: Path) -> list[tuple[str, tuple[int, int], Path]]:
+def _places(layers_dir: Path) -> list[tuple[str, tuple[int, int], str]]:
     """Which layer is which directory, and where; those in staging and trash included."""
     found = []
-    for parent in _children(layers_dir):
-        for path in _children(parent):
-            for name in layers_in(os.fsencode(path.name)):
+    for parent in _entries(layers_dir):
+        for entry in _entries(parent):
+            for name in layers_in(os.fsencode(entry.name)):
                 with suppress(FileNotFoundError):
-                    status = path.lstat()
-                    found.append((name, (status.st_dev, status.st_ino), path))
+                    status = entry.stat(follow_symlinks=False)
+                    found.append((name, (status.st_dev, status.st_ino), entry.path))
     return found
 
 
-def _grouped(places: Iterable[tuple[str, tuple[int, int], Path]]) -> Mapping[str, Sequence[Path]]:
-    paths: dict[str, list[Path]] = defaultdict(list)
+def _grouped(places: Iterable[tuple[str, tuple[int, int], str]]) -> Mapping[str, Sequence[str]]:
+    paths: dict[str, list[str]] = defaultdict(list)
     for name, _, path in places:
         paths[name].append(path)
     return paths
 
 
-def _children(directory: Path) -> Iterable[Path]:
+def _entries(directory: os.PathLike[str]) -> Iterable[os.DirEntry[str]]:
     try:
-        return list(directory.iterdir())
+        with os.scandir(directory) as entries:
+            return list(entries)
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return ()  # staging and trash are for those only who may change the store
 
@@ -310,7 +311,7 @@ def _suspect_detached(detached: DetachedOverlay) -> Suspect:
     return Suspect(detached.directory or "", holder, detached.device, is_mounted=False)
 
 
-def _shows(suspect: Suspect, layer: Path) -> bool:
+def _shows(suspect: Suspect, layer: str) -> bool:
     """Whether the overlay shows a file of *layer*, at its place."""
     with ExitStack() as stack:
         try:
