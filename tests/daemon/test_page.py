@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,6 +18,9 @@ from layermanager.daemon.following import FollowStatus
 from layermanager.errors import DesiredStateError, StoreError
 from layermanager.leases import Holder
 from layermanager.model import DesiredLayer, Digest, ImageInfo, LayerInfo, StoreUsage
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
 DIGESTS = [Digest(f"sha256:{digit * 64}") for digit in "abcd"]
@@ -90,6 +94,10 @@ def operation(*layers: dict[str, object], **members: object) -> dict[str, object
 def progress(phase: str, **members: object) -> dict[str, object]:
     base = {"layerId": "app", "version": "2", "digest": DIGESTS[0], "transferred": 512 * 1024}
     return {**base, "unpacked": 0, "phase": phase, **members}
+
+
+def event(kind: str, data: Mapping[str, object]) -> Event:
+    return Event(1, kind, NOW, data, text=b"")
 
 
 def test_a_node_with_nothing() -> None:
@@ -205,7 +213,7 @@ def test_events_are_told_in_words_and_steps_left_out() -> None:
         ("progress", progress("installed")),
         ("removed", {**progress(""), "reason": "evicted", "size": 1024}),
     ]
-    events = [Event(number, kind, NOW, data) for number, (kind, data) in enumerate(facts)]
+    events = [event(kind, data) for kind, data in facts]
     found = shown(events=events)
     for words in (
         "daemon ready",
@@ -219,7 +227,7 @@ def test_events_are_told_in_words_and_steps_left_out() -> None:
 
 def test_it_stays_small_however_much_there_is() -> None:
     many = [layer(Digest(f"sha256:{number:064x}")) for number in range(5000)]
-    events = [Event(number, "ready", NOW, {}) for number in range(1000)]
+    events = [event("ready", {})] * 1000
     layers = [progress("installing", digest=str(number)) for number in range(1000)]
     found = shown(layers=many, events=events, operations=[operation(*layers)])
     assert found.count("tr") == 201
@@ -252,9 +260,7 @@ def test_whatever_a_name_is_it_is_only_text(name: str) -> None:
             operation(progress("failed", layerId="n", error={"message": "n"}), waitsFor="n")
         ],
         events=[
-            Event(
-                1, "operation", NOW, {"kind": "apply", "state": "failed", "error": {"message": "n"}}
-            )
+            event("operation", {"kind": "apply", "state": "failed", "error": {"message": "n"}})
         ],
     )
     evil = shown(
@@ -266,12 +272,7 @@ def test_whatever_a_name_is_it_is_only_text(name: str) -> None:
             )
         ],
         events=[
-            Event(
-                1,
-                "operation",
-                NOW,
-                {"kind": "apply", "state": "failed", "error": {"message": name}},
-            )
+            event("operation", {"kind": "apply", "state": "failed", "error": {"message": name}})
         ],
     )
     assert [tag for tag, _ in evil.tags if tag != "small"] == [

@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from layermanager.daemon.http import encoded
+from layermanager.json_documents import time_json
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
@@ -30,12 +33,15 @@ class Event:
         kind: what it is; its readers choose by that.
         time: when, UTC.
         data: the facts, as JSON.
+        text: all that as a server-sent event (HTML standard, section 9.2), the same for every
+            reader.
     """
 
     number: int
     kind: str
     time: datetime
     data: Mapping[str, object]
+    text: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +90,14 @@ class Events:
     def publish(self, kind: str, data: Mapping[str, object]) -> None:
         """Tell all readers."""
         with self._changed:
-            self._last += 1
-            self._ring.append(Event(self._last, kind, self._clock.now(), data))
+            number, now = self._last + 1, self._clock.now()
+            text = b"id: %b\nevent: %b\ndata: %b\n\n" % (
+                self.id_of(number).encode("ascii"),
+                kind.encode("ascii"),
+                encoded({"time": time_json(now), **data}),
+            )
+            self._ring.append(Event(number, kind, now, data, text))
+            self._last = number
             self._changed.notify_all()
 
     def close(self) -> None:
@@ -154,5 +166,8 @@ class Events:
             )
             oldest = self._last - len(self._ring)
             start = max(position.number, oldest)
-            events = tuple(self._ring)[start - oldest :]
+            # From the end, where it is short: for most readers it is the last one.
+            events = tuple(
+                self._ring[number - self._last - 1] for number in range(start + 1, self._last + 1)
+            )
             return events, Position(self._last, has_gap=position.number < oldest)

@@ -5,16 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from layermanager.daemon.api import Endpoint, Parameter, Reply
-from layermanager.daemon.http import Answer, encoded
+from layermanager.daemon.http import Answer
 from layermanager.daemon.problems import RefusedError
 from layermanager.daemon.schemas import TEXT
-from layermanager.json_documents import time_json
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
     from layermanager.daemon.api import Call
-    from layermanager.daemon.events import Event, Events, Position
+    from layermanager.daemon.events import Events, Position
     from layermanager.daemon.node import Node
 
 _GAP: Final = b"event: gap\ndata: {}\n\n"
@@ -39,18 +38,9 @@ def _stream(events: Events, position: Position) -> Generator[bytes]:
             if position.has_gap:
                 yield _GAP
             found, position = events.wait(position)
-            yield b"".join(_text(events, event) for event in found) or _HEARTBEAT
+            yield b"".join(event.text for event in found) or _HEARTBEAT
     finally:
         events.leave()
-
-
-def _text(events: Events, event: Event) -> bytes:
-    data = encoded({"time": time_json(event.time), **event.data})
-    return b"id: %b\nevent: %b\ndata: %b\n\n" % (
-        events.id_of(event.number).encode("ascii"),
-        event.kind.encode("ascii"),
-        data,
-    )
 
 
 ENDPOINTS: Final = (
