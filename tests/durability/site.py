@@ -116,7 +116,7 @@ class Site:
         layers_dir, index_dir = self.config.layers_dir, self.config.index_dir
         rows = Inventory(self.config).layers()
         images = Inventory(self.config).images()
-        trees = _children(layers_dir / "sha256")
+        trees = [path for path in _children(layers_dir / "sha256") if "." not in path.name]
         indexes = _children(index_dir / "sha256")
         return State(
             rows={str(row.digest): row for row in rows},
@@ -165,6 +165,7 @@ class Site:
                 for path in _children(place)
                 if path.name not in leased
             ),
+            *(str(path) for path in _children(layers_dir / "sha256") if "." in path.name),
             *(str(path) for path in _children(self.config.working_dir) if path.name not in ours),
         ]
 
