@@ -297,7 +297,7 @@ def _over_a_link(setting: Setting, file: _File, breaks: int, delay: float) -> tu
         setting.scratch / "retrying.json",
         {"network": {**_NEVER_SPOOLED, "retryDelaySeconds": delay}},
     )
-    with FaultServer([Reset(_BREAKS_AFTER)] * breaks) as server:
+    with FaultServer([Reset(_BREAKS_AFTER)] * breaks, ahead=_MIB) as server:
         layer = file.layer(server.add("/file", file.path.read_bytes()))
         desired = write_desired(setting.scratch / "fetched.json", [layer])
         used = measure(fetch(configuration, setting.scratch, desired))

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     Bytes: TypeAlias = bytes | memoryview
 
 BUFFER_BYTES: Final = 64 * 1024
-"""How far ``FaultServer.sent`` can be ahead of what a client read from one connection.
+"""How far ``FaultServer.sent`` can be ahead of what a client read from one connection, by default.
 
 Before each piece the server asks the kernel how many bytes the client has yet to read, and waits
 as long as they and the piece are more than this. The buffers of the kernel have other limits: that
@@ -95,11 +95,19 @@ class FaultServer:
     Args:
         faults: the script.
         tls: a server-side context with its certificate, to speak https instead of http.
+        ahead: how far ``sent`` can be ahead of what a client read from one connection, in bytes.
+            With little the server is slow: it waits again and again for what nobody tells.
     """
 
-    def __init__(self, faults: Iterable[Fault] = (), *, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self,
+        faults: Iterable[Fault] = (),
+        *,
+        tls: ssl.SSLContext | None = None,
+        ahead: int = BUFFER_BYTES,
+    ) -> None:
         self._script = _Script(faults)
-        self._connections = Connections(partial(_Connection, self._script), tls)
+        self._connections = Connections(partial(_Connection, self._script, ahead), tls)
 
     @property
     def url(self) -> str:
@@ -220,9 +228,15 @@ class _Script:
 
 class _Connection(Connection):
     def __init__(
-        self, script: _Script, connection: socket.socket, address: Address, server: Connections
+        self,
+        script: _Script,
+        ahead: int,
+        connection: socket.socket,
+        address: Address,
+        server: Connections,
     ) -> None:
         self._script = script
+        self._ahead = ahead
         self._number = 0
         super().__init__(connection, address, server)
 
@@ -324,7 +338,7 @@ class _Connection(Connection):
         self.wfile.write(data)
 
     def _wait_for_room(self, size: int) -> None:
-        self._wait(lambda: unread_bytes(self.connection) + size <= BUFFER_BYTES)
+        self._wait(lambda: unread_bytes(self.connection) + size <= self._ahead)
 
     def _pause(self, pace: timedelta) -> None:
         end = time.monotonic() + pace.total_seconds()
