@@ -31,7 +31,7 @@ SCHEMAS: list[Schema] = [
 ]
 BODIES = {endpoint.name: endpoint.body for endpoint in ENDPOINTS if endpoint.body is not None}
 
-scalars = st.none() | st.booleans() | st.integers(-9, 9) | st.sampled_from([0.25, 0.75, 1e30])
+scalars = st.none() | st.booleans() | st.integers(-9, 9) | st.sampled_from([0.25, 0.75])
 texts = st.text("ab\0/~", max_size=3)
 values: st.SearchStrategy[Any] = st.recursive(
     scalars | texts,
@@ -63,16 +63,13 @@ def is_valid(value: object, schema: Schema) -> bool:
 
 @given(values, st.sampled_from(SCHEMAS))
 def test_it_agrees_with_a_library(value: object, schema: Schema) -> None:
-    # JSON Schema takes 1e30 as an integer; nothing here counts that far.
-    if not isinstance(value, float):
-        assert (not found(value, schema)) == is_valid(value, schema)
+    assert (not found(value, schema)) == is_valid(value, schema)
 
 
 @given(st.lists(layers | values, max_size=2) | values)
 def test_it_agrees_with_a_library_on_bodies(value: object) -> None:
     for schema in BODIES.values():
-        if "1e+30" not in repr(value):
-            assert (not found(value, schema)) == is_valid(value, schema)
+        assert (not found(value, schema)) == is_valid(value, schema)
 
 
 @pytest.mark.parametrize(
@@ -80,6 +77,8 @@ def test_it_agrees_with_a_library_on_bodies(value: object) -> None:
     [
         (1, {"type": "string"}, "#", "expected string, found integer"),
         (True, {"type": "integer"}, "#", "expected integer, found boolean"),
+        # JSON Schema takes it as an integer; nothing here counts that far.
+        (1e30, {"type": "integer"}, "#", "expected integer, found number"),
         ([1, "a"], SCHEMAS[5], "#/1", "expected integer, found string"),
         ([1, 2, 3], SCHEMAS[5], "#", "must have at most 2 elements"),
         ({}, SCHEMAS[6], "#/a", "is missing"),
