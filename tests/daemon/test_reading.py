@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -27,12 +28,12 @@ def current(node: Node) -> CurrentLayers:
     return CurrentLayers(Inventory(node.config), node.config.database)
 
 
-def age(node: Node) -> None:
-    """Make the database look as if it had been left alone for a while."""
+def date(node: Node, seconds: float) -> None:
+    """Make the database look as if it had been changed last at this time, in seconds since 1970."""
     for suffix in ("", "-wal"):
         path = f"{node.config.database}{suffix}"
         if os.path.exists(path):  # noqa: PTH110 - a text
-            os.utime(path, (1_700_000_000, 1_700_000_000))
+            os.utime(path, (seconds, seconds))
 
 
 def is_waiting(thread: threading.Thread) -> bool:
@@ -49,7 +50,7 @@ def test_what_did_not_change_is_not_read_again(node: Node) -> None:
     layers = current(node)
     with node.manager() as manager:
         manager.process_desired_layers([node.publish("one")])
-        age(node)
+        date(node, 1_700_000_000)
         first = layers.get()
         assert layers.get() is first
         manager.process_desired_layers([])
@@ -80,7 +81,8 @@ def test_those_who_wait_share_what_was_read_meanwhile(
     monkeypatch.setattr(Inventory, "layers", layers)
     asked = current(node)
     with node.manager() as manager:
-        manager.process_desired_layers([])  # so that the database was changed just now
+        manager.process_desired_layers([])
+        date(node, time.time() + 3600)  # it was changed just now, however long the threads take
         threads = [threading.Thread(target=asked.get) for _ in range(20)]
         threads[0].start()
         assert begun.wait(30)
