@@ -60,6 +60,8 @@ _LAYERS: Final[Schema] = {
     "description": "Digests or names of layers, or references of images; the uppermost first.",
 }
 
+_CHOSEN: Final = _described(array_of(reference("Digest")), "Which layers; without it, all of them.")
+
 COMPONENTS: Final[Mapping[str, Schema]] = {
     "Digest": {
         "type": "string",
@@ -336,9 +338,7 @@ COMPONENTS: Final[Mapping[str, Schema]] = {
     "Check": {
         "type": "object",
         "properties": {
-            "digests": _described(
-                array_of(reference("Digest")), "Which layers; without it, all of them."
-            ),
+            "digests": _CHOSEN,
             "quick": _described(FLAG, "Compare all but the content of files."),
             "repair": _described(FLAG, "Install damaged layers anew."),
         },
@@ -347,9 +347,7 @@ COMPONENTS: Final[Mapping[str, Schema]] = {
     "Adoption": {
         "type": "object",
         "properties": {
-            "digests": _described(
-                array_of(reference("Digest")), "Which layers; without it, all of them."
-            ),
+            "digests": _CHOSEN,
             "cleanMarkers": _described(
                 FLAG,
                 "Before that, remove the marker files (.wh.…) that Aos left where it made whiteouts"

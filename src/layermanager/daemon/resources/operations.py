@@ -53,14 +53,17 @@ def _gc(node: Node, call: Call) -> Answer:
 
 
 def _check(node: Node, call: Call) -> Answer:
-    digests = [Digest(text) for text in call.body.get("digests", ())]
     depth = Depth.ATTRIBUTES if call.body.get("quick", False) else Depth.CONTENT
-    return accepted(node.check(digests, depth, repair=call.body.get("repair", False)))
+    return accepted(node.check(_digests(call), depth, repair=call.body.get("repair", False)))
 
 
 def _adopt(node: Node, call: Call) -> Answer:
-    digests = [Digest(text) for text in call.body.get("digests", ())]
-    return accepted(node.adopt(digests, clean_markers=call.body.get("cleanMarkers", False)))
+    return accepted(node.adopt(_digests(call), clean_markers=call.body.get("cleanMarkers", False)))
+
+
+def _digests(call: Call) -> list[Digest]:
+    """The layers that the body names; none: all of them are meant."""
+    return [Digest(text) for text in call.body.get("digests", ())]
 
 
 def _miss(call: Call) -> NoReturn:
