@@ -1,0 +1,53 @@
+"""Counting the steps of a computation, so that tests of its cost need no clock."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+
+    from _typeshed import TraceFunction
+
+MOST_GROWTH: Final = 4.5
+"""Largest ratio of steps for an input four times as long, if the cost is linear."""
+
+
+def count_steps(function: Callable[[], object]) -> int:
+    """Return how many instructions of Python *function* executes in this thread.
+
+    Work inside a built-in counts as one step, whatever its arguments. Exceptions of *function* are
+    passed on.
+    """
+    steps = 0
+
+    def trace(frame: FrameType, event: str, _: object) -> TraceFunction:
+        nonlocal steps
+        frame.f_trace_opcodes = True
+        frame.f_trace_lines = False
+        steps += event == "opcode"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        function()
+    finally:
+        sys.settrace(before)
+    return steps
+
+
+def assert_linear(prepare: Callable[[int], Callable[[], object]], size: int) -> None:
+    """Assert that the steps grow at most linearly from *size* to four times *size*.
+
+    Args:
+        prepare: returns the computation for an input of the given size. What it does itself does
+            not count.
+        size: large enough to outweigh what any input costs.
+    """
+    computations = [prepare(size), prepare(4 * size)]
+    few, many = map(count_steps, computations)
+    assert size <= few, f"{few} steps for {size}: the input was not looked at"
+    assert many <= MOST_GROWTH * few, f"{few} steps for {size}, but {many} for {4 * size}"
