@@ -29,7 +29,7 @@ _layers = st.builds(
     layer_id=st.text(_characters),
     version=st.text(_characters),
     sha256=st.just(b"") | st.binary(min_size=32, max_size=32),
-    size=st.none() | st.integers(min_value=0),
+    size=st.none() | st.integers(0, 2**63 - 1),
     mirrors=st.lists(st.text(_characters, min_size=1)).map(tuple),
     diff_id=st.none() | _digests,
 )

@@ -24,6 +24,9 @@ from layermanager.model import DesiredImage, DesiredLayer, Digest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+MAX_MIRRORS: Final = 64
+"""How many other addresses a layer may have."""
+
 _CHECKSUM_BYTES: Final = 32
 _HEX_CHECKSUM: Final = re.compile(r"[0-9a-fA-F]{64}")
 _STATE_KEYS: Final = frozenset({"layers", "images"})
@@ -137,6 +140,8 @@ def _digest(entry: JsonObject, key: str) -> Digest:
 def _mirrors(entry: JsonObject) -> tuple[str, ...]:
     """The addresses at ``mirrors``; none when there is no such key."""
     mirrors = entry.texts("mirrors")
+    if len(mirrors) > MAX_MIRRORS:
+        raise DocumentError(f"{entry.at('mirrors')}: more than {MAX_MIRRORS} elements")
     if "" in mirrors:
         raise DocumentError(f"{entry.at('mirrors')}[{mirrors.index('')}]: is missing or empty")
     return mirrors

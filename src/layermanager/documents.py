@@ -1,24 +1,46 @@
-"""Reading JSON documents that somebody else wrote, with errors that name the place.
+"""Reader of JSON documents from outside, with errors that name the place.
 
 One small reader serves every document: the configuration, the desired layers, the package's
 descriptor. The standard library parses; a validating library would cost every start more time
 and memory than these few keys are worth (docs/dependencies.md).
+
+The size of a document, its nesting and its numbers are bounded before they are converted. Nothing
+here takes more than linear time, and no limit depends on the interpreter: signals are not handled
+while the parser runs, so it must not run for long.
 """
 
 from __future__ import annotations
 
 import codecs
 import json
+import math
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Never, Self, TypeVar
+
+from layermanager.header_numbers import MAX_INTEGER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 Default = TypeVar("Default")
 
+MAX_BYTES: Final = 64 * 1024 * 1024
+"""The largest document that is parsed: a desired state of some 200,000 layers."""
+
+MAX_DEPTH: Final = 64
+"""How many arrays and objects may be within one another."""
+
+_MOST_DIGITS: Final = 19
+_MOST_FLOAT_CHARACTERS: Final = 100
 _UNUSABLE: Final = re.compile(r"[\x00\ud800-\udfff]")
+_SHOWN_KEY_CHARACTERS: Final = 200
+
+# What decides about nesting: brackets, and the quotes between which they mean nothing.
+_ESCAPE: Final = re.compile(rb"\\.", re.DOTALL)
+_STRING: Final = re.compile(rb'"[^"]*"')
+_ONE_KIND: Final = bytes.maketrans(b"{}", b"[]")
+_OTHERS: Final = bytes(set(range(256)) - set(b'{}[]"'))
 
 
 class DocumentError(ValueError):
@@ -72,7 +94,7 @@ class JsonObject:
         return value
 
     def integer(
-        self, key: str, default: Default, *, minimum: int = 0, maximum: int | None = None
+        self, key: str, default: Default, *, minimum: int = 0, maximum: int = MAX_INTEGER
     ) -> int | Default:
         """The integer at *key*, within its bounds, or *default*."""
         value = self.members.get(key)
@@ -80,8 +102,9 @@ class JsonObject:
             return default
         if not isinstance(value, int) or isinstance(value, bool):
             raise self._wrong(key, "an integer", value)
-        if value < minimum or (maximum is not None and value > maximum):
-            bounds = f"at least {minimum}" if maximum is None else f"{minimum} to {maximum}"
+        if not minimum <= value <= maximum:
+            is_open = maximum == MAX_INTEGER and value < minimum
+            bounds = f"at least {minimum}" if is_open else f"{minimum} to {maximum}"
             raise DocumentError(f"{self.at(key)}: must be {bounds}, not {value}")
         return value
 
@@ -154,6 +177,7 @@ class JsonObject:
 
     def at(self, key: str) -> str:
         """The place of *key*, such as ``[2].url``."""
+        key = key[:_SHOWN_KEY_CHARACTERS]
         return f"{self.place}.{key}" if self.place else key
 
     def _array(self, key: str, expected: str) -> list[object]:
@@ -172,22 +196,66 @@ def parse(document: bytes | str) -> object:
     """Parse one JSON document; a key that occurs twice in an object is an error.
 
     Raises:
-        DocumentError: *document* is not JSON.
+        DocumentError: *document* is not JSON, or beyond ``MAX_BYTES``, ``MAX_DEPTH`` or the numbers
+            that 64 bits hold.
     """
+    if len(document) > MAX_BYTES:
+        raise DocumentError(f"too large: more than {MAX_BYTES} bytes")
     try:
-        if isinstance(document, bytes):
+        if isinstance(document, str):
+            encoded = document.encode(errors="surrogatepass")
+        else:
             # Only UTF-8 (RFC 8259). Left to itself, json would guess, and import other codecs,
-            # which nobody can in the unpacker's jail.
-            document = document.removeprefix(codecs.BOM_UTF8).decode()
+            # which is not possible in the unpacker's jail.
+            encoded = document.removeprefix(codecs.BOM_UTF8)
+            document = encoded.decode()
+        _refuse_deep(encoded)
         return json.loads(
-            document, parse_constant=_refuse_constant, object_pairs_hook=_unique_members
+            document,
+            parse_int=_integer,
+            parse_float=_float,
+            parse_constant=_refuse_constant,
+            object_pairs_hook=_unique_members,
         )
-    except RecursionError:
-        raise DocumentError("not JSON that can be read: nested too deeply") from None
     except DocumentError:
         raise
     except ValueError as error:  # JSONDecodeError, or bytes that are no UTF-8
         raise DocumentError(f"not JSON: {error}") from error
+
+
+def _refuse_deep(document: bytes) -> None:
+    """Raise if arrays and objects are nested more than ``MAX_DEPTH`` deep, whatever else is wrong.
+
+    Everything but brackets outside of strings is taken away, and then, level by level, the
+    innermost pairs. What is left then is not balanced, which the parser tells better.
+    """
+    if b"\\" in document:
+        document = _ESCAPE.sub(b"", document)
+    # Two quotes with nothing in between are a string without brackets, or two ends of strings
+    # with brackets: without them a bracket is within a string as before.
+    brackets = document.translate(_ONE_KIND, _OTHERS).replace(b'""', b"")
+    if b'"' in brackets:
+        brackets = _STRING.sub(b"", brackets)
+    for _ in range(MAX_DEPTH):
+        outer = brackets.replace(b"[]", b"")
+        if len(outer) == len(brackets):
+            break
+        brackets = outer
+    if b"[]" in brackets or brackets.count(b"[") > MAX_DEPTH:
+        raise DocumentError(f"nested too deeply: more than {MAX_DEPTH} arrays and objects")
+
+
+def _integer(text: str) -> int:
+    if len(text) > _MOST_DIGITS + text.startswith("-"):
+        raise DocumentError(f"a number of {len(text)} digits: an integer has at most 64 bits")
+    return int(text)
+
+
+def _float(text: str) -> float:
+    value = float(text) if len(text) <= _MOST_FLOAT_CHARACTERS else math.inf
+    if math.isinf(value):
+        raise DocumentError(f"a number that is out of range: {text:.40}")
+    return value
 
 
 def objects(value: object, place: str) -> Iterator[JsonObject]:
@@ -205,10 +273,17 @@ def _refuse_constant(name: str) -> Never:
 def _unique_members(pairs: list[tuple[str, object]]) -> dict[str, object]:
     members = dict(pairs)
     if len(members) != len(pairs):
-        keys = [key for key, _ in pairs]
-        doubled = next(key for key in keys if keys.count(key) > 1)
-        raise DocumentError(f"key {doubled!r:.80} occurs twice in one object")
+        raise DocumentError(f"key {_first_doubled(pairs)!r:.80} occurs twice in one object")
     return members
+
+
+def _first_doubled(pairs: list[tuple[str, object]]) -> str:
+    seen: set[str] = set()
+    for key, _ in pairs:
+        if key in seen:
+            return key
+        seen.add(key)
+    raise AssertionError("no key is doubled")
 
 
 def _kind(value: object) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from layermanager.errors import DesiredStateError, InvalidDigestError
+from layermanager.header_numbers import MAX_INTEGER
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -111,6 +112,8 @@ class DesiredLayer:
             )
         if self.size is not None and self.size < 0:
             raise DesiredStateError(f"{self.digest}: size is negative: {self.size}")
+        if self.size is not None and self.size > MAX_INTEGER:
+            raise DesiredStateError(f"{self.digest}: size must be at most {MAX_INTEGER}")
 
     @property
     def addresses(self) -> tuple[str, ...]:

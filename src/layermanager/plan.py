@@ -215,31 +215,51 @@ def find_layers(
         LayerNotExistError: one is not installed.
         UseError: there are none, or several layers have a name.
     """
-    here = tuple(installed)
-    images = tuple(images)
+    names = _Names(installed, images)
     references = [layers] if isinstance(layers, str) else layers
-    found = dict.fromkeys(
-        layer for reference in references for layer in _layers_of(reference, here, images)
-    )
+    found = dict.fromkeys(layer for reference in references for layer in names.find(reference))
     if not found:
         raise UseError("no layers are given")
     return tuple(found)
 
 
-def _layers_of(
-    reference: str, installed: Sequence[LayerInfo], images: Sequence[ImageInfo]
-) -> Iterable[LayerInfo]:
-    layer = find_layer(reference, installed)
-    if layer is not None:
-        return [layer]
-    try:
-        image = find_image(reference, images)
-    except (ImageNotExistError, InvalidReferenceError):
+class _Names:
+    """Index of the installed layers and images by what they are called.
+
+    With it the cost of many names is that of the names and the layers, not of their product.
+    """
+
+    def __init__(self, installed: Iterable[LayerInfo], images: Iterable[ImageInfo]) -> None:
+        self._layers: dict[str, list[LayerInfo]] = {}
+        for layer in installed:
+            for name in dict.fromkeys((str(layer.digest), layer.layer_id)):
+                self._layers.setdefault(name, []).append(layer)
+        self._images: dict[str, list[ImageInfo]] = {}
+        for image in images:
+            self._images.setdefault(image.reference, []).append(image)
+
+    def find(self, name: str) -> Iterable[LayerInfo]:
+        """Return the layer, or the layers of the image, that is called *name*, uppermost first."""
+        layer = _only_one(name, self._layers.get(name, ()))
+        if layer is not None:
+            return [layer]
+        try:
+            reference = str(parse_reference(name))
+            image = find_image(reference, self._images.get(reference, ()))
+        except (ImageNotExistError, InvalidReferenceError):
+            raise LayerNotExistError(
+                f"no layer and no image {name} is installed", digest=name
+            ) from None
+        return [self._layer_of(image, digest) for digest in reversed(image.layers)]
+
+    def _layer_of(self, image: ImageInfo, digest: Digest) -> LayerInfo:
+        """Return a layer of *image*; it may have gone after the images were read."""
+        for layer in self._layers.get(digest, ()):
+            if layer.digest == digest:
+                return layer
         raise LayerNotExistError(
-            f"no layer and no image {reference} is installed", digest=reference
-        ) from None
-    by_digest = {layer.digest: layer for layer in installed}
-    return [by_digest[digest] for digest in reversed(image.layers)]
+            f"layer {digest} of image {image.reference} is not installed any more", digest=digest
+        )
 
 
 def find_layer(name: str, installed: Iterable[LayerInfo]) -> LayerInfo | None:
@@ -248,7 +268,10 @@ def find_layer(name: str, installed: Iterable[LayerInfo]) -> LayerInfo | None:
     Raises:
         UseError: several have the name, and that does not decide it.
     """
-    found = [layer for layer in installed if name in (layer.digest, layer.layer_id)]
+    return _only_one(name, [layer for layer in installed if name in (layer.digest, layer.layer_id)])
+
+
+def _only_one(name: str, found: Sequence[LayerInfo]) -> LayerInfo | None:
     if len(found) > 1:
         found = [layer for layer in found if not layer.cached] or found
     if len(found) > 1:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from layermanager.model import DesiredLayer, Digest, ImageInfo, ResolvedImage
-from layermanager.oci.installed import image_at_hand, resolved_again
+from layermanager.oci.installed import InstalledImages, resolved_again
 from layermanager.oci.platform import parse_platform
 from layermanager.oci.reference import parse_reference
 
@@ -45,10 +45,10 @@ def test_an_image_is_known_by_its_name_or_its_digest(cached: bool) -> None:
         parse_reference(f"registry:5000/b@{image.digest}"),
         parse_reference(f"oci:/srv/x@{image.digest}"),
     ):
-        assert image_at_hand(reference, HOST, [image]) == image
+        assert InstalledImages([image]).at_hand(reference, HOST) == image
     for name in ("registry:5000/a:2", "registry:5000/b:1", f"registry:5000/a@{digest_of(7)}"):
-        assert image_at_hand(parse_reference(name), HOST, [image]) is None
-    assert image_at_hand(by_tag, parse_platform("linux/arm64"), [image]) is None
+        assert InstalledImages([image]).at_hand(parse_reference(name), HOST) is None
+    assert InstalledImages([image]).at_hand(by_tag, parse_platform("linux/arm64")) is None
 
 
 def test_of_several_that_were_called_so_the_desired_one_is_meant() -> None:
@@ -56,8 +56,8 @@ def test_of_several_that_were_called_so_the_desired_one_is_meant() -> None:
     newer = there(2, cached=True, timestamp=NOW - DAY)
     newest = there(3, cached=True, timestamp=NOW)
     reference = parse_reference("registry:5000/a:1")
-    assert image_at_hand(reference, HOST, [newer, oldest, newest]) == oldest
-    assert image_at_hand(reference, HOST, [newest, newer]) == newest
+    assert InstalledImages([newer, oldest, newest]).at_hand(reference, HOST) == oldest
+    assert InstalledImages([newest, newer]).at_hand(reference, HOST) == newest
 
 
 def test_an_installed_image_is_resolved_from_what_is_remembered() -> None:

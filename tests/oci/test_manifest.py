@@ -330,7 +330,7 @@ _descriptors = st.builds(
     Descriptor,
     media_type=_texts.filter(bool),
     digest=_some_digests,
-    size=st.integers(min_value=0),
+    size=st.integers(0, 2**63 - 1),
 )
 _configs = st.builds(
     ImageConfig,

@@ -167,19 +167,25 @@ def _print_image(settings: Settings, image: ImageInfo) -> None:
 def _described_image(image: ImageInfo, layers: Iterable[LayerInfo]) -> Iterator[tuple[str, str]]:
     from datetime import UTC, datetime
 
+    from layermanager.errors import ImageNotExistError
     from layermanager.oci.manifest import read_config
 
     age = tables.age_text(max(timedelta(0), datetime.now(UTC) - image.timestamp))
     config = read_config(image.config, len(image.layers))
-    here = {layer.digest: layer for layer in layers}
+    # Another process may have removed layers, and the image with them, since the image was read.
+    sizes = {layer.digest: layer.size for layer in layers}
+    if gone := [digest for digest in image.layers if digest not in sizes]:
+        raise ImageNotExistError(
+            f"image {image.reference} is not installed any more: layer {gone[0]} was removed"
+        )
     yield "image", image.reference
     yield "digest", image.digest
     yield "platform", image.platform
     yield "state", f"cached for {age}" if image.cached else f"desired, here for {age}"
     yield "command", " ".join((*config.entrypoint, *config.arguments)) or "-"
-    yield "size", tables.size_text(sum(here[digest].size for digest in {*image.layers}))
+    yield "size", tables.size_text(sum(sizes[digest] for digest in {*image.layers}))
     for position, digest in enumerate(image.layers):
-        size = tables.size_text(here[digest].size)
+        size = tables.size_text(sizes[digest])
         yield "" if position else "layers", f"{digest} {size}"
 
 

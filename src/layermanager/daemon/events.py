@@ -7,6 +7,7 @@ of the daemon, it is told that there is a gap.
 
 from __future__ import annotations
 
+import itertools
 import secrets
 import threading
 from collections import deque
@@ -15,6 +16,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from layermanager.daemon.http import encoded
+from layermanager.header_numbers import read_count
 from layermanager.json_documents import time_json
 
 if TYPE_CHECKING:
@@ -144,9 +146,10 @@ class Events:
             if event_id is None:
                 return Position(self._last)
             oldest = self._last - len(self._ring)
-            run, _, number = event_id.rpartition("-")
-            if run == self._run and number.isdecimal() and oldest <= int(number) <= self._last:
-                return Position(int(number))
+            run, _, text = event_id.rpartition("-")
+            number = read_count(text)
+            if run == self._run and number is not None and oldest <= number <= self._last:
+                return Position(number)
             return Position(oldest, has_gap=True)
 
     def latest(self) -> tuple[Event, ...]:
@@ -165,9 +168,7 @@ class Events:
                 timeout=self._heartbeat.total_seconds(),
             )
             oldest = self._last - len(self._ring)
-            start = max(position.number, oldest)
+            missed = self._last - max(position.number, oldest)
             # From the end, where it is short: for most readers it is the last one.
-            events = tuple(
-                self._ring[number - self._last - 1] for number in range(start + 1, self._last + 1)
-            )
+            events = tuple(itertools.islice(reversed(self._ring), missed))[::-1]
             return events, Position(self._last, has_gap=position.number < oldest)

@@ -17,12 +17,15 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 from layermanager.errors import ConfigError
+from layermanager.header_numbers import read_count
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping, Sequence
 
 _FIRST_SOCKET: Final = 3
 _PATIENCE: Final = timedelta(seconds=30)
+_MOST_SOCKETS: Final = 1024
+_LONGEST_WATCHDOG_MICROSECONDS: Final = 365 * 24 * 60 * 60 * 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +53,8 @@ class Supervisor:
         process = environment.pop("WATCHDOG_PID", "")
         if not microseconds or process not in {"", str(os.getpid())}:
             return cls(address)
-        return cls(address, timedelta(microseconds=_number("WATCHDOG_USEC", microseconds)))
+        period = _number("WATCHDOG_USEC", microseconds, at_most=_LONGEST_WATCHDOG_MICROSECONDS)
+        return cls(address, timedelta(microseconds=period))
 
     def starting(self, status: str) -> None:
         """Tell that it goes on, so that nobody loses patience."""
@@ -98,9 +102,10 @@ def handed_over_sockets(environment: MutableMapping[str, str]) -> Sequence[socke
     if process != str(os.getpid()):
         return ()
     sockets = []
-    for descriptor in range(_FIRST_SOCKET, _FIRST_SOCKET + _number("LISTEN_FDS", count)):
-        os.set_inheritable(descriptor, False)  # noqa: FBT003 - the standard library's
+    handed_over = _number("LISTEN_FDS", count, at_most=_MOST_SOCKETS)
+    for descriptor in range(_FIRST_SOCKET, _FIRST_SOCKET + handed_over):
         try:
+            os.set_inheritable(descriptor, False)  # noqa: FBT003 - the standard library's
             sockets.append(socket.socket(fileno=descriptor))
         except OSError as error:
             raise ConfigError(f"descriptor {descriptor} of LISTEN_FDS is no socket") from error
@@ -111,8 +116,8 @@ def handed_over_sockets(environment: MutableMapping[str, str]) -> Sequence[socke
     return sockets
 
 
-def _number(name: str, text: str) -> int:
-    try:
-        return int(text)
-    except ValueError as error:
-        raise ConfigError(f"{name} is no number: {text!r:.80}") from error
+def _number(name: str, text: str, *, at_most: int) -> int:
+    number = read_count(text, at_most=at_most)
+    if number is None:
+        raise ConfigError(f"{name} is no number up to {at_most}: {text!r:.80}")
+    return number

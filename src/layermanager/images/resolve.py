@@ -17,7 +17,7 @@ from layermanager.errors import (
 )
 from layermanager.images.proof import DEEPEST_INDEX, proved_document, too_deep
 from layermanager.model import DesiredLayer, FailedImage, Resolution, ResolvedImage
-from layermanager.oci.installed import image_at_hand, resolved_again
+from layermanager.oci.installed import InstalledImages, resolved_again
 from layermanager.oci.manifest import (
     ImageManifest,
     read_config,
@@ -82,9 +82,10 @@ class ImageResolver:
         """
         wanted = [self._read(image) for image in desired]
         operation = Cancellation()
+        at_hand = InstalledImages(installed)
 
         def look(one: _Wanted) -> Resolution:
-            return self._look(one, installed, sources, operation)
+            return self._look(one, at_hand, sources, operation)
 
         with (
             cancellation.interrupting(operation.cancel),
@@ -102,13 +103,13 @@ class ImageResolver:
     def _look(
         self,
         wanted: _Wanted,
-        installed: Sequence[ImageInfo],
+        installed: InstalledImages,
         sources: Mapping[Digest, DesiredLayer],
         cancellation: Cancellation,
     ) -> Resolution:
         """Find the layers of one image."""
         reference = wanted.reference
-        at_hand = image_at_hand(reference, wanted.platform, installed)
+        at_hand = installed.at_hand(reference, wanted.platform)
         failed: tuple[FailedImage, ...] = ()
         if at_hand is None or reference.digest is None:
             try:

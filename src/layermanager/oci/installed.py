@@ -16,24 +16,25 @@ if TYPE_CHECKING:
     from layermanager.oci.reference import Reference
 
 
-def image_at_hand(
-    reference: Reference, platform: Platform, installed: Iterable[ImageInfo]
-) -> ImageInfo | None:
-    """The image of the *installed* ones that is known by *reference*, if there is one.
+class InstalledImages:
+    """Index of the *installed* images, so that many references cost no more than the images."""
 
-    A digest in *reference* says it, whatever the image was called when it was installed. Of several
-    that were called by the same tag it is the desired one, or else the one that was desired last.
-    """
-    known = [
-        image
-        for image in installed
-        if image.platform == str(platform)
-        and (
-            image.reference == str(reference)
-            or (reference.digest is not None and image.digest == reference.digest)
-        )
-    ]
-    return max(known, key=lambda image: (not image.cached, image.timestamp), default=None)
+    def __init__(self, installed: Iterable[ImageInfo]) -> None:
+        self._by_name: dict[tuple[str, str], list[ImageInfo]] = {}
+        for image in installed:
+            for name in (image.reference, image.digest):
+                self._by_name.setdefault((image.platform, name), []).append(image)
+
+    def at_hand(self, reference: Reference, platform: Platform) -> ImageInfo | None:
+        """Return the image that is known by *reference*, if there is one.
+
+        A digest in *reference* says it, whatever the image was called when it was installed. Of
+        several that were called by the same tag it is the desired one, or else the one that was
+        desired last.
+        """
+        names = [str(reference), *([reference.digest] if reference.digest else [])]
+        known = [image for name in names for image in self._by_name.get((str(platform), name), ())]
+        return max(known, key=lambda image: (not image.cached, image.timestamp), default=None)
 
 
 def resolved_again(

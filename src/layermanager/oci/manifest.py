@@ -125,7 +125,7 @@ class ImageIndex:
                 f"{len(unnamed)} manifests of the index do not say for which platform they are"
             )
         offered = ", ".join(dict.fromkeys(str(one.platform) for one in self.manifests))
-        raise ManifestError(f"there is no image for {platform}, but for: {offered or 'none'}")
+        raise ManifestError(f"there is no image for {platform}, but for: {offered or 'none':.1000}")
 
 
 @dataclass(frozen=True, slots=True)

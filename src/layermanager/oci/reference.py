@@ -34,6 +34,7 @@ DEFAULT_TAG: Final = "latest"
 _LEGACY_REGISTRY: Final = "index.docker.io"
 _OFFICIAL: Final = "library/"
 _LONGEST_NAME: Final = 255
+_LONGEST_REFERENCE: Final = 8192  # a path and a digest fit
 
 _LABEL: Final = r"(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9])"
 _REGISTRY: Final = re.compile(
@@ -144,7 +145,7 @@ def parse_reference(text: str) -> Reference:
     Raises:
         InvalidReferenceError: *text* is none; the message says why.
     """
-    if _UNUSABLE.search(text):
+    if len(text) > _LONGEST_REFERENCE or _UNUSABLE.search(text):
         raise InvalidReferenceError(f"not a reference to an image: {text!r:.300}")
     scheme, colon, rest = text.partition(":")
     if colon and scheme in _FILE_TRANSPORTS:
@@ -160,6 +161,8 @@ def parse_registry_reference(text: str) -> RegistryReference:
     Raises:
         InvalidReferenceError: *text* is none.
     """
+    if len(text) > _LONGEST_REFERENCE:
+        raise InvalidReferenceError(f"not a reference to an image: {text!r:.300}")
     name, at_sign, digest = text.partition("@")
     tag = ""
     if ":" in name.rpartition("/")[2]:

@@ -13,26 +13,24 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from datetime import UTC, timedelta
-from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
+from layermanager.header_numbers import read_count, read_delay
 from layermanager.sources.client import Place
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from datetime import timedelta
 
     from layermanager.cancellation import Cancellation
     from layermanager.errors import SourceError
     from layermanager.protocols import Clock
     from layermanager.sources.client import Answer, HttpClient
 
-_CONTENT_LENGTH: Final = re.compile(r"[0-9]{1,18}")
 _CONTENT_RANGE: Final = re.compile(
     r"bytes (?P<first>[0-9]{1,18})-(?P<last>[0-9]{1,18})/(?P<size>[0-9]{1,18})"
 )
-_DELAY_SECONDS: Final = re.compile(r"[0-9]{1,9}")
 _MAY_HEAL: Final = frozenset(
     {
         HTTPStatus.REQUEST_TIMEOUT,
@@ -154,16 +152,7 @@ def _rest(answer: Answer, clock: Clock, offset: int, validator: str) -> HttpStre
 
 def _retry_after(headers: Mapping[str, str], clock: Clock) -> timedelta | None:
     """How long the server wants to be left alone (RFC 9110, 10.2.3)."""
-    text = headers.get("Retry-After", "").strip()
-    if _DELAY_SECONDS.fullmatch(text):
-        return timedelta(seconds=int(text))
-    try:
-        moment = parsedate_to_datetime(text)
-    except ValueError:
-        return None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return max(moment - clock.now(), timedelta(0))
+    return read_delay(headers.get("Retry-After", "").strip(), clock.now())
 
 
 class HttpStream:
@@ -282,9 +271,10 @@ def _body_length(answer: Answer) -> int | None:
     length = headers.get("Content-Length")
     if length is None:
         return None
-    if not _CONTENT_LENGTH.fullmatch(length):
+    size = read_count(length)
+    if size is None:
         raise _refused(answer, f"the server's Content-Length is no number of bytes: {length!r:.80}")
-    return int(length)
+    return size
 
 
 def _refused(answer: Answer, message: str) -> SourceError:
