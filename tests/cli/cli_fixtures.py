@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from layermanager.cli.run import run
 from layermanager.desired import desired_to_json
-from layermanager.lock import LOCK_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -23,11 +22,14 @@ if TYPE_CHECKING:
     from layermanager import DesiredLayer
 
 HOLDER = """
-import fcntl, sys
-file = open(sys.argv[1], "a")
-fcntl.flock(file, fcntl.LOCK_EX)
-print("held", flush=True)
-sys.stdin.read()
+import sys, threading
+from datetime import timedelta
+from pathlib import Path
+from layermanager.clock import SystemClock
+from layermanager.lock import StoreLock
+with StoreLock(Path(sys.argv[1]), SystemClock()).held(timedelta(0), threading.Event()):
+    print("held", flush=True)
+    sys.stdin.read()
 """
 
 
@@ -78,7 +80,7 @@ def busy(working_dir: Path) -> Iterator[subprocess.Popen[str]]:
     """Another process that holds the lock of the store until its standard input ends."""
     working_dir.mkdir(parents=True, exist_ok=True)
     with subprocess.Popen(
-        [sys.executable, "-c", HOLDER, working_dir / LOCK_NAME],
+        [sys.executable, "-c", HOLDER, working_dir],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -151,8 +151,7 @@ class Site:
         database = self.config.database.name
         ours = {
             *(database + suffix for suffix in _OF_THE_DATABASE),
-            *(layers_dir.name, index_dir.name, self.config.download_dir.name, "mounts"),
-            "layermanager.lock",
+            *(layers_dir.name, index_dir.name, self.config.download_dir.name, "mounts", "lock"),
         }
         places = (
             *(layers_dir / ".staging", layers_dir / ".trash", index_dir / ".staging"),

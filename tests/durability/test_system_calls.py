@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from durability.tracing import Change
 
 CALLS = {
-    Step.WRITE_LOCK: {"openat", "pwrite64"},
+    Step.WRITE_LOCK: {"mkdir", "openat"},
     Step.MAKE_RESERVE: {"openat", "fallocate"},
     Step.SPEND_RESERVE: {"unlink", "unlinkat", "syncfs"},
     Step.MAKE_DATABASE: {"mknod", "mknodat", "chmod", "fchmodat"},
