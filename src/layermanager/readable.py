@@ -1,4 +1,8 @@
-"""Values as people read them, at a terminal or in a browser: sizes, ages, digests. All pure."""
+"""Values as people read them, at a terminal, in a log or in a browser. All pure.
+
+Text from outside is kept as it came and escaped where it leaves: every sink calls ``escaped``, so
+no other code has to.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,22 @@ if TYPE_CHECKING:
 
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 _SHORT_DIGITS: Final = 12
+
+
+def escaped(text: str) -> str:
+    """Return *text* as one line without anything that a terminal or a log reader obeys.
+
+    Printable characters stay. All others are written as escape sequences, as Python writes them:
+    control characters, line separators, marks that change the direction of text, surrogates.
+    """
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def escaped_lines(text: str) -> str:
+    """Return *text* with each of its lines escaped; only line feeds end a line."""
+    return "\n".join(map(escaped, text.split("\n")))
 
 
 def size_text(size: int) -> str:

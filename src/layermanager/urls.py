@@ -8,6 +8,17 @@ from typing import Final
 _CREDENTIALS: Final = re.compile(r"\A(?P<before>[^/?#\\]*//)[^/?#\\]*@")
 _QUERY: Final = re.compile(r"\?[^#]+")
 
+# In other text an address ends at a blank: to hide a little too much is better than too little.
+_BLANK: Final = " \\t\\r\\n"
+_CREDENTIALS_IN_TEXT: Final = re.compile(rf"//[^{_BLANK}/?#\\]*@")
+_QUERY_IN_TEXT: Final = re.compile(rf"\?[^{_BLANK}]+")
+_SECRET_HEADER: Final = re.compile(
+    r"""(?P<name>(?:authorization|cookie|x-[a-z-]{0,40}token)\b["']?[ \t]*[:=,][ \t]*(?:b?["'])?)"""
+    r"""[^"'\r\n]+""",
+    re.IGNORECASE,
+)
+_SCHEME: Final = re.compile(r"\b(?P<scheme>Bearer|Basic|Negotiate)[ \t]+(?!realm=)[\w.~+/=-]+")
+
 
 def without_credentials(url: str) -> str:
     """Return *url* without the ``user:password@`` in front of its host.
@@ -24,3 +35,20 @@ def shown(url: str) -> str:
     That is its credentials, and its query, since many a storage service takes signatures there.
     """
     return _QUERY.sub("?…", without_credentials(url))
+
+
+def redacted(text: str) -> str:
+    """Return *text*, such as the log line of a library, without the secrets that it may hold.
+
+    Those are the credentials and queries of all addresses, absolute or not, and the values of
+    headers that say who a client is.
+    """
+    text = _CREDENTIALS_IN_TEXT.sub("//", text)
+    text = _QUERY_IN_TEXT.sub(_without_query, text)
+    text = _SECRET_HEADER.sub(r"\g<name>…", text)
+    return _SCHEME.sub(r"\g<scheme> …", text)
+
+
+def _without_query(match: re.Match[str]) -> str:
+    """Return the question mark of a query alone, but that of a sentence with all that follows."""
+    return "?…" if any(map(str.isalnum, match[0])) else match[0]

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from layermanager.cli.progress import PlainDisplay, Row, TerminalDisplay, frame, plain_line
-from layermanager.cli.tables import columns_of, printable
+from layermanager.cli.tables import columns_of, escaped
 from layermanager.errors import LayerManagerError
 from layermanager.model import DesiredLayer, Digest, LayerProgress, Phase
 
@@ -89,7 +89,7 @@ def test_a_long_list_is_summarised() -> None:
 
 moments = st.builds(
     LayerProgress,
-    desired=st.builds(layer, st.text(max_size=60).map(printable), st.text(max_size=20)),
+    desired=st.builds(layer, st.text(max_size=60).map(escaped), st.text(max_size=20)),
     phase=st.sampled_from(Phase),
     transferred=st.integers(0, 2**60),
     size=st.none() | st.integers(0, 2**60),

@@ -11,8 +11,8 @@ from layermanager.cli.tables import (
     age_text,
     columns_of,
     cut,
+    escaped,
     parse_size,
-    printable,
     short_digest,
     size_text,
     table,
@@ -125,13 +125,13 @@ def test_a_short_digest_names_the_algorithm() -> None:
 
 
 def test_what_a_terminal_would_obey_is_written_out() -> None:
-    assert printable("a\x1b[2Jb\nc\u202e") == "a\\x1b[2Jb\\nc\\u202e"
-    assert printable("naïve 層") == "naïve 層"
+    assert escaped("a\x1b[2Jb\nc\u202e") == "a\\x1b[2Jb\\nc\\u202e"
+    assert escaped("naïve 層") == "naïve 層"
 
 
 @given(st.text())
-def test_printable_text_is_printable(text: str) -> None:
-    assert printable(text).isprintable()
+def test_escaped_text_is_printable(text: str) -> None:
+    assert escaped(text).isprintable()
 
 
 @pytest.mark.parametrize(("text", "columns"), [("abc", 3), ("層", 2), ("e\u0301", 1), ("", 0)])
@@ -139,7 +139,7 @@ def test_columns_of_wide_and_combining_characters(text: str, columns: int) -> No
     assert columns_of(text) == columns
 
 
-@given(st.text().map(printable), st.integers(1, 40))
+@given(st.text().map(escaped), st.integers(1, 40))
 def test_a_cut_text_fits_and_is_a_beginning(text: str, width: int) -> None:
     fitting = cut(text, width)
 

@@ -5,6 +5,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from layermanager.daemon.following import PollResult
 from layermanager.daemon.metrics import Metrics, Snapshot
@@ -51,6 +53,17 @@ def test_every_line_is_as_prometheus_reads_it(metrics: Metrics) -> None:
             name = re.split(r"[{ ]", line)[0]
             assert name in told or re.sub("_(bucket|sum|count)$", "", name) in told
             assert SAMPLE.fullmatch(line.replace(r"\"", "").replace(r"\\", ""))
+
+
+@given(st.text(st.characters(), max_size=20))
+def test_a_label_is_one_line_of_text(value: str) -> None:
+    metrics = Metrics(FakeClock(), "1.0")
+    metrics.answered(value, 200, 0.002)
+    text = metrics.text(SNAPSHOT)
+    text.encode()
+    (line,) = (line for line in text.split("\n") if 'code="200"' in line)
+    assert line.isprintable()
+    assert re.search(r'endpoint="(?:[^"\\]|\\[\\"])*",code="200"', line)
 
 
 def test_what_is_there_is_told(metrics: Metrics) -> None:

@@ -280,3 +280,18 @@ def test_whatever_a_name_is_it_is_only_text(name: str) -> None:
     ]
     if name == EVIL:
         assert EVIL in evil.text
+
+
+@given(st.text(st.characters(), max_size=20))
+def test_nothing_but_text_is_sent(name: str) -> None:
+    rendered = page.render(
+        view(
+            layers=[layer(DIGESTS[1], name)],
+            operations=[
+                operation(progress("failed", layerId=name, error={"message": f"404 {name}"}))
+            ],
+        )
+    )
+    rendered.encode()
+    main = rendered.partition("<main>")[2].partition("</main>")[0]
+    assert main.isprintable()

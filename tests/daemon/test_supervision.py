@@ -61,6 +61,13 @@ def test_everything_is_told(manager: tuple[str, socket.socket]) -> None:
     assert heard[4][0] == "STOPPING=1"
 
 
+def test_a_status_is_no_message_of_its_own(manager: tuple[str, socket.socket]) -> None:
+    address, listening = manager
+    Supervisor(address).alive("waits for 7\nMAINPID=1 \x1b[2J\udcff")
+    heard = listening.recv(4096).decode().split("\n")
+    assert heard == ["WATCHDOG=1", r"STATUS=waits for 7\nMAINPID=1 \x1b[2J\udcff"]
+
+
 def test_without_a_service_manager_nobody_is_told() -> None:
     Supervisor.of_environment({}).ready("fine")
 

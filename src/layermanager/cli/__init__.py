@@ -8,10 +8,14 @@ the command that needs it, since ``--help`` and ``ls`` should not wait for it.
 from __future__ import annotations
 
 import sys
+import threading
 
 
 def main() -> None:
     """Run the command line and end the process with its status."""
     from layermanager.cli.run import run  # noqa: PLC0415 - see above
+    from layermanager.logs import log_unexpected, log_unexpected_in_thread  # noqa: PLC0415
 
+    sys.excepthook = log_unexpected
+    threading.excepthook = log_unexpected_in_thread
     sys.exit(run(sys.argv[1:]))

@@ -130,11 +130,11 @@ def gc(settings: Settings, ttl_days: int | None, free: int, patience: timedelta)
         )
         return
     for layer in removed:
-        name = tables.printable(f"{layer.layer_id} {layer.version}".strip())
+        name = f"{layer.layer_id} {layer.version}".strip()
         write(f"removed {tables.short_digest(layer.digest)}  {name}")
     for one in held:
         holders = " and ".join(map(str, one.holders))
-        write(f"in use  {tables.short_digest(one.digest)}  by {tables.printable(holders)}")
+        write(f"in use  {tables.short_digest(one.digest)}  by {holders}")
     layers = "layer" if len(removed) == 1 else "layers"
     write(f"{len(removed)} {layers} removed, {tables.size_text(freed)} freed")
 

@@ -219,9 +219,9 @@ def difference_line(difference: Difference) -> str:
 
     line = f"{shown(difference.path)}: {difference.problem}"
     if difference.expected:
-        line += f": expected {tables.printable(difference.expected)}"
+        line += f": expected {difference.expected}"
     if difference.found:
-        line += f"{',' if difference.expected else ':'} found {tables.printable(difference.found)}"
+        line += f"{',' if difference.expected else ':'} found {difference.found}"
     return line
 
 

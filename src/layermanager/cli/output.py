@@ -1,4 +1,7 @@
-"""Printing: results on standard output, all else on standard error."""
+"""Printing: results on standard output, all else on standard error.
+
+Here all text is escaped, wherever it came from: those who call need not.
+"""
 
 from __future__ import annotations
 
@@ -29,15 +32,12 @@ def write(text: str) -> None:
     Raises:
         OutputError: nobody reads it, or it cannot be kept.
     """
-    try:
-        click.echo(text)
-    except OSError as error:
-        raise OutputError(error) from error
+    _print(tables.escaped(text))
 
 
 def write_json(document: object) -> None:
     """Print the result as JSON, in ASCII: names of files may be no UTF-8."""
-    write(json.dumps(document, indent=2))
+    _print(json.dumps(document, indent=2))
 
 
 def write_table(
@@ -53,10 +53,23 @@ def write_pairs(pairs: Iterable[tuple[str, str]]) -> None:
     pairs = list(pairs)
     width = max(len(name) for name, _ in pairs)
     for name, value in pairs:
-        write(f"{name.ljust(width)}  {tables.printable(value)}")
+        write(f"{name.ljust(width)}  {value}")
 
 
 def tell(text: str) -> None:
     """Print a line on standard error; where nobody reads it the exit status still says it."""
     with suppress(OSError):
-        click.echo(tables.printable(text), err=True)
+        click.echo(tables.escaped(text), err=True)
+
+
+def tell_lines(text: str) -> None:
+    """Print lines that are structured by this program on standard error."""
+    for line in text.removesuffix("\n").split("\n"):
+        tell(line)
+
+
+def _print(text: str) -> None:
+    try:
+        click.echo(text)
+    except OSError as error:
+        raise OutputError(error) from error

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Protocol
 
-from layermanager.cli.tables import cut, padded, printable, short_digest, size_text
+from layermanager.cli.tables import cut, escaped, padded, short_digest, size_text
 from layermanager.model import Phase
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def plain_line(progress: LayerProgress) -> str:
     name = _name(progress)
     match progress.phase:
         case Phase.FAILED:
-            return f"{name}: failed: {progress.error}"
+            return f"{name}: failed: {escaped(str(progress.error))}"
         case Phase.INSTALLING if progress.size:
             return f"{name}: installing, {size_text(progress.size)}"
         case phase:
@@ -104,7 +104,7 @@ def _name(progress: LayerProgress) -> str:
     desired = progress.desired
     if not desired.layer_id:
         return short_digest(desired.digest)
-    return printable(f"{desired.layer_id} {desired.version}".rstrip())
+    return escaped(f"{desired.layer_id} {desired.version}".rstrip())
 
 
 def _bar(progress: LayerProgress) -> str:

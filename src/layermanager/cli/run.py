@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import signal
@@ -14,9 +15,10 @@ import click
 
 from layermanager import __version__
 from layermanager.cli import changing, checking, looking, packing, pushing, serving, using
-from layermanager.cli.output import OutputError, tell, write_json
+from layermanager.cli.output import OutputError, tell, tell_lines, write_json
 from layermanager.cli.settings import Settings, json_option, log_as
 from layermanager.errors import LayerManagerError
+from layermanager.readable import escaped
 
 # The library is imported by the commands that need it: `--help` answers without SQLite, and `ls`
 # without the HTTP client.
@@ -148,8 +150,6 @@ def group(
     settings.log_format = log_format
     logging.basicConfig(level=log_level.upper(), handlers=[settings.log])
     log_as(log_format or "text", settings.log)
-    # What it would say, for debugging, holds whole addresses, with the signatures in them.
-    logging.getLogger("urllib3").setLevel(logging.WARNING)
 
 
 for _command in (
@@ -173,9 +173,17 @@ for _command in (
 
 def _print_usage_error(error: click.ClickException, settings: Settings) -> None:
     if not settings.is_json:
-        error.show()
+        tell_lines(_shown(error))
         return
     write_json({"error": {"type": type(error).__name__, "message": error.format_message()}})
+
+
+def _shown(error: click.ClickException) -> str:
+    """Return what click would print: usage, hint and message, of which the last may be hostile."""
+    shown = io.StringIO()
+    error.show(shown)
+    message = error.format_message()
+    return shown.getvalue().replace(message, escaped(message))
 
 
 def _print_error(error: LayerManagerError, settings: Settings) -> None:

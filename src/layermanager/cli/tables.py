@@ -7,7 +7,7 @@ import unicodedata
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
-from layermanager.readable import age_text, short_digest, size_text
+from layermanager.readable import age_text, escaped, short_digest, size_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -16,10 +16,10 @@ __all__ = [
     "age_text",
     "columns_of",
     "cut",
+    "escaped",
     "padded",
     "parse_duration",
     "parse_size",
-    "printable",
     "short_digest",
     "size_text",
     "table",
@@ -63,13 +63,6 @@ def parse_duration(text: str) -> timedelta:
     return timedelta(seconds=min(int(number) * _SECONDS[unit or "s"], _LONGEST_SECONDS))
 
 
-def printable(text: str) -> str:
-    """*text* on one line, with nothing in it that a terminal obeys: names come from anywhere."""
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
-
-
 def columns_of(text: str) -> int:
     """How many columns of a terminal the printable *text* takes."""
     if text.isascii():
@@ -109,7 +102,7 @@ def table(
     width of their heads; those in *right*, which are set to the right, and the first one stay
     whole.
     """
-    lines = [list(head), *([printable(cell) for cell in row] for row in rows)]
+    lines = [list(head), *([escaped(cell) for cell in row] for row in rows)]
     widths = [max(columns_of(line[column]) for line in lines) for column in range(len(head))]
     excess = sum(widths) + len(_GAP) * (len(widths) - 1) - width
     for _ in range(excess):

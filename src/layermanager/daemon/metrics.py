@@ -19,6 +19,7 @@ from layermanager.daemon.following import PollResult
 from layermanager.daemon.operations import Kind, State
 from layermanager.model import Phase
 from layermanager.observer import Removal
+from layermanager.readable import escaped
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -317,12 +318,13 @@ def _head(name: str, help_text: str, kind: str) -> Iterable[str]:
 def _labels_text(labels: Labels) -> str:
     if not labels:
         return ""
-    pairs = (f'{name}="{_escaped(value)}"' for name, value in labels)
+    pairs = (f'{name}="{_label_text(value)}"' for name, value in labels)
     return "{" + ",".join(pairs) + "}"
 
 
-def _escaped(value: str) -> str:
-    return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
+def _label_text(value: str) -> str:
+    """Return a label's value: what is not printable first, then as the format wants it."""
+    return escaped(value).replace("\\", r"\\").replace('"', r"\"")
 
 
 def _number_text(value: float) -> str:

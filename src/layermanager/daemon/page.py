@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 from dataclasses import dataclass
-from html import escape
 from typing import TYPE_CHECKING, Any, Final
 
 from layermanager import __version__
-from layermanager.readable import age_text, short_digest, size_text
+from layermanager.readable import age_text, escaped, short_digest, size_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -236,10 +236,10 @@ def _source(view: View) -> str:
     trouble = ""
     if status.error is not None:
         what = "refused" if status.is_refused else "cannot be had"
-        trouble = f'<p class="failed">{what}: {escape(str(status.error))}</p>'
+        trouble = f'<p class="failed">{what}: {_text(str(status.error))}</p>'
     return (
         f'<section><h2>Desired state <small>{looked}</small></h2><span class="name">'
-        f"{escape(status.source)}</span>{trouble}</section>"
+        f"{_text(status.source)}</span>{trouble}</section>"
     )
 
 
@@ -261,18 +261,18 @@ def _operation(operation: Mapping[str, Any]) -> str:
             f'<progress max="{check["layers"]}" value="{check["layer"]}"></progress></div>'
         )
     if reason := operation.get("waitsFor"):
-        tasks.append(f'<p class="task">waits: {escape(reason)}</p>')
+        tasks.append(f'<p class="task">waits: {_text(reason)}</p>')
     return (
-        f"<section><h2>{escape(operation['kind'])} <small>operation {escape(operation['id'])}"
+        f"<section><h2>{_text(operation['kind'])} <small>operation {_text(operation['id'])}"
         f'</small> <span class="pill {operation["state"]}">{operation["state"]}</span></h2>'
         f"{''.join(tasks)}</section>"
     )
 
 
 def _task(layer: Mapping[str, Any]) -> str:
-    name = escape(_name(layer["layerId"], layer["version"], layer["digest"]))
+    name = _text(_name(layer["layerId"], layer["version"], layer["digest"]))
     if layer["phase"] == "failed":
-        message = escape(str(layer["error"]["message"]))
+        message = _text(str(layer["error"]["message"]))
         return f'<div class="task"><span class="failed">{name}: {message}</span></div>'
     size = layer.get("size")
     of = f" of {size_text(size)}" if size else ""
@@ -307,7 +307,7 @@ def _space(usage: StoreUsage) -> str:
         f'<div><dt class="{kind}">{kind}</dt><dd>{text}</dd></div>' for kind, text in legend
     )
     return (
-        f"<section><h2>Space <small>{size_text(usage.total)} in {escape(str(usage.path))}"
+        f"<section><h2>Space <small>{size_text(usage.total)} in {_text(str(usage.path))}"
         f'</small></h2><svg role="img" aria-label="where the space went">{"".join(bars)}</svg>'
         f"<dl>{items}</dl></section>"
     )
@@ -321,8 +321,8 @@ def _images(view: View) -> str:
         state = "cached" if image.cached else "desired"
         rows.append(
             f'<tr><td><span class="pill {state}">{state}</span></td>'
-            f'<td><span class="name">{escape(image.reference)}</span></td>'
-            f"<td>{escape(image.platform)}</td><td>{_digest(image.digest)}</td>"
+            f'<td><span class="name">{_text(image.reference)}</span></td>'
+            f"<td>{_text(image.platform)}</td><td>{_digest(image.digest)}</td>"
             f'<td class="end">{_count(len(image.layers), "layer")}</td>'
             f'<td class="end">{age_text(view.now - image.timestamp)}</td></tr>'
         )
@@ -334,8 +334,13 @@ def _images(view: View) -> str:
     )
 
 
+def _text(text: str) -> str:
+    """Return *text* as HTML shows it: nothing in it is markup, or changes how the page is read."""
+    return html.escape(escaped(text))
+
+
 def _digest(digest: str) -> str:
-    return f'<code title="{escape(digest)}">{escape(short_digest(digest))}</code>'
+    return f'<code title="{_text(digest)}">{_text(short_digest(digest))}</code>'
 
 
 @dataclass(frozen=True, slots=True)
@@ -406,13 +411,13 @@ def _since(layer: LayerInfo, view: View) -> str:
 
 
 def _row(row: _Row) -> str:
-    note = f"<small>{escape(row.note)}</small>" if row.note else ""
+    note = f"<small>{_text(row.note)}</small>" if row.note else ""
     if row.used_by:
-        note += f'<small class="dim">in use by {escape(row.used_by)}</small>'
+        note += f'<small class="dim">in use by {_text(row.used_by)}</small>'
     return (
-        f'<tr><td><span class="pill {escape(row.state)}">{escape(row.state)}</span></td>'
-        f'<td><span class="name">{escape(row.name)}</span>{note}</td>'
-        f"<td>{escape(row.version)}</td><td>{_digest(row.digest)}</td>"
+        f'<tr><td><span class="pill {_text(row.state)}">{_text(row.state)}</span></td>'
+        f'<td><span class="name">{_text(row.name)}</span>{note}</td>'
+        f"<td>{_text(row.version)}</td><td>{_digest(row.digest)}</td>"
         f'<td class="end">{row.size}</td><td class="end">{row.since}</td></tr>'
     )
 
@@ -421,7 +426,7 @@ def _events(view: View) -> str:
     told = ((event, _told(event)) for event in view.events)
     items = [
         f"<li><time>{age_text(view.now - event.time)} ago</time>"
-        f'<span class="{kind}">{escape(text)}</span></li>'
+        f'<span class="{kind}">{_text(text)}</span></li>'
         for event, (kind, text) in told
         if text
     ]

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from layermanager.errors import ConfigError
 from layermanager.header_numbers import read_count
+from layermanager.readable import escaped
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping, Sequence
@@ -88,7 +89,7 @@ class Supervisor:
             socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as telling,
             suppress(OSError),  # it is gone, or does not listen: it will draw its own conclusions
         ):
-            telling.sendto("\n".join(lines).encode(), address)
+            telling.sendto("\n".join(map(escaped, lines)).encode(), address)
 
 
 def handed_over_sockets(environment: MutableMapping[str, str]) -> Sequence[socket.socket]:

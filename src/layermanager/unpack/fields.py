@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Final
 
 from layermanager.errors import ArchiveError
+from layermanager.readable import escaped
 
 # OCI image specification, layer.md, "Whiteouts": names that mean what is removed.
 WHITEOUT_PREFIX: Final = b".wh."
@@ -81,7 +82,5 @@ def text(field: bytes) -> bytes:
 
 def shown(name: bytes) -> str:
     """A name as a person may see it: readable, on one line, with nothing hidden in it."""
-    decoded = name.decode("utf-8", "backslashreplace")
-    if not decoded.isprintable():
-        decoded = "".join(char if char.isprintable() else repr(char)[1:-1] for char in decoded)
+    decoded = escaped(name.decode("utf-8", "backslashreplace"))
     return decoded if len(decoded) <= 300 else decoded[:150] + "…" + decoded[-150:]
