@@ -1,20 +1,23 @@
-"""Layers that another program unpacked: what they are, noted as of those that we unpack.
+"""Indexes of layers that another program installed.
 
 The manager of Aos leaves the marker files of whiteouts beside the devices and attributes that it
 makes of them; an overlay shows them. They can be removed before the index is made.
+
+Other users may change the layer meanwhile, so it is walked by ``directories``. What they remove is
+left out; a file that changes while it is read is an error, since no index could describe it.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
 import stat
 from contextlib import closing
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from layermanager.directories import Directories, kind_of
+from layermanager.directories import Directories, NotRegularError, Place, kind_of
 from layermanager.errors import StoreError
 from layermanager.steps import Step
 from layermanager.unpack.fields import OPAQUE_MARKER, WHITEOUT_PREFIX
@@ -27,10 +30,10 @@ from layermanager.unpack.index import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Sequence
 
     from layermanager.cancellation import Cancellation
-    from layermanager.directories import Place
+    from layermanager.directories import File
     from layermanager.steps import OnStep
 
 _LOGGER: Final = logging.getLogger(__name__)
@@ -39,13 +42,6 @@ _OPAQUE_XATTR: Final = "trusted.overlay.opaque"
 _READ_BYTES: Final = 1024 * 1024
 _BLOCK_BYTES: Final = 512
 """What ``st_blocks`` counts, whatever the file system's blocks are: stat(2)."""
-
-
-@dataclass(frozen=True, slots=True)
-class _File:
-    path: bytes
-    place: Place
-    state: os.stat_result
 
 
 def write_index(root: int, index: int, cancellation: Cancellation, on_step: OnStep) -> int:
@@ -59,7 +55,7 @@ def write_index(root: int, index: int, cancellation: Cancellation, on_step: OnSt
 
     Raises:
         CancelledError: the cancellation was called.
-        StoreError: something in the tree is no part of any layer.
+        StoreError: something in the tree is no part of any layer, or changed while it was read.
         OSError: it cannot be read, or the index not be written.
     """
     on_step(Step.WRITE_INDEX)
@@ -67,7 +63,8 @@ def write_index(root: int, index: int, cancellation: Cancellation, on_step: OnSt
     first_paths: dict[tuple[int, int], bytes] = {}
     size = 0
     with closing(Directories(root)) as directories:
-        for file in _files(directories, cancellation):
+        for file in directories.files(_refuse_unreadable):
+            cancellation.check()
             if not stat.S_ISDIR(file.state.st_mode) and file.state.st_nlink > 1:
                 inode = file.state.st_dev, file.state.st_ino
                 first = first_paths.setdefault(inode, file.path)
@@ -93,29 +90,29 @@ def remove_markers(root: int, cancellation: Cancellation, on_step: OnStep) -> in
     """
     removed = 0
     with closing(Directories(root)) as directories:
-        for file in _files(directories, cancellation):
+        for file in directories.files(_refuse_unreadable):
+            cancellation.check()
             if stat.S_ISDIR(file.state.st_mode):
                 path = b"" if file.path == b"." else file.path
-                removed += _remove_markers_in(directories, path, file, on_step)
+                removed += _remove_markers_in(directories, path, on_step)
     return removed
 
 
-def _remove_markers_in(
-    directories: Directories, path: bytes, directory: _File, on_step: OnStep
-) -> int:
+def _remove_markers_in(directories: Directories, path: bytes, on_step: OnStep) -> int:
     descriptor = directories.open(path)
-    names = directories.names(path)
-    if descriptor is None or names is None:
+    if descriptor is None:
         return 0
+    before = os.fstat(descriptor)
+    names = directories.names(path) or ()
     markers = [name for name in names if name.startswith(WHITEOUT_PREFIX)]
     if not markers:
         return 0
-    is_opaque = directory.place.xattrs().get(_OPAQUE_XATTR) == b"y"
-    states = {name: os.stat(name, dir_fd=descriptor, follow_symlinks=False) for name in names}
+    is_opaque = _is_opaque(descriptor)
+    states = _states(descriptor, names)
     devices = {name for name, state in states.items() if _is_whiteout(state)}
     removable = []
     for name in markers:
-        if stat.S_ISDIR(states[name].st_mode):
+        if name not in states or stat.S_ISDIR(states[name].st_mode):
             continue  # which is no marker
         is_done = name in devices or name.removeprefix(WHITEOUT_PREFIX) in devices
         if is_done or (name == OPAQUE_MARKER and is_opaque):
@@ -123,44 +120,55 @@ def _remove_markers_in(
         else:
             shown = os.fsdecode(os.path.join(path, name))  # noqa: PTH118 - names are bytes
             _LOGGER.warning("%s is kept: what it stands for was not made", shown)
-    if removable:
-        on_step(Step.REMOVE_MARKERS)
-    for name in removable:
-        os.unlink(name, dir_fd=descriptor)
-    if removable:
-        times = directory.state.st_atime_ns, directory.state.st_mtime_ns
-        os.utime(descriptor, ns=times)
-    return len(removable)
+    if not removable:
+        return 0
+    on_step(Step.REMOVE_MARKERS)
+    removed = sum(_unlink(name, descriptor) for name in removable)
+    os.utime(descriptor, ns=(before.st_atime_ns, before.st_mtime_ns))
+    return removed
+
+
+def _states(directory: int, names: Sequence[bytes]) -> dict[bytes, os.stat_result]:
+    places = {name: Place(directory, name).state() for name in names}
+    return {name: state for name, state in places.items() if state is not None}
+
+
+def _is_opaque(directory: int) -> bool:
+    try:
+        return os.getxattr(directory, _OPAQUE_XATTR) == b"y"
+    except OSError as error:
+        if error.errno in (errno.ENODATA, errno.ENOTSUP):
+            return False
+        raise
+
+
+def _unlink(name: bytes, directory: int) -> bool:
+    """Remove a file; return whether it was there, and no directory had taken its place."""
+    try:
+        os.unlink(name, dir_fd=directory)
+    except (FileNotFoundError, IsADirectoryError):
+        return False
+    return True
 
 
 def _is_whiteout(state: os.stat_result) -> bool:
     return stat.S_ISCHR(state.st_mode) and state.st_rdev == 0
 
 
-def _files(directories: Directories, cancellation: Cancellation) -> Iterator[_File]:
-    """All files, each directory before what is in it; a place is good until the next."""
-    pending = [b"."]
-    while pending:
-        cancellation.check()
-        path = pending.pop()
-        place = directories.place_of(path)
-        state = place.state() if place else None
-        if place is None or state is None:
-            continue  # somebody else removed it just now
-        yield _File(path, place, state)
-        if not stat.S_ISDIR(state.st_mode):
-            continue
-        above = b"" if path == b"." else path + b"/"
-        names = directories.names(above[:-1]) or ()
-        pending += [above + name for name in reversed(names)]
+def _refuse_unreadable(path: bytes, error: OSError) -> None:
+    if error.errno != errno.EXDEV:
+        raise error
+    raise StoreError(
+        f"{os.fsdecode(path)}: hidden by a mounted file system; unmount it, then adopt again"
+    )
 
 
-def _add(writer: IndexWriter, file: _File, cancellation: Cancellation) -> None:
+def _add(writer: IndexWriter, file: File, cancellation: Cancellation) -> None:
     state, kind = file.state, kind_of(file.state)
     keywords = b""
     match kind:
         case "file":
-            keywords = file_keywords(state.st_size, _hash(file.place, cancellation))
+            keywords = file_keywords(state.st_size, _hash(file, cancellation))
         case "link":
             keywords = link_keywords(file.place.link())
         case "char" | "block":
@@ -173,10 +181,26 @@ def _add(writer: IndexWriter, file: _File, cancellation: Cancellation) -> None:
     writer.add(file.path, kind.encode(), attributes, keywords)
 
 
-def _hash(place: Place, cancellation: Cancellation) -> str:
+def _hash(file: File, cancellation: Cancellation) -> str:
     digest = hashlib.sha256()
-    with os.fdopen(place.open(), "rb", buffering=0) as content:
-        while chunk := content.read(_READ_BYTES):
-            cancellation.check()
-            digest.update(chunk)
+    left = file.state.st_size
+    try:
+        with os.fdopen(file.place.open(), "rb", buffering=0) as content:
+            is_same = _version(os.fstat(content.fileno())) == _version(file.state)
+            while is_same and left and (chunk := content.read(min(left, _READ_BYTES))):
+                cancellation.check()
+                digest.update(chunk)
+                left -= len(chunk)
+            is_same = is_same and _version(os.fstat(content.fileno())) == _version(file.state)
+    except (FileNotFoundError, NotRegularError):
+        is_same = False
+    if left or not is_same:
+        raise StoreError(
+            f"{os.fsdecode(file.path)}: changed while it was read; stop what writes to the layer, "
+            "then adopt again"
+        )
     return digest.hexdigest()
+
+
+def _version(state: os.stat_result) -> tuple[int, ...]:
+    return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns

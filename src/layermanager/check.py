@@ -1,13 +1,16 @@
 """Whether a layer is what it was when it was unpacked: its files compared with its index.
 
-The tree is a stranger's, and may be damaged besides. Attributes are compared by the thread that
-reads the index; contents are hashed by several, in batches, so that small files do not cost a
-change of threads each.
+Neither is trusted. Others may change the tree meanwhile, so it is walked by ``directories``; and
+a path of the index that leads out of the layer is a difference, and is not looked at.
+
+Attributes are compared by the thread that reads the index. Contents are hashed by several threads,
+in batches, so that small files do not cost a change of threads each.
 """
 
 from __future__ import annotations
 
 import enum
+import errno
 import hashlib
 import os
 import stat
@@ -16,7 +19,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from layermanager.directories import Directories, Place, kind_of
+from layermanager.directories import Directories, Place, is_plain, kind_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -144,6 +147,9 @@ def compare(
         try:
             for entry in entries:
                 cancellation.check()
+                if not (is_plain(entry.path) and is_plain(entry.hard_link or b".")):
+                    yield _outside(entry)
+                    continue
                 if entry.path != b".":
                     parent, _, name = entry.path.rpartition(b"/")
                     names[parent].add(name)
@@ -157,6 +163,12 @@ def compare(
         for directory, expected in names.items():
             cancellation.check()
             yield from _added(directories, directory, expected)
+
+
+def _outside(entry: IndexEntry) -> Difference:
+    """Tell of an entry that names a file outside of the layer, itself or as its hard link."""
+    found = entry.hard_link if is_plain(entry.path) else entry.path
+    return Difference(entry.path, Problem.INDEX, "a path inside the layer", _text(found))
 
 
 def _compare_entry(
@@ -261,7 +273,7 @@ class _Contents:
         Raises:
             OSError: it cannot be opened.
         """
-        descriptor = place.open()
+        descriptor = place.open()  # a regular file, whatever has come into its place
         self._batch.append((descriptor, entry))
         self._batch_bytes += entry.size
         if len(self._batch) == _BATCH_FILES or self._batch_bytes >= _BATCH_BYTES:
@@ -294,7 +306,7 @@ class _Contents:
         differences = []
         for descriptor, entry in batch:
             try:
-                found = self._hash(descriptor)
+                found = self._hash(descriptor, entry.size)
             except OSError as error:
                 found = _words(error)
             finally:
@@ -303,19 +315,24 @@ class _Contents:
                 differences.append(Difference(entry.path, Problem.CONTENT, entry.sha256, found))
         return differences
 
-    def _hash(self, descriptor: int) -> str:
+    def _hash(self, descriptor: int, size: int) -> str:
+        """Hash a file that should have *size* bytes, and one byte beyond if it has grown."""
         digest = hashlib.sha256()
-        while not self._cancellation.requested.is_set():
-            chunk = os.read(descriptor, _READ_BYTES)
+        left = size + 1  # others may write to it for ever
+        while left and not self._cancellation.requested.is_set():
+            chunk = os.read(descriptor, min(left, _READ_BYTES))
             if not chunk:
                 break
             digest.update(chunk)
+            left -= len(chunk)
             self._on_bytes(len(chunk))
         return digest.hexdigest()
 
 
 def _unreadable(path: bytes, error: OSError) -> Difference:
-    """What this user may not read is told; what the disk does not give is damage."""
+    """Tell what was not looked at; an error of the disk is damage."""
+    if error.errno == errno.EXDEV:
+        return Difference(path, Problem.UNREADABLE, "", "hidden by a mounted file system")
     if isinstance(error, PermissionError):
         return Difference(path, Problem.UNREADABLE, "", _words(error))
     return Difference(path, Problem.CONTENT, "", _words(error))

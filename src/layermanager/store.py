@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Final
 from layermanager import linux
 from layermanager.errors import InvalidDigestError, StoreError
 from layermanager.model import Digest
-from layermanager.removal import remove_tree
+from layermanager.removal import RemovalRefusedError, remove_tree
 from layermanager.steps import Step, unannounced
 
 if TYPE_CHECKING:
@@ -282,8 +282,7 @@ class Store:
                 if self._is_mounted(path):
                     _LOGGER.info("%s is in use by a mount, and stays until that ends", path)
                     continue
-                self._remove_tree(path)
-                removed += 1
+                removed += self._sweep_tree(path)
             return removed
 
     def _make_directories(self, path: Path) -> None:
@@ -400,14 +399,31 @@ class Store:
         finally:
             self._replaced.discard(path)
 
+    def _sweep_tree(self, path: Path) -> bool:
+        """Remove a leftover; return whether nothing refused that.
+
+        A user can make a part of a layer refuse, by a FUSE mount or a read-only subvolume. That
+        must not fail the operation that sweeps.
+        """
+        with _store_errors("cannot remove"):
+            try:
+                self._remove_from_disk(path)
+            except RemovalRefusedError as error:
+                _LOGGER.warning("the rest of %s is left to the next operation: %s", path, error)
+                return False
+        return True
+
     def _remove_tree(self, path: Path) -> None:
         with _store_errors("cannot remove"):
-            self._on_step(Step.REMOVE_TREE)
-            directory = os.open(path.parent, _OPEN_DIRECTORY)
-            try:
-                remove_tree(path.name, dir_fd=directory)
-            finally:
-                os.close(directory)
+            self._remove_from_disk(path)
+
+    def _remove_from_disk(self, path: Path) -> None:
+        self._on_step(Step.REMOVE_TREE)
+        directory = os.open(path.parent, _OPEN_DIRECTORY)
+        try:
+            remove_tree(path.name, dir_fd=directory)
+        finally:
+            os.close(directory)
 
 
 def index_path(index_dir: Path, digest: Digest) -> Path:

@@ -615,7 +615,7 @@ class TreeWriter:
             for below in directory.subtree():
                 if below.file_descriptor >= 0:
                     self._close(below)
-        remove_tree(name, dir_fd=self._descriptor(parent))
+        remove_tree(name, dir_fd=self._descriptor(parent), is_private=True)
 
     def _on_disk(self, size: int) -> int:
         return -(-size // self._block_bytes) * self._block_bytes

@@ -19,12 +19,14 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections import defaultdict
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from layermanager.directories import Directories as Tree
 from layermanager.errors import StoreError
 from layermanager.leases import Holder
 from layermanager.use.mountinfo import OVERLAY, Mount, lower_directories
@@ -322,10 +324,16 @@ def _shows(suspect: Suspect, layer: str) -> bool:
         root = _root_by_anybody(suspect, stack)
         if root is None:
             return False  # it is gone, too, or another one has its place
-        for path, _, names, below in os.fwalk(".", dir_fd=directory):
-            if any(_is_same(name, below, f"{root}/{path}/{name}") for name in names):
-                return True
-    return False
+        files = stack.enter_context(closing(Tree(directory))).files(_pass_over)
+        return any(
+            _is_same(file.state, f"{root}/{os.fsdecode(file.path)}")
+            for file in files
+            if not stat.S_ISDIR(file.state.st_mode)
+        )
+
+
+def _pass_over(_: bytes, __: OSError) -> None:
+    """Compare the other files: one directory that cannot be read, or is hidden, proves nothing."""
 
 
 def _root_by_anybody(suspect: Suspect, stack: ExitStack) -> str | None:
@@ -385,11 +393,10 @@ def _require_device(status: os.stat_result, suspect: Suspect) -> None:
         raise FileNotFoundError(suspect.directory)
 
 
-def _is_same(name: str, directory: int, path: str) -> bool:
-    """Whether *path* shows the file *name* of a layer's *directory*."""
+def _is_same(own: os.stat_result, path: str) -> bool:
+    """Return whether *path* shows the file of a layer whose state is *own*."""
     try:
         shown = os.lstat(path)
-        own = os.stat(name, dir_fd=directory, follow_symlinks=False)
     except OSError:
         return False
     # With the option xino the upper bits say which layer it is from.
