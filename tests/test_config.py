@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from dataclasses import fields
 from datetime import timedelta
+from ipaddress import IPv6Network
 from pathlib import Path
 
 import pytest
@@ -330,6 +331,42 @@ def test_any_document_is_a_configuration_or_an_error(
 
 def registries(members: dict[str, object]) -> object:
     return network({"registries": members})
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "64:ff9b:1::/96",
+        "2001:db8::/32",
+        "2001:db8:100::/40",
+        "2001:db8:122::/48",
+        "2001:db8:122:300::/56",
+        "2001:db8:122:344::/64",
+    ],
+)
+def test_prefixes_of_nat64_can_be_named(tmp_path: Path, prefix: str) -> None:
+    config = load(tmp_path, network({"nat64Prefixes": [prefix]}))
+    assert config.network.nat64_prefixes == (IPv6Network(prefix),)
+
+
+@pytest.mark.parametrize(
+    ("prefixes", "message"),
+    [
+        ("2001:db8::/96", "nat64Prefixes: expected an array of texts"),
+        ([1], r"nat64Prefixes\[0\]: expected a text"),
+        (["x"], "nat64Prefixes: not an IPv6 prefix: 'x'"),
+        (["10.0.0.0/8"], "nat64Prefixes: not an IPv6 prefix: '10.0.0.0/8'"),
+        (["2001:db8::1/96"], "nat64Prefixes: not an IPv6 prefix: .* has host bits set"),
+        (["2001:db8::/80"], "nat64Prefixes: 2001:db8::/80: the length must be one of 32, 40, 48"),
+        (["2001:db8::"], "nat64Prefixes: 2001:db8::/128: the length must be one of"),
+        (["2001:db8:0:0:ff00::/96"], "nat64Prefixes: .*: bits 64 to 71 must be 0"),
+    ],
+)
+def test_what_is_no_prefix_of_nat64_is_refused(
+    tmp_path: Path, prefixes: object, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load(tmp_path, network({"nat64Prefixes": prefixes}))
 
 
 def test_registries_may_have_mirrors_or_speak_http(tmp_path: Path) -> None:

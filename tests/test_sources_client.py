@@ -11,6 +11,7 @@ import textwrap
 import threading
 from contextlib import closing
 from datetime import timedelta
+from ipaddress import IPv6Network
 from typing import TYPE_CHECKING
 
 import pytest
@@ -205,6 +206,22 @@ class TestScopes:
         with pytest.raises(SourceError, match="from a public address to a link-local one"):
             get(client, "http://9.9.9.9/a")
         assert len(server.requests) == 1
+
+    def test_behind_a_proxy_an_address_counts_as_the_one_that_it_holds(
+        self, server: LayerServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("http_proxy", server.url)
+        monkeypatch.setenv("no_proxy", "none.invalid")
+        server.answer("http://9.9.9.9/a", Answer.redirect("http://[2001:470::a00:1]/b"))
+        server.add("http://[2001:470::a00:1]/b", b"data")
+        network = Network(nat64_prefixes=(IPv6Network("2001:470::/96"),))
+        with (
+            closing(HttpClient(network, Credentials())) as client,
+            pytest.raises(SourceError, match="from a public address to a private one"),
+        ):
+            get(client, "http://9.9.9.9/a")
+        with closing(HttpClient(Network(), Credentials())) as client:
+            assert get(client, "http://9.9.9.9/a") == b"data"
 
     def test_of_a_server_in_the_network_to_the_node_itself(self) -> None:
         if shutil.which("unshare") is None or shutil.which("ip") is None:

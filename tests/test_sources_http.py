@@ -601,10 +601,20 @@ class TestProxies:
         assert (request.method, request.target) == ("CONNECT", "layers.invalid:443")
 
     def test_are_not_used_where_no_proxy_says_so(
+        self, source: HttpSource, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{closed_port()}")
+        monkeypatch.setenv("no_proxy", "example.org, layers.invalid:81")
+        with pytest.raises(SourceError, match=r"no answer from the proxy: .*refused"):
+            source.open("http://layers.invalid/a", Cancellation())
+        with pytest.raises(SourceError, match="no answer: ") as caught:
+            source.open("http://layers.invalid:81/a", Cancellation())
+        assert "proxy" not in str(caught.value)
+
+    def test_are_not_used_for_this_node(
         self, source: HttpSource, server: LayerServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{closed_port()}")
-        monkeypatch.setenv("no_proxy", "example.org, 127.0.0.1")
         assert fetch(source, server.add("/a", DATA)) == DATA
 
     def test_that_are_not_there_are_named_as_such_without_credentials(

@@ -24,6 +24,7 @@ from layermanager.urls import shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from ipaddress import IPv6Network
 
 Default = TypeVar("Default")
 
@@ -33,6 +34,8 @@ REMOVE_CACHED_LAYERS_PERIOD: Final = timedelta(hours=24)
 
 DATABASE_NAME: Final = "servicemanager.db"
 """The database in the working directory; the name is Aos's, so that its node can be taken over."""
+
+_NAT64_LENGTHS: Final = (32, 40, 48, 56, 64, 96)
 
 _LONGEST_TIMEOUT: Final = timedelta(days=1)
 _LONGEST_TRANSFER: Final = timedelta(days=365)
@@ -95,6 +98,8 @@ class Network:
         credentials_file: a JSON file of names, passwords and tokens by host.
         netrc_file: likewise, in the format of ftp and curl.
         registries: what is to be known of registries, by their names in references.
+        nat64_prefixes: the prefixes of this network's NAT64 translators (RFC 6052), so that no
+            redirect leads further in by way of one.
 
     Raises:
         ConfigError: a value cannot be used.
@@ -116,6 +121,7 @@ class Network:
     credentials_file: Path | None = None
     netrc_file: Path | None = None
     registries: Mapping[str, Registry] = field(default_factory=lambda: MappingProxyType({}))
+    nat64_prefixes: tuple[IPv6Network, ...] = ()
 
     def __post_init__(self) -> None:
         for name, duration, longest in (
@@ -139,6 +145,8 @@ class Network:
             raise ConfigError("clientKey is given without clientCertificate")
         for name in self.registries:
             _check_registry(name)
+        for prefix in self.nat64_prefixes:
+            _check_nat64_prefix(prefix)
 
     def below(self, directory: Path) -> Network:
         """The same with all paths absolute: relative ones are below *directory*."""
@@ -306,7 +314,26 @@ def _network(document: JsonObject, base: Network) -> Network:
         credentials_file=_path(document, "credentialsFile", base.credentials_file),
         netrc_file=_path(document, "netrcFile", base.netrc_file),
         registries=_registries(document.child("registries")),
+        nat64_prefixes=tuple(map(_nat64_prefix, document.texts("nat64Prefixes"))),
     )
+
+
+def _nat64_prefix(text: str) -> IPv6Network:
+    from ipaddress import IPv6Network  # noqa: PLC0415 - few configurations name prefixes
+
+    try:
+        return IPv6Network(text)
+    except ValueError as error:
+        raise ConfigError(f"nat64Prefixes: not an IPv6 prefix: {text!r:.80}: {error}") from error
+
+
+def _check_nat64_prefix(prefix: IPv6Network) -> None:
+    """Refuse what RFC 6052, 2.2, does not allow."""
+    if prefix.prefixlen not in _NAT64_LENGTHS:
+        lengths = ", ".join(map(str, _NAT64_LENGTHS))
+        raise ConfigError(f"nat64Prefixes: {prefix}: the length must be one of {lengths}")
+    if prefix.network_address.packed[8]:
+        raise ConfigError(f"nat64Prefixes: {prefix}: bits 64 to 71 must be 0 (RFC 6052)")
 
 
 def _registries(document: JsonObject) -> Mapping[str, Registry]:
@@ -414,5 +441,6 @@ _NETWORK_KEYS: Final = frozenset(
         "credentialsFile",
         "netrcFile",
         "registries",
+        "nat64Prefixes",
     }
 )

@@ -5,9 +5,8 @@ from anywhere to the services of this node. Each request is sent, and waited for
 own: so neither a name server, nor one that accepts and stays silent, nor one that sends headers for
 ever keeps anybody waiting longer than allowed, and a cancellation ends the waiting at once.
 
-Proxies are taken from the environment, as ``urllib.request`` understands it: ``http_proxy``,
-``https_proxy``, ``no_proxy``, and the same in capitals. Connections are kept for the next request
-to their server.
+Proxies are taken from the environment (``proxies``). Connections are kept for the next request to
+their server.
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ from dataclasses import dataclass, replace
 from http.client import HTTPException, IncompleteRead, RemoteDisconnected
 from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import unquote, urljoin, urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager, ProxyManager, Timeout
 from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -36,13 +34,15 @@ from layermanager.config import TlsVersion
 from layermanager.errors import ConfigError, SourceError, SourceTimeoutError
 from layermanager.secret_files import check_secret
 from layermanager.sources.credentials import Credentials, from_userinfo
+from layermanager.sources.proxies import proxy_for
 from layermanager.sources.scopes import scope_of, scope_of_name
 from layermanager.sources.tls import EagerSocket
 from layermanager.urls import shown, without_credentials
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from datetime import timedelta
+    from ipaddress import IPv6Network
 
     from urllib3 import BaseHTTPResponse
 
@@ -72,9 +72,16 @@ class HttpClient:
     Args:
         network: time-outs, and whom to trust.
         credentials: who this node is to whom.
+        environment: names the proxies; it is read for each request.
     """
 
-    def __init__(self, network: Network, credentials: Credentials) -> None:
+    def __init__(
+        self,
+        network: Network,
+        credentials: Credentials,
+        environment: Mapping[str, str] = os.environ,
+    ) -> None:
+        self._environment = environment
         self._network = network
         self._credentials = credentials
         self._managers: dict[object, PoolManager] = {}
@@ -115,7 +122,7 @@ class HttpClient:
             CancelledError: the request was cancelled.
         """
         try:
-            proxy = _proxy_for(place.current)
+            proxy = proxy_for(place.current, self._environment)
             authorization = place.authorization or self._credentials.authorization(place.current)
             if authorization is not None:
                 headers = {"Authorization": authorization, **headers}
@@ -128,7 +135,7 @@ class HttpClient:
         else:
             content = outgoing = _Outgoing(body)
             headers = {"Content-Length": str(body.size), **headers}
-        exchange = _Exchange(place, outgoing, is_direct=proxy is None)
+        exchange = _Exchange(place, outgoing, self._network.nat64_prefixes, is_direct=proxy is None)
 
         def ask() -> BaseHTTPResponse:
             return manager.request(
@@ -390,9 +397,17 @@ class _Exchange:
         place: where it goes; since it was connected, with the scope of that server.
     """
 
-    def __init__(self, place: Place, outgoing: _Outgoing | None, *, is_direct: bool) -> None:
+    def __init__(
+        self,
+        place: Place,
+        outgoing: _Outgoing | None,
+        nat64_prefixes: Sequence[IPv6Network],
+        *,
+        is_direct: bool,
+    ) -> None:
         self.place = place
         self._outgoing = outgoing
+        self._nat64_prefixes = nat64_prefixes
         self._is_direct = is_direct
         self._answer: Future[BaseHTTPResponse] = Future()
         self._connection: socket.socket | None = None
@@ -404,7 +419,8 @@ class _Exchange:
         What counts is the time since anything of the body was taken.
         """
         if not self._is_direct:
-            scope = scope_of_name(urlsplit(self.place.current).hostname or "")
+            host = urlsplit(self.place.current).hostname or ""
+            scope = scope_of_name(host, self._nat64_prefixes)
             self.place = self.place if scope is None else self.place.seen_at(scope)
         threading.Thread(target=self._ask, args=(ask,), name="http-request", daemon=True).start()
         try:
@@ -445,7 +461,7 @@ class _Exchange:
         if not self._is_direct:
             return
         with contextlib.suppress(OSError):  # it was reset just now, which is noticed next
-            self.place = self.place.seen_at(scope_of(own.getpeername()[0]))
+            self.place = self.place.seen_at(scope_of(own.getpeername()[0], self._nat64_prefixes))
 
     def _forget_connection(self) -> None:
         if self._connection is not None:
@@ -560,14 +576,6 @@ def _state_of_files(network: Network) -> tuple[object, ...]:
             status = path.stat() if path else None
             states.append(status and (status.st_ino, status.st_mtime_ns, status.st_size))
     return tuple(states)
-
-
-def _proxy_for(url: str) -> str | None:
-    parts = urlsplit(url)
-    proxy = getproxies().get(parts.scheme)
-    if not proxy or proxy_bypass(parts.netloc):
-        return None
-    return proxy if "://" in proxy else f"http://{proxy}"
 
 
 def _cause(error: BaseException) -> BaseException:
