@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import threading
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -12,6 +9,7 @@ from layermanager.desired import read_desired_state
 from layermanager.errors import StoreError
 from layermanager.model import layers_and_images
 from layermanager.plan import plan
+from layermanager.private_files import PRIVATE_DIRECTORY, make_directories, replace_file
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,7 +52,6 @@ class RememberedState:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._lock = threading.Lock()
 
     def load(self) -> DesiredState | None:
         """What was kept last; None if nothing was.
@@ -75,32 +72,13 @@ class RememberedState:
     def keep(self, state: DesiredState) -> None:
         """Keep *state* from now on; it is on the disk, whole, when this returns.
 
+        Several processes may do so at once: the last one wins.
+
         Raises:
             StoreError: it cannot be written; what was kept before is kept.
         """
-        new = self._path.with_suffix(".new")
-        with self._lock:
-            try:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                with suppress(FileNotFoundError):
-                    new.unlink()
-                with open(new, "xb", opener=_open_private) as file:
-                    file.write(state.document)
-                    file.flush()
-                    os.fsync(file.fileno())
-                new.replace(self._path)
-                _sync_directory(self._path.parent)
-            except OSError as error:
-                raise StoreError(f"cannot keep the desired state: {error}") from error
-
-
-def _open_private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_CLOEXEC, 0o600)
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        try:
+            make_directories(self._path.parent, PRIVATE_DIRECTORY)
+            replace_file(self._path, state.document)
+        except OSError as error:
+            raise StoreError(f"cannot keep the desired state: {error}") from error
