@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+import struct
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -21,6 +22,13 @@ if TYPE_CHECKING:
 
 ONE, TWO = digest_of(b"one"), digest_of(b"two")
 EMPTY = {"layers", "layers/.staging", "layers/.trash", "index", "index/.staging"}
+
+NONE = 0xFFFFFFFF
+FOR_NOBODY = struct.pack("<I", 2) + b"".join(
+    struct.pack("<HHI", *entry)
+    for entry in ((1, 6, NONE), (2, 6, 65534), (4, 4, NONE), (16, 6, NONE), (32, 0, NONE))
+)
+"""An access control list by which user 65534 reads and writes."""
 
 
 @pytest.fixture
@@ -41,6 +49,15 @@ def commit(store: Store, *digests: Digest, content: str = "content") -> None:
         with store.stage(digest) as staged:
             fill(staged, content)
             store.commit([staged])
+
+
+def assert_own_index(store: Store) -> None:
+    path = store.index_path_of(ONE)
+    status = path.stat()
+    assert (status.st_uid, status.st_gid) == (os.geteuid(), os.getegid())
+    assert stat.S_IMODE(status.st_mode) == 0o600
+    assert "system.posix_acl_access" not in os.listxattr(path)
+    assert path.read_text() == "content"
 
 
 def everything_below(path: Path) -> set[str]:
@@ -99,6 +116,41 @@ class TestCommit:
         assert store.digests() == [ONE]
         assert list((store.layers_dir / ".staging").iterdir()) == []
 
+    def test_what_a_worker_did_to_its_index_is_undone(self, store: Store) -> None:
+        """It has a descriptor of it, with which it may give it away."""
+        with store.stage(ONE) as staged:
+            fill(staged)
+            os.setxattr(staged.index_descriptor, "system.posix_acl_access", FOR_NOBODY)
+            os.fchmod(staged.index_descriptor, 0o4777)
+            if os.geteuid() == 0:
+                os.fchown(staged.index_descriptor, 65534, 65534)
+            store.commit([staged])
+        assert_own_index(store)
+
+    def test_an_index_that_is_also_elsewhere_is_refused(self, store: Store, tmp_path: Path) -> None:
+        with store.stage(ONE) as staged:
+            fill(staged)
+            (tmp_path / "link").hardlink_to(staged.index_path)
+            with pytest.raises(StoreError, match="replaced or linked"):
+                store.commit([staged])
+        assert store.digests() == []
+
+    def test_an_index_that_was_replaced_is_refused(self, store: Store) -> None:
+        with store.stage(ONE) as staged:
+            fill(staged)
+            staged.index_path.unlink()
+            staged.index_path.symlink_to("/etc/passwd")
+            with pytest.raises(StoreError, match="replaced or linked"):
+                store.commit([staged])
+        assert store.digests() == []
+
+    def test_an_adopted_index_is_the_managers(self, store: Store) -> None:
+        store.path_of(ONE).mkdir(parents=True)
+        with store.adoption(ONE) as (_, index):
+            os.write(index, b"content")
+            os.fchmod(index, 0o666)
+        assert_own_index(store)
+
     def test_a_group(self, store: Store) -> None:
         with store.stage(ONE) as first, store.stage(TWO) as second:
             fill(first)
@@ -155,6 +207,7 @@ class TestDurability:
             store.commit([first, second])
             places = [Step.PLACE_LAYER, Step.PLACE_INDEX]
             assert [step for step in steps if step != Step.MAKE_PARENT_DIRECTORY] == [
+                *[Step.OWN_INDEX] * 2,
                 Step.SYNC_LAYERS,
                 *[Step.SYNC_INDEX] * 2,
                 *places * 2,

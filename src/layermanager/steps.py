@@ -38,6 +38,7 @@ class Step(enum.StrEnum):
     REMOVE_MARKERS = "remove markers"
     WRITE_INDEX = "write index"
     UNPACK = "unpack"
+    OWN_INDEX = "own index"
     SYNC_LAYERS = "sync layers"
     SYNC_INDEX = "sync index"
     MAKE_PARENT_DIRECTORY = "make parent directory"

@@ -21,6 +21,7 @@ is unmounted: a rename takes nothing from those who use it. Aos's own manager re
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -33,6 +34,12 @@ from typing import TYPE_CHECKING, Final
 from layermanager import linux
 from layermanager.errors import InvalidDigestError, StoreError
 from layermanager.model import Digest
+from layermanager.private_files import (
+    PRIVATE_DIRECTORY,
+    PRIVATE_FILE,
+    PUBLIC_DIRECTORY,
+    make_directory,
+)
 from layermanager.removal import RemovalRefusedError, remove_tree
 from layermanager.steps import Step, unannounced
 
@@ -46,6 +53,8 @@ _LOGGER: Final = logging.getLogger(__name__)
 
 _STAGING: Final = ".staging"
 _TRASH: Final = ".trash"
+_ACCESS_LIST: Final = "system.posix_acl_access"
+_HAS_NONE: Final = (errno.ENODATA, errno.ENOTSUP)
 _INDEX_SUFFIX: Final = ".mtree.gz"
 _REPLACEMENT: Final = re.compile(r"[0-9a-f]{64,128}\.[0-9a-f]{8}")
 _CREATE_FILE: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -113,7 +122,7 @@ class Store:
         self._sweeping = threading.Lock()  # one thread at a time, or they would hinder each other
         with _store_errors("cannot make the directories of the store"):
             for directory in (working_dir, layers_dir, index_dir):
-                self._make_directories(directory)
+                self._make_directories(directory, PRIVATE_DIRECTORY)
             # On a full disk there may be no block for it, just when a layer is to be removed.
             self._make_trash()
 
@@ -173,6 +182,8 @@ class Store:
         old files are then where the new ones grew.
         """
         with _store_errors("cannot commit"):
+            for layer in staged:
+                self._own_index(layer.index_path, layer.index_descriptor)
             self._sync(staged[0].descriptor, [layer.index_descriptor for layer in staged])
             for layer in staged:
                 # In this order an index without its layer cannot be left behind.
@@ -195,6 +206,7 @@ class Store:
             stack.callback(os.close, root)
             path, index = self._stage_index(digest, stack)
             yield root, index
+            self._own_index(path, index)
             self._sync(root, [index])
             self._place_index(path, digest)
             for directory in (self.index_path_of(digest).parent, self._index_dir):
@@ -285,23 +297,27 @@ class Store:
                 removed += self._sweep_tree(path)
             return removed
 
-    def _make_directories(self, path: Path) -> None:
-        """Make *path* and what is missing above it, durably."""
+    def _make_directories(self, path: Path, mode: int) -> None:
+        """Make *path* with *mode*, and what is missing above it open to all, durably.
+
+        Overlays reach layers by their directories, not by paths: who uses a mount needs no way to
+        its lower directories. One that is there keeps its mode, as another program chose it.
+        """
         if path.is_dir():
             return
-        self._make_directories(path.parent)
+        self._make_directories(path.parent, PUBLIC_DIRECTORY)
         self._on_step(Step.MAKE_STORE_DIRECTORY)
-        path.mkdir(mode=0o755, exist_ok=True)
+        make_directory(path, mode)
         self._sync_directory(path.parent)
 
     def _make_trash(self) -> None:
         if not self._trash.is_dir():
             self._on_step(Step.MAKE_STORE_DIRECTORY)
-            self._trash.mkdir(mode=0o700, exist_ok=True)
+            make_directory(self._trash, PRIVATE_DIRECTORY)
 
     def _make_staging(self, staging: Path) -> None:
         self._on_step(Step.MAKE_STORE_DIRECTORY)
-        staging.mkdir(mode=0o700, exist_ok=True)
+        make_directory(staging, PRIVATE_DIRECTORY)
 
     def _stage_index(self, digest: Digest, stack: ExitStack) -> tuple[Path, int]:
         """An empty file for an index and its descriptor, until *stack* ends."""
@@ -309,23 +325,40 @@ class Store:
         path = _new_name(self._index_staging, digest)
         stack.callback(self._discard, path)
         self._on_step(Step.STAGE_INDEX)
-        descriptor = os.open(path, _CREATE_FILE, 0o644)
+        descriptor = os.open(path, _CREATE_FILE, PRIVATE_FILE)
         stack.callback(os.close, descriptor)
         return path, descriptor
 
-    def _make_parent(self, place: Path) -> None:
+    def _make_parent(self, place: Path, mode: int) -> None:
         self._on_step(Step.MAKE_PARENT_DIRECTORY)
-        place.parent.mkdir(mode=0o755, exist_ok=True)
+        make_directory(place.parent, mode)
+
+    def _own_index(self, path: Path, descriptor: int) -> None:
+        """Give the staged index at *path* the owner and the mode that it is to have.
+
+        The worker that wrote it had a descriptor of it, and may have been taken over.
+
+        Raises:
+            OSError: it is no longer the one file that was made at *path*.
+        """
+        status = os.fstat(descriptor)
+        if status.st_nlink != 1 or not os.path.samestat(status, path.lstat()):
+            raise OSError(errno.ESTALE, "the index was replaced or linked", str(path))
+        self._on_step(Step.OWN_INDEX)
+        if (status.st_uid, status.st_gid) != (os.geteuid(), os.getegid()):
+            os.fchown(descriptor, os.geteuid(), os.getegid())
+        _remove_access_list(descriptor)
+        os.fchmod(descriptor, PRIVATE_FILE)
 
     def _place_index(self, path: Path, digest: Digest) -> None:
         place = self.index_path_of(digest)
-        self._make_parent(place)
+        self._make_parent(place, PRIVATE_DIRECTORY)
         self._on_step(Step.PLACE_INDEX)
         path.rename(place)
 
     def _place(self, layer: StagedLayer) -> None:
         place = self.path_of(layer.digest)
-        self._make_parent(place)
+        self._make_parent(place, PUBLIC_DIRECTORY)
         is_taken = place.exists()
         self._on_step(Step.PLACE_LAYER)
         if not is_taken:
@@ -424,6 +457,14 @@ class Store:
             remove_tree(path.name, dir_fd=directory)
         finally:
             os.close(directory)
+
+
+def _remove_access_list(descriptor: int) -> None:
+    try:
+        os.removexattr(descriptor, _ACCESS_LIST)
+    except OSError as error:
+        if error.errno not in _HAS_NONE:
+            raise
 
 
 def index_path(index_dir: Path, digest: Digest) -> Path:

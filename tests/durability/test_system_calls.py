@@ -27,6 +27,7 @@ CALLS = {
     Step.REMOVE_MARKERS: {"unlink", "unlinkat", "utimensat"},
     Step.WRITE_INDEX: {"write"},
     Step.UNPACK: set(),  # what changes the disk is the worker
+    Step.OWN_INDEX: {"fchmod"},
     Step.SYNC_LAYERS: {"syncfs"},
     Step.SYNC_INDEX: {"fsync"},
     Step.MAKE_PARENT_DIRECTORY: {"mkdir", "mkdirat"},

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final, Self
 from layermanager.daemon.problems import RefusedError
 from layermanager.daemon.server import Listener
 from layermanager.errors import ConfigError
+from layermanager.private_files import PUBLIC_DIRECTORY, make_directories
 from layermanager.secret_files import check_secret, read_secret
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ def unix_socket(path: Path, mode: int, group: str) -> Iterator[socket.socket]:
     """
     group_id = _group_id(group)
     with _named(path), ExitStack() as stack:
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        make_directories(path.parent, PUBLIC_DIRECTORY)
         stack.enter_context(_only_daemon_at(path))
         listening = stack.enter_context(socket.socket(socket.AF_UNIX))
         _remove_stale(path)

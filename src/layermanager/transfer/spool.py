@@ -35,6 +35,7 @@ from layermanager.errors import (
     StoreError,
 )
 from layermanager.model import Digest
+from layermanager.private_files import PRIVATE_DIRECTORY, make_directories
 from layermanager.steps import Step, unannounced
 
 if TYPE_CHECKING:
@@ -242,7 +243,7 @@ class Spools:
     def _make_directory(self) -> None:
         if not self._directory.is_dir():
             self._on_step(Step.MAKE_STORE_DIRECTORY)
-            self._directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+            make_directories(self._directory, PRIVATE_DIRECTORY)
 
     def _sizes(self) -> dict[str, int]:
         """The spools on disk and their sizes; other files are somebody else's."""
