@@ -158,6 +158,31 @@ class Renames:
 
 
 class TestMaking:
+    def test_what_may_steer_a_runtime_is_left_out_and_said(
+        self, manager: LayerManager, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        labels = {"run.oci.handler": "krun", "org.opencontainers.image.title": "t"}
+        config = {"Cmd": ["sh"], "Labels": labels}
+        reference = install(manager, tmp_path, [LayerBuilder().directory(".")], config)
+        with manager.bundle("app", reference, directory=tmp_path / "bundle"):
+            document = json.loads((tmp_path / "bundle/config.json").read_text())
+        assert "run.oci.handler" not in document["annotations"]
+        assert document["annotations"]["org.opencontainers.image.title"] == "t"
+        (said,) = [one for one in caplog.messages if "steer a runtime" in one]
+        assert said.startswith(f"{reference}: ")
+        assert said.endswith(": 'run.oci.handler'")
+
+    def test_a_configuration_is_replaced_and_not_written_through(
+        self, manager: LayerManager, tmp_path: Path
+    ) -> None:
+        reference = install(manager, tmp_path, [LayerBuilder().directory(".")], {"Cmd": ["sh"]})
+        (tmp_path / "other").write_text("other")
+        (tmp_path / "bundle").mkdir()
+        (tmp_path / "bundle/config.json").symlink_to(tmp_path / "other")
+        with manager.bundle("app", reference, directory=tmp_path / "bundle"):
+            assert json.loads((tmp_path / "bundle/config.json").read_text())
+        assert (tmp_path / "other").read_text() == "other"
+
     def test_a_symlink_leads_nowhere_outside(self, manager: LayerManager, tmp_path: Path) -> None:
         """To the image ``/etc/passwd`` is its own, whatever it links to."""
         secret = tmp_path / "secret"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import stat
 from contextlib import contextmanager
@@ -12,6 +13,12 @@ from layermanager import linux
 from layermanager.errors import MountError
 from layermanager.oci.manifest import read_config
 from layermanager.oci.runtime import find_user, runtime_config
+from layermanager.private_files import (
+    PRIVATE_DIRECTORY,
+    make_directories,
+    make_directory,
+    replace_file,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -20,6 +27,7 @@ if TYPE_CHECKING:
     from layermanager.model import ImageInfo
     from layermanager.use.layer_use import LayerUse, MountedLayers
 
+_LOGGER: Final = logging.getLogger(__name__)
 _READ: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 _MOST_BYTES: Final = 1 << 20
 _LEADS_NOWHERE: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
@@ -38,20 +46,23 @@ def write_bundle(
     """Make a bundle of *image*; see ``LayerManager.bundle``."""
     config = read_config(image.config, len(image.layers))
     with _bundle_errors(directory):
-        (directory / "rootfs").mkdir(parents=True, exist_ok=True)
+        make_directories(directory, PRIVATE_DIRECTORY)
+        make_directory(directory / "rootfs", PRIVATE_DIRECTORY)
     # A runtime makes the directories that it mounts on, also where the container cannot.
     mounted = use.mount(name, tuple(reversed(image.layers)), target=directory / "rootfs")
     try:
         with _bundle_errors(directory):
             passwd, group = _read_inside(mounted.mount.target, ("etc/passwd", "etc/group"))
             user = find_user(config.user, passwd, group)
-            document = runtime_config(
+            made = runtime_config(
                 config, user, hostname=name, arguments=arguments, is_read_only=read_only
             )
-            (directory / "config.json").write_bytes(document)
+            replace_file(directory / "config.json", made.document)
     except BaseException:
         mounted.umount()
         raise
+    for note in made.notes:
+        _LOGGER.warning("%s: %s", image.reference, note)
     return mounted
 
 
