@@ -119,7 +119,7 @@ class TestLooking:
 
 @pytest.mark.usefixtures("needs_root")
 def test_who_may_only_read_may_look() -> None:
-    """A user without rights on the store sees what root sees, and changes nothing."""
+    """A user who may enter the working directory sees what root sees, and changes nothing."""
     script = """
         import os, sys
         from layermanager import Config, Inventory
@@ -134,6 +134,8 @@ def test_who_may_only_read_may_look() -> None:
         base = Path(directory)
         base.chmod(0o755)
         node = Node(base)
+        node.config.working_dir.mkdir()
+        node.config.working_dir.chmod(0o755)  # a new one is closed
         one = node.publish("one")
         with node.manager() as manager:
             manager.process_desired_layers([one])

@@ -24,6 +24,7 @@ from layermanager.check import (
 )
 from layermanager.clock import SystemClock
 from layermanager.errors import LayerNotExistError, StorageError, StoreError
+from layermanager.exposure import Exposure, exposures
 from layermanager.images import default_image_sources
 from layermanager.model import Digest, Resolution, StoreUsage, layers_and_images
 from layermanager.plan import plan
@@ -286,6 +287,14 @@ class Inventory:
         finally:
             for source in sources.values():
                 source.close()
+
+    def exposures(self) -> tuple[Exposure, ...]:
+        """Return the directories of the store that other users can enter.
+
+        Raises:
+            StoreError: a mode cannot be read.
+        """
+        return exposures(self._config.working_dir, self._config.layers_dir)
 
     def usage(self) -> StoreUsage:
         """Where the space went.

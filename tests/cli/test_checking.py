@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,7 +14,7 @@ from cli_fixtures import CommandLine
 from manager_fixtures import Node
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
     from layermanager.model import LayerInfo
 
@@ -60,6 +62,39 @@ def test_damage_is_told_file_by_file(
     assert f"hint: {short(layers[0])} can be installed anew" in done.err
     assert layermanager("check", layers[1].digest).status == 0
     assert layermanager("check", short(layers[0])).status == 1
+
+
+class TestOpenStore:
+    """A store that other users can enter, as that of another program."""
+
+    @pytest.fixture
+    def directory(self) -> Iterator[Path]:
+        with tempfile.TemporaryDirectory() as name:
+            path = Path(name)
+            (path / "layers").mkdir()
+            for one in (path, path / "layers"):
+                one.chmod(0o755)
+            yield path
+
+    def test_is_warned_of(self, directory: Path, capfd: pytest.CaptureFixture[str]) -> None:
+        layermanager = CommandLine(directory, capfd)
+        for done in (layermanager("check"), layermanager("--json", "check")):
+            assert done.status == 0
+            assert f"warning: other users can enter {directory} and hold locks" in done.err
+            assert f"warning: other users can enter {directory}/layers and run setuid" in done.err
+        assert layermanager("--json", "check").document == []
+
+    def test_is_shown_with_the_jail(
+        self, directory: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        measure = {"name": "closed directories", "whyNot": ""}
+        layermanager = CommandLine(directory, capfd)
+        found = layermanager("--json", "show", "--jail").document[-1]
+        assert found["name"] == measure["name"]
+        assert found["whyNot"].count("other users can enter") == 2
+        directory.chmod(0o700)
+        assert layermanager("--json", "show", "--jail").document[-1] == measure
+        assert layermanager("check").err == ""
 
 
 def test_quickly(layermanager: CommandLine, layers: tuple[LayerInfo, ...]) -> None:

@@ -69,7 +69,7 @@ def check(
 
     Without a LAYER, a name or the beginning of a digest, all are checked. The status is 1 if a
     layer is damaged, or cannot be verified since another program installed it, and was not
-    repaired.
+    repaired. A warning says which directories other users can enter.
     """
     if clean_markers and not index:
         raise click.UsageError("--clean-markers goes with --index")
@@ -95,6 +95,8 @@ def check(
     for one in adopted:
         if one.markers:
             tell(f"{tables.short_digest(one.layer.digest)}: removed {one.markers} marker files")
+    for exposure in settings.inventory.exposures():
+        tell(f"warning: {exposure}")
     return 0 if _all_intact(one for one in reports if one.layer.digest not in done) else 1
 
 

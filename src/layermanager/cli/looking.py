@@ -70,7 +70,11 @@ def ls(settings: Settings, *, images: bool, mounts: bool) -> None:
 @click.command("show")
 @click.argument("name", metavar="LAYER|REFERENCE", required=False)
 @click.option("--files", is_flag=True, help="List the layer's files, from its index.")
-@click.option("--jail", is_flag=True, help="Show what confines the unpacker on this node.")
+@click.option(
+    "--jail",
+    is_flag=True,
+    help="Show what confines the unpacker and closes the store on this node.",
+)
 @json_option
 @click.pass_obj
 def show(settings: Settings, name: str | None, *, files: bool, jail: bool) -> None:
@@ -233,12 +237,14 @@ def _print_jail(settings: Settings) -> None:
         measures = unpacker.jail_measures(Path(tempfile.gettempdir()))
     finally:
         unpacker.close()
+    why_not = {one.name: one.why_not for one in measures}
+    why_not["closed directories"] = "; ".join(map(str, settings.inventory.exposures()))
     if settings.is_json:
-        write_json([{"name": one.name, "whyNot": one.why_not} for one in measures])
+        write_json([{"name": name, "whyNot": reason} for name, reason in why_not.items()])
         return
     write_pairs(
         [
-            (one.name, "in force" if one.is_in_force else f"not in force: {one.why_not}")
-            for one in measures
+            (name, f"not in force: {reason}" if reason else "in force")
+            for name, reason in why_not.items()
         ]
     )
