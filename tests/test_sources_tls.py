@@ -36,6 +36,12 @@ class Pair:
         buffer = bytearray(size)
         return bytes(buffer[: self.client.recv_into(buffer)])
 
+    def send_close_notify(self) -> None:
+        """Send the alert that ends a stream, without waiting for the other side's."""
+        self.server.settimeout(0)
+        with pytest.raises(ssl.SSLWantReadError):
+            self.server.unwrap()
+
     def send_garbage(self) -> None:
         """Send a record that was damaged on its way."""
         with socket.socket(fileno=os.dup(self.server.fileno())) as below:
@@ -84,10 +90,22 @@ def test_it_waits_for_what_has_not_arrived_as_long_as_it_was_told_to(pair: Pair)
         pair.receive(1)
 
 
-def test_the_end_comes_after_what_is_before_it(pair: Pair) -> None:
+@pytest.mark.parametrize("has_close_notify", [True, False])
+def test_the_end_comes_after_what_is_before_it(pair: Pair, has_close_notify: bool) -> None:
     pair.server.sendall(DATA)
+    if has_close_notify:
+        pair.send_close_notify()
     pair.server.close()
     assert pair.receive(1024 * 1024) == DATA
+    assert pair.receive(1024 * 1024) == b""
+    assert pair.receive(1024 * 1024) == b""
+
+
+@pytest.mark.parametrize("has_close_notify", [True, False])
+def test_an_end_before_any_byte(pair: Pair, has_close_notify: bool) -> None:
+    if has_close_notify:
+        pair.send_close_notify()
+    pair.server.close()
     assert pair.receive(1024 * 1024) == b""
 
 
