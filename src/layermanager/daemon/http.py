@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Self
 
 if TYPE_CHECKING:
@@ -11,6 +12,44 @@ if TYPE_CHECKING:
 
 JSON: Final = "application/json"
 PROBLEM: Final = "application/problem+json"
+
+# Of RFC 9110, with 431 of RFC 6585. Those of http.HTTPStatus changed with versions of Python, and
+# the description of the API, the titles of its problems and its status lines would change, too.
+_PHRASES: Final[Mapping[int, str]] = MappingProxyType(
+    {
+        200: "OK",
+        201: "Created",
+        202: "Accepted",
+        204: "No Content",
+        304: "Not Modified",
+        400: "Bad Request",
+        401: "Unauthorized",
+        403: "Forbidden",
+        404: "Not Found",
+        405: "Method Not Allowed",
+        406: "Not Acceptable",
+        408: "Request Timeout",
+        409: "Conflict",
+        411: "Length Required",
+        412: "Precondition Failed",
+        413: "Content Too Large",
+        414: "URI Too Long",
+        415: "Unsupported Media Type",
+        417: "Expectation Failed",
+        422: "Unprocessable Content",
+        426: "Upgrade Required",
+        431: "Request Header Fields Too Large",
+        500: "Internal Server Error",
+        501: "Not Implemented",
+        503: "Service Unavailable",
+        505: "HTTP Version Not Supported",
+    }
+)
+
+
+def phrase(status: int) -> str:
+    """Return the reason phrase of a status code; it is empty for an unknown one, as HTTP allows."""
+    return _PHRASES.get(status, "")
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 from layermanager import __version__
-from layermanager.daemon.http import JSON, PROBLEM
+from layermanager.daemon.http import JSON, PROBLEM, phrase
 from layermanager.daemon.schema import reference
 
 if TYPE_CHECKING:
@@ -78,7 +77,7 @@ def _operation(endpoint: Endpoint) -> dict[str, object]:
     for status in _problems_of(endpoint):
         replies[str(status)] = {
             "$ref": "#/components/responses/Problem",
-            "description": HTTPStatus(status).phrase,
+            "description": phrase(status),
         }
     replies["default"] = {"$ref": "#/components/responses/Problem"}
     operation["responses"] = replies

@@ -10,7 +10,7 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
-from layermanager.daemon.http import PROBLEM, Answer, encoded
+from layermanager.daemon.http import PROBLEM, Answer, encoded, phrase
 from layermanager.errors import (
     DesiredStateError,
     ImageNotExistError,
@@ -80,7 +80,7 @@ def refusal(error: RefusedError) -> Answer:
     """The answer that says why a request was refused."""
     document = {
         "type": "about:blank",
-        "title": error.status.phrase,
+        "title": phrase(error.status),
         "status": error.status.value,
         "detail": error.detail,
         **error.members,

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 import h11
 
-from layermanager.daemon.http import Answer, Request
+from layermanager.daemon.http import Answer, Request, phrase
 from layermanager.daemon.problems import RefusedError, refusal
 
 if TYPE_CHECKING:
@@ -344,7 +344,7 @@ class _Connection:
         head = self._http.send(
             h11.Response(
                 status_code=answer.status,
-                reason=HTTPStatus(answer.status).phrase.encode("ascii"),
+                reason=phrase(answer.status).encode("ascii"),
                 headers=list(headers.items()),
             )
         )
