@@ -6,6 +6,7 @@ Here all text is escaped, wherever it came from: those who call need not.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from layermanager.cli import tables
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from typing import TextIO
 
 
 class OutputError(Exception):
@@ -73,3 +75,18 @@ def _print(text: str) -> None:
         click.echo(text)
     except OSError as error:
         raise OutputError(error) from error
+
+
+def drop_unwritten(stream: TextIO | None) -> None:
+    """Drop what *stream* still buffers because its reader is gone or its disk is full.
+
+    Python would try once more to write it at its end, and make that failure the exit status.
+    """
+    if stream is None:
+        return
+    try:
+        stream.flush()
+    except OSError:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import logging
-import os
 import signal
 import sys
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ import click
 
 from layermanager import __version__
 from layermanager.cli import changing, checking, looking, packing, pushing, serving, using
-from layermanager.cli.output import OutputError, tell, tell_lines, write_json
+from layermanager.cli.output import OutputError, drop_unwritten, tell, tell_lines, write_json
 from layermanager.cli.settings import Settings, json_option, log_as
 from layermanager.errors import LayerManagerError
 from layermanager.readable import escaped
@@ -49,8 +48,7 @@ def run(arguments: Sequence[str]) -> int:
         with _ended_by_signals():
             return _run(arguments)
     except OutputError as error:
-        # Python would try once more to write what is still buffered.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_unwritten(sys.stdout)
         if isinstance(error.reason, BrokenPipeError):
             return 128 + signal.SIGPIPE
         tell(f"error: {error}")
@@ -58,6 +56,8 @@ def run(arguments: Sequence[str]) -> int:
     except _EndedBySignal as end:
         tell(_ENDING_SIGNALS[end.number])
         return 128 + end.number
+    finally:
+        drop_unwritten(sys.stderr)
 
 
 @contextmanager
