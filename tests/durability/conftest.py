@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,6 +36,8 @@ def fast_path(tmp_path: Path) -> Iterator[Path]:
         return
     path = Path(tempfile.mkdtemp(dir=_IN_MEMORY, prefix="layermanager-"))
     yield path
+    # Only root removes files from a directory without write permission, which some layers have.
+    subprocess.run(["chmod", "--recursive", "u+rwX", path], check=True)
     shutil.rmtree(path)
 
 

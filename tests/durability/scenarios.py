@@ -549,3 +549,6 @@ SCENARIOS: Final = {
     "start when layers have expired": _scenario(_with_two_cached, _start, layer_ttl_days=0),
     "close": _scenario(_with_earlier, _close),
 }
+
+NEED_MOUNTS: Final = frozenset({"mount", "remove what comes into use"})
+"""Those that mount layers, which only root may do."""
