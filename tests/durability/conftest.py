@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from durability.children import Children
+from durability.scenarios import NEED_MOUNTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,6 +40,13 @@ def fast_path(tmp_path: Path) -> Iterator[Path]:
     # Only root removes files from a directory without write permission, which some layers have.
     subprocess.run(["chmod", "--recursive", "u+rwX", path], check=True)
     shutil.rmtree(path)
+
+
+@pytest.fixture
+def needs_of_scenario(name: str, request: pytest.FixtureRequest) -> None:
+    """Whatever the scenario *name* needs of the machine."""
+    if name in NEED_MOUNTS:
+        request.getfixturevalue("needs_overlay")
 
 
 @pytest.fixture(scope="session")

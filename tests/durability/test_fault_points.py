@@ -7,14 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from durability.scenarios import (
-    KEPT_NOTHING,
-    NEED_MOUNTS,
-    RAISED,
-    RETURNED,
-    SCENARIOS,
-    perform,
-)
+from durability.scenarios import KEPT_NOTHING, RAISED, RETURNED, SCENARIOS, perform
 from durability.site import assert_whole
 from durability.walk import Fault, Kind, Walk
 from layermanager.steps import Step
@@ -42,15 +35,10 @@ def _is_slow(name: str, kind: Kind) -> bool:
             return True
 
 
-def _marks(name: str, kind: Kind) -> Iterator[pytest.MarkDecorator]:
-    if _is_slow(name, kind):
-        yield pytest.mark.slow
-    if name in NEED_MOUNTS:
-        yield pytest.mark.usefixtures("needs_overlay")
-
-
 WALKS: Final = [
-    pytest.param(name, kind, marks=[*_marks(name, kind)]) for name in SCENARIOS for kind in Kind
+    pytest.param(name, kind, marks=[pytest.mark.slow] if _is_slow(name, kind) else [])
+    for name in SCENARIOS
+    for kind in Kind
 ]
 
 
@@ -137,6 +125,7 @@ class Walked:
         assert reported <= state.rows.keys()
 
 
+@pytest.mark.usefixtures("needs_of_scenario")
 @pytest.mark.parametrize(("name", "kind"), WALKS)
 def test_fault(
     name: str, kind: Kind, fast_path: Path, children: Children, subtests: pytest.Subtests

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from durability.scenarios import NEED_MOUNTS, SCENARIOS
+from durability.scenarios import SCENARIOS
 from durability.tracing import changes
 from layermanager.steps import Step
 
@@ -71,16 +71,8 @@ def is_announced(change: Change) -> bool:
     return change.call in CALLS[change.step]
 
 
-SCENARIOS_WITH_NEEDS = [
-    pytest.param(
-        name, marks=[pytest.mark.usefixtures("needs_overlay")] if name in NEED_MOUNTS else []
-    )
-    for name in SCENARIOS
-]
-
-
-@pytest.mark.usefixtures("needs_strace")
-@pytest.mark.parametrize("name", SCENARIOS_WITH_NEEDS)
+@pytest.mark.usefixtures("needs_strace", "needs_of_scenario")
+@pytest.mark.parametrize("name", SCENARIOS)
 def test_every_change_is_announced(name: str, fast_path: Path, tmp_path: Path) -> None:
     found = traced(name, fast_path, tmp_path)
     assert found

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
+from functools import cache
 from typing import TYPE_CHECKING
 
 from layermanager.testing.trees import snapshot
@@ -48,6 +50,15 @@ def umoci(layers: Sequence[Path], target: Path) -> None:
 
 
 PEERS: dict[str, Unpack] = {"tar": gnu_tar, "bsdtar": bsdtar, "umoci": umoci}
+
+
+@cache
+def version(peer: str) -> tuple[int, ...]:
+    """Return the version of the program that is installed."""
+    said = subprocess.run([peer, "--version"], check=True, capture_output=True, text=True).stdout
+    found = re.search(r"\d+(\.\d+)+", said)
+    assert found is not None, said
+    return tuple(map(int, found[0].split(".")))
 
 
 def tree(root: Path) -> Tree:
