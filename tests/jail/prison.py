@@ -6,18 +6,25 @@ for it, which tells by a pipe how it went.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import functools
 import json
 import os
+import sys
 import traceback
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 from layermanager import linux
-from layermanager.model import Limits
-from layermanager.unpack import jail, seccomp
+from layermanager.model import Digest, Limits
+from layermanager.unpack import jail, seccomp, server
+from layermanager.unpack.client import Unpacking
+from layermanager.unpack.messages import Channel, Job, jail_message
+from layermanager.unpack.stderr import ErrorPipe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from layermanager.model import JailMeasure
@@ -27,6 +34,15 @@ if TYPE_CHECKING:
 
 SUCCEEDED: Final = "succeeded"
 LIMITS: Final = Limits(unpacked_bytes=64 * 1024, zstd_window_bytes=1024 * 1024)
+# A worker is small; what is forked here is as large as all tests before have made this process.
+ROOMY: Final = Limits(zstd_window_bytes=16 * 1024**3)
+JOB: Final = Job(
+    digest=Digest("sha256:" + "0" * 64),
+    is_package=False,
+    limits=ROOMY,
+    granted=0,
+    block_bytes=4096,
+)
 ORDINARY_USER: Final = 4321  # not 65534, which the kernel also says of users it cannot name
 
 
@@ -185,3 +201,86 @@ def answer_by(number: int, error: int, first_argument: int | None = None) -> Non
 def lose(*lost: int) -> None:
     """Have no longer the capabilities *lost*, as root in a container."""
     linux.keep_capabilities(set(range(64)) - set(lost))
+
+
+Misbehave = Callable[[int, Channel], None]
+"""What a worker does that was taken over, given the descriptor of its root and its channel."""
+
+
+class Stolen:
+    """A server whose workers do *misbehave* once they are confined, as if an archive had told them.
+
+    Args:
+        misbehave: runs in each worker.
+        before: is done in the server's process before it begins.
+    """
+
+    def __init__(self, misbehave: Misbehave, before: Callable[[], object] = lambda: None) -> None:
+        self._control, theirs = Channel.pair()
+        self.process = os.fork()
+        if self.process == 0:
+            status = 1
+            try:
+                self._control.close()
+                # As in a new interpreter; that of the tests keeps what is written.
+                sys.stderr = os.fdopen(2, "w", closefd=False)
+                before()
+                server.main(theirs.fileno(), functools.partial(_confined_work, misbehave))
+                status = 0
+            finally:
+                os._exit(status)
+        theirs.close()
+
+    def connect(self, root: int, index: int) -> tuple[Channel, int, ErrorPipe]:
+        """Start a worker; its channel, the pipe to it and its standard error."""
+        data_out, data_in = os.pipe()
+        ours, theirs = Channel.pair()
+        errors = ErrorPipe()
+        self._control.send({}, (theirs.fileno(), data_out, root, index, errors.writing))
+        os.close(data_out)
+        theirs.close()
+        errors.close_writing()
+        return ours, data_in, errors
+
+    @contextlib.contextmanager
+    def unpacking(
+        self, root: Path, *, timeout: timedelta = timedelta(seconds=60)
+    ) -> Iterator[Unpacking]:
+        """Unpack nothing below *root* by a worker."""
+        with contextlib.ExitStack() as stack:
+            directory = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+            stack.callback(os.close, directory)
+            index = os.open(f"{root}.index", os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+            stack.callback(os.close, index)
+            channel, data, errors = self.connect(directory, index)
+            unpacking = Unpacking(
+                JOB,
+                channel,
+                data,
+                errors,
+                lambda written, more: written + more,
+                free_bytes=lambda: 0,
+                on_jail=lambda _: None,
+                timeout=timeout,
+            )
+            stack.enter_context(unpacking)
+            unpacking.begin()
+            yield unpacking
+
+    def close(self) -> None:
+        """End it."""
+        self._control.close()
+        os.waitpid(self.process, 0)
+
+
+def _confined_work(
+    misbehave: Misbehave,
+    _data: int,
+    root: int,
+    _index: int,
+    channel: Channel,
+    namespaces: Sequence[JailMeasure],
+) -> None:
+    assert channel.receive() is not None  # the job
+    channel.send(jail_message([*namespaces, *jail.confine(root, ROOMY)]))
+    misbehave(root, channel)

@@ -149,3 +149,132 @@ def test_what_is_no_message_is_refused(data: bytes) -> None:
         channel.receive()
     left.close()
     channel.close()
+
+
+def test_descriptors_that_come_are_not_inherited() -> None:
+    ours, theirs = Channel.pair()
+    ours.send({}, (0,))
+    packet = theirs.receive()
+    assert packet is not None
+    (copy,) = packet.descriptors
+    assert not os.get_inheritable(copy)
+    os.close(copy)
+    ours.close()
+    theirs.close()
+
+
+@pytest.mark.parametrize("data", [b"garbage", b"{}"])
+def test_descriptors_of_what_is_no_message_are_closed(data: bytes) -> None:
+    """A packet is no message, or has more descriptors than were asked for."""
+    left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    socket.send_fds(left, [data], [0] * 9)
+    channel = Channel(right)
+    with pytest.raises(UnpackerError, match="no message"):
+        channel.receive()
+    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+    left.close()
+    channel.close()
+
+
+def test_a_message_that_is_too_long_is_refused() -> None:
+    left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    left.send(b" " * 100_000 + b"{}")
+    channel = Channel(right)
+    with pytest.raises(UnpackerError, match="longer than"):
+        channel.receive()
+    left.close()
+    channel.close()
+
+
+def test_sending_without_waiting_tells_that_there_is_no_room() -> None:
+    ours, theirs = Channel.pair()
+
+    def fill() -> None:
+        while True:
+            ours.send({"padding": "x" * 1000}, waits=False)
+
+    with pytest.raises(BlockingIOError):
+        fill()
+    ours.close()
+    theirs.close()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"os_version": "x" * 1025},
+        {"blob_digest": "x" * 1000},
+        {"blob_digest": "sha256:short"},
+        {"size": -1},
+        {"size": 2**63},
+        {"size": None},
+        {"entries": 2**63},
+        {"entries": "3"},
+        {"notes": {f"note {number}": 1 for number in range(33)}},
+        {"notes": {"x" * 201: 1}},
+        {"notes": {"\x1b[2J": 1}},
+        {"notes": {"h\u00e9": 1}},
+        {"notes": {"note": -1}},
+        {"notes": {"note": 2**63}},
+        {"notes": {"note": "often"}},
+        {"notes": ["note"]},
+    ],
+)
+def test_a_verdict_out_of_bounds_is_refused(change: dict[str, object]) -> None:
+    with pytest.raises(DocumentError):
+        messages.read_done(sent({**messages.done_message(UNPACKED), **change}))
+
+
+@pytest.mark.parametrize("number", [-1, 0, 4095, 10**6, 2**63, 2**200, None, "28", True])
+def test_an_error_that_linux_does_not_know_is_refused(number: object) -> None:
+    with pytest.raises(DocumentError):
+        messages.read_os_error(sent({"errno": number, "message": "words"}))
+
+
+@pytest.mark.parametrize(
+    ("error", "number", "text"),
+    [
+        (OSError(28, "No space left on device", "a/b"), 28, "a/b: No space left on device"),
+        (OSError(524, "Unknown error 524"), 5, "Unknown error 524"),
+        (OSError("without a number"), 5, "without a number"),
+        (OSError(), 5, "unknown error"),
+    ],
+)
+def test_an_error_of_the_file_system_arrives(error: OSError, number: int, text: str) -> None:
+    read = messages.read_os_error(sent(messages.os_error_message(error)))
+    assert (read.errno, read.strerror) == (number, text)
+
+
+@pytest.mark.parametrize("status", [256, -65, 2**63, "well"])
+def test_an_end_that_no_process_has_is_refused(status: object) -> None:
+    with pytest.raises(DocumentError):
+        messages.read_ended(sent({"status": status}))
+
+
+@pytest.mark.parametrize(
+    "measures",
+    [
+        {f"measure {number}": "" for number in range(65)},
+        {"x" * 201: ""},
+        {"Landlock": "x" * 201},
+        {"Landlock": 5},
+    ],
+)
+def test_a_jail_out_of_bounds_is_refused(measures: dict[str, object]) -> None:
+    with pytest.raises(DocumentError):
+        messages.read_jail(sent({"measures": measures}))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"error": "ArchiveError", "message": "x" * 2001},
+        {"error": "IntegrityError", "subject": "x" * 201},
+        {"error": "IntegrityError", "subject": "size", "expected": "x" * 2001},
+        {"error": "IntegrityError", "subject": "size", "found": "x" * 2001},
+    ],
+)
+def test_a_failure_out_of_bounds_is_refused(message: dict[str, object]) -> None:
+    with pytest.raises(DocumentError):
+        messages.read_failed(sent(message), DIGEST)

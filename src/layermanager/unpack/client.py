@@ -1,13 +1,16 @@
 """The manager's side of the unpacker: starts workers, feeds them, and reads their verdicts.
 
-Here no archive is parsed. What a worker says is compared with what is desired by the caller; the
-digest of what was transferred is the caller's own.
+Here no archive is parsed. A worker may have been taken over by its archive: ``conversation`` bounds
+what it may say, ``deadline`` how long it may take, and its process is ended whatever it says. What
+it unpacked is compared with what is desired by the caller; the digest of what was transferred is
+the caller's own.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import logging
 import os
 import select
@@ -16,20 +19,17 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 from layermanager.documents import DocumentError
 from layermanager.errors import UnpackerError
 from layermanager.model import Digest, Limits
-from layermanager.unpack.messages import (
-    Channel,
-    Job,
-    job_message,
-    read_done,
-    read_failed,
-    read_jail,
-)
+from layermanager.unpack.conversation import Conversation
+from layermanager.unpack.deadline import Deadline, DiskGrowth
+from layermanager.unpack.messages import Channel, Job, close_all, job_message
+from layermanager.unpack.stderr import ErrorPipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,18 +38,20 @@ if TYPE_CHECKING:
 
     from layermanager.documents import JsonObject
     from layermanager.model import JailMeasure
-    from layermanager.unpack.messages import Unpacked
+    from layermanager.unpack.messages import Packet, Unpacked
 
     Grant = Callable[[int, int], int]
     OnJail = Callable[[tuple[JailMeasure, ...]], None]
 
 _LOGGER: Final = logging.getLogger(__name__)
 _PIPE_BYTES: Final = 1024 * 1024
+_INODE_BYTES: Final = 512
+_LOOKS_PER_TIMEOUT: Final = 32
 # Loading modules leaves no garbage worth looking for, and at the end the kernel takes back all
 # memory at once: Python's own ways would be a fifth of the CPU time of a server.
 _BOOT: Final = (
-    "import gc, os, sys; gc.disable(); sys.path[:] = sys.argv[2:]; "
-    "from layermanager.unpack.server import main; main(int(sys.argv[1])); os._exit(0)"
+    "import gc, os, sys; gc.disable(); sys.path[:] = sys.argv[1:]; "
+    "from layermanager.unpack.server import main; main(0); os._exit(0)"
 )
 _NO_LAYER: Final = Job(
     digest=Digest("sha256:" + "0" * 64),
@@ -67,14 +69,13 @@ class Unpacker:
     died.
 
     Args:
-        timeout: how long a worker may take in nothing and say nothing before it is given up.
+        timeout: how long a worker may make no progress before it is given up.
     """
 
     def __init__(self, timeout: timedelta) -> None:
         self._timeout = timeout
         self._lock = threading.Lock()
-        self._server: subprocess.Popen[bytes] | None = None
-        self._control: Channel | None = None
+        self._server: _Server | None = None
         self._jail: tuple[JailMeasure, ...] = ()
 
     def prepare(self) -> None:
@@ -90,32 +91,48 @@ class Unpacker:
 
         Args:
             job: what to expect and what to refuse.
-            root: file descriptor of an empty directory.
+            root: file descriptor of an empty directory, open until the unpacking ends.
             index: file descriptor of an empty file, which gets the index of the layer.
             grant: is told how many bytes are on disk and how many more are needed, and returns
                 how many there may be in all; it may raise, which ends the unpacking.
 
         Raises:
-            UnpackerError: no process can be started.
+            UnpackerError: no process can be started; nothing is left of the attempt.
         """
-        data_out, data_in = os.pipe()
-        ours, theirs = Channel.pair()
         try:
-            self._send((data_out, root, index, theirs.fileno()))
+            unpacking = self._connect(job, root, index, grant)
         except OSError as error:
-            os.close(data_in)
-            ours.close()
             raise UnpackerError(f"cannot start the unpacker: {error}", digest=job.digest) from error
-        finally:
-            os.close(data_out)
-            theirs.close()
-        unpacking = Unpacking(
-            job, ours, data_in, grant, on_jail=self._note_jail, timeout=self._timeout
-        )
         with contextlib.ExitStack() as stack:
             stack.push(unpacking)
             unpacking.begin()
             stack.pop_all()
+        return unpacking
+
+    def _connect(self, job: Job, root: int, index: int, grant: Grant) -> Unpacking:
+        """Have the server start a worker, and return what controls it from here."""
+        with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
+            data_out, data_in = os.pipe()
+            ours.callback(os.close, data_in)
+            theirs.callback(os.close, data_out)
+            channel, their_channel = Channel.pair()
+            ours.callback(channel.close)
+            theirs.callback(their_channel.close)
+            errors = ErrorPipe()
+            ours.callback(errors.close)
+            theirs.callback(errors.close_writing)
+            unpacking = Unpacking(
+                job,
+                channel,
+                data_in,
+                errors,
+                grant,
+                free_bytes=functools.partial(_free_bytes, root),
+                on_jail=self._note_jail,
+                timeout=self._timeout,
+            )
+            self._send((their_channel.fileno(), data_out, root, index, errors.writing))
+            ours.pop_all()
         return unpacking
 
     def jail_measures(self, directory: Path) -> tuple[JailMeasure, ...]:
@@ -139,11 +156,9 @@ class Unpacker:
     def close(self) -> None:
         """End the server, and with it all workers."""
         with self._lock:
-            if self._server is None or self._control is None:
-                return
-            self._control.close()
-            self._server.wait()
-            self._server = self._control = None
+            if self._server is not None:
+                self._server.end()
+                self._server = None
 
     def _note_jail(self, measures: tuple[JailMeasure, ...]) -> None:
         """Log what workers are confined by, once unless it changes."""
@@ -160,38 +175,77 @@ class Unpacker:
 
     def _send(self, descriptors: tuple[int, ...]) -> None:
         with self._lock:
-            self._running_server().send({}, descriptors)
+            try:
+                self._running_server().control.send({}, descriptors)
+            except (BrokenPipeError, ConnectionResetError):  # it ended just now
+                self._running_server().control.send({}, descriptors)
 
-    def _running_server(self) -> Channel:
-        """The way to the server, which is started if it does not run."""
-        if self._server is not None and self._server.poll() is not None:
+    def _running_server(self) -> _Server:
+        """The server, which is started if it does not run."""
+        if self._server is not None and not self._server.is_alive():
+            self._server.end()
             self._server = None
-        if self._control is not None and self._server is None:
-            self._control.close()
-            self._control = None
-        if self._control is None:
-            self._control = self._start_server()
-        return self._control
+        if self._server is None:
+            self._server = _Server.start()
+        return self._server
 
-    def _start_server(self) -> Channel:
-        ours, theirs = Channel.pair()
-        # -I: nothing of the environment and of the working directory is looked at. -S and the
-        # path: modules come from where this process has them, without looking for .pth files.
-        path = [entry for entry in sys.path if Path(entry).is_absolute()]
-        try:
-            self._server = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", _BOOT, str(theirs.fileno()), *path],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(),),
+
+class _Server:
+    """The process that forks workers, and the connection to it."""
+
+    def __init__(
+        self, process: subprocess.Popen[bytes], control: Channel, errors: ErrorPipe
+    ) -> None:
+        self._process = process
+        self.control = control
+        self._errors = errors
+
+    @classmethod
+    def start(cls) -> Self:
+        """Start it.
+
+        Raises:
+            OSError: it cannot be started.
+        """
+        with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
+            control, their_control = Channel.pair()
+            ours.callback(control.close)
+            theirs.callback(their_control.close)
+            errors = ErrorPipe()
+            ours.callback(errors.close)
+            theirs.callback(errors.close_writing)
+            # -I: nothing of the environment and of the working directory is looked at. -S and the
+            # path: modules come from where this process has them, without looking for .pth files.
+            path = [entry for entry in sys.path if Path(entry).is_absolute()]
+            process = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", _BOOT, *path],
+                stdin=their_control.fileno(),
+                stdout=errors.writing,
+                stderr=errors.writing,
                 env={},
             )
-        except OSError:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
-        return ours
+            ours.pop_all()
+        return cls(process, control, errors)
+
+    def is_alive(self) -> bool:
+        """Whether it runs and has not begun to end."""
+        poll = select.poll()
+        poll.register(self.control, 0)
+        return not poll.poll(0) and self._process.poll() is None
+
+    def end(self) -> None:
+        """End it, and with it all workers; log what it said at its end."""
+        self.control.close()
+        self._process.wait()
+        for line in self._errors.last_lines():
+            _LOGGER.warning("the unpackers' server: %s", line)
+        self._errors.close()
+
+
+def _free_bytes(root: int) -> int:
+    """What is left of the file system of *root*; an inode counts as its usual size."""
+    state = os.fstatvfs(root)
+    return state.f_bfree * state.f_frsize + state.f_ffree * _INODE_BYTES
 
 
 class Unpacking:
@@ -206,24 +260,31 @@ class Unpacking:
         job: Job,
         channel: Channel,
         data: int,
+        errors: ErrorPipe,
         grant: Grant,
         *,
+        free_bytes: Callable[[], int],
         on_jail: OnJail,
         timeout: timedelta,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._job = job
         self._channel = channel
         self._data: int | None = data
+        self._errors = errors
         self._grant = grant
+        self._free_bytes = free_bytes
         self._on_jail = on_jail
         self._timeout = timeout
+        self._monotonic = monotonic
+        self._deadline = Deadline(timeout.total_seconds())
+        self._growth = DiskGrowth(free_bytes())
+        self._looked_at_disk = monotonic()
+        self._conversation = Conversation(job)
+        self._fed = 0
         self._process_descriptor: int | None = None
-        self._has_ended = False
-        self._jail: tuple[JailMeasure, ...] | None = None
-        self._verdict: Unpacked | None = None
-        self._error: Exception | None = None
         self._process_lock = threading.Lock()
-        with contextlib.suppress(PermissionError):  # too many pages in pipes: slower, no worse
+        with contextlib.suppress(OSError):  # too many pages in pipes: slower, no worse
             fcntl.fcntl(data, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         os.set_blocking(data, False)
 
@@ -235,6 +296,12 @@ class Unpacking:
         """
         # The server's word comes first, before the worker has read anything that strangers wrote.
         self._receive()
+        if self._conversation.has_ended:
+            raise self._conversation.error or UnpackerError(
+                "cannot start the unpacker: its server gave no answer; it may lack memory or file "
+                "descriptors",
+                digest=self._job.digest,
+            )
         try:
             self._channel.send(job_message(self._job))
         except OSError as error:
@@ -247,11 +314,11 @@ class Unpacking:
         Raises:
             UnpackerError: it ended before.
         """
-        while self._jail is None and not self._has_ended:
+        while self._conversation.jail is None and not self._conversation.has_ended:
             self._receive()
-        if self._jail is None:
+        if self._conversation.jail is None:
             raise self._failure()
-        return self._jail
+        return self._conversation.jail
 
     def feed(self, data: bytes) -> None:
         """Hand on the next bytes of the package or blob.
@@ -268,7 +335,7 @@ class Unpacking:
         rest = memoryview(data)
         while rest:
             try:
-                rest = rest[os.write(self._data, rest) :]
+                taken = os.write(self._data, rest)
             except BlockingIOError:
                 ready = [descriptor for descriptor, _ in self._wait(poll)]
                 if self._channel.fileno() in ready:
@@ -276,6 +343,10 @@ class Unpacking:
             except BrokenPipeError:
                 self._wait_for_end()
                 raise self._failure() from None
+            else:
+                rest = rest[taken:]
+                self._fed += taken
+                self._deadline.advance(taken)
 
     def finish(self) -> Unpacked:
         """End the input, wait for the worker's end and return its verdict.
@@ -286,9 +357,10 @@ class Unpacking:
         """
         self._close_data()
         self._wait_for_end()
-        if self._verdict is None or self._error is not None:
+        verdict = self._conversation.verdict
+        if verdict is None or self._conversation.error is not None:
             raise self._failure()
-        return self._verdict
+        return verdict
 
     def kill(self) -> None:
         """End the worker at once; safe from any thread, and when it has already ended."""
@@ -312,9 +384,12 @@ class Unpacking:
         self._close_data()
         self._end_process()
         self._channel.close()
+        for line in self._errors.last_lines():
+            _LOGGER.warning("layer %s: the unpacker: %s", self._job.digest, line)
+        self._errors.close()
 
     def _wait_for_end(self) -> None:
-        while not self._has_ended:
+        while not self._conversation.has_ended:
             self._receive()
         self._end_process()
 
@@ -335,72 +410,77 @@ class Unpacking:
         poll = select.poll()
         poll.register(self._channel, select.POLLIN)
         self._wait(poll)
-        packet = self._channel.receive()
-        if packet is None:
-            self._has_ended = True
-            return
         try:
-            self._take_descriptors(packet.descriptors)
+            packet = self._channel.receive()
+            if packet is None:
+                self._conversation.end()
+                return
+            self._take_descriptors(packet)
             self._handle(packet.message)
         except DocumentError as error:
-            self._has_ended = True
-            self._error = UnpackerError(
-                f"the unpacker broke its protocol: {error}", digest=self._job.digest
+            self._conversation.end(
+                UnpackerError(f"the unpacker broke its protocol: {error}", digest=self._job.digest)
             )
 
-    def _wait(self, poll: select.poll) -> list[tuple[int, int]]:
-        ready = poll.poll(self._timeout.total_seconds() * 1000)
-        if not ready:
-            raise UnpackerError(
-                f"the unpacker took in nothing and said nothing for {self._timeout}",
-                digest=self._job.digest,
-            )
-        return ready
-
-    def _take_descriptors(self, descriptors: list[int]) -> None:
-        """Take the worker's process from the server; from the worker itself, take none."""
-        if len(descriptors) == 1 and self._process_descriptor is None:
+    def _take_descriptors(self, packet: Packet) -> None:
+        """Take the worker's process from its parent; from the worker itself, take none."""
+        descriptors = packet.descriptors
+        is_start = self._conversation.is_starting and packet.message.text("type", "") == "started"
+        if is_start and len(descriptors) == 1:
             self._process_descriptor = descriptors.pop()
-        if descriptors:
-            for descriptor in descriptors:
-                os.close(descriptor)
-            raise DocumentError("file descriptors that nobody asked for")
+        elif is_start or descriptors:
+            close_all(descriptors)
+            raise DocumentError(f"unexpected number of file descriptors: {len(descriptors)}")
 
     def _handle(self, message: JsonObject) -> None:
-        match message.text("type", ""):
-            case "started":
-                return
-            case "jail":
-                self._jail = read_jail(message)
-                self._on_jail(self._jail)
-            case "needs":
-                written = message.integer("written", 0)
-                granted = self._grant(written, message.integer("bytes", 0))
-                with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # its end is next
-                    self._channel.send({"granted": granted})
-            case "done":
-                self._verdict = read_done(message)
-            case "failed":
-                self._error = read_failed(message, self._job.digest)
-            case "os_error":
-                number = message.integer("errno", 0)
-                self._error = OSError(number, message.required_text("message"))
-            case "ended":
-                self._has_ended = True
-                status = message.integer("status", 0, minimum=-255)
-                if status != 0:
-                    self._error = self._error or self._crash(status)
-            case other:
-                raise DocumentError(f"unknown message {other!r:.80}")
+        is_unconfined = self._conversation.jail is None
+        need = self._conversation.hear(message, self._fed)
+        if is_unconfined and self._conversation.jail is not None:
+            self._on_jail(self._conversation.jail)
+        if need is None:
+            return
+        self._conversation.granted = self._grant(need.written, need.more)
+        try:
+            self._channel.send({"granted": self._conversation.granted}, waits=False)
+        except BlockingIOError:
+            raise DocumentError("it does not read its answers") from None
+        except (BrokenPipeError, ConnectionResetError):
+            return  # its end is next
+
+    def _wait(self, poll: select.poll) -> list[tuple[int, int]]:
+        """Wait until something is ready; messages do not extend the deadline, progress does."""
+        while True:
+            self._look_at_disk()
+            if self._deadline.left <= 0:
+                raise UnpackerError(
+                    f"the unpacker made too little progress for {self._timeout.total_seconds():g} "
+                    "s: raise unpackTimeoutSeconds if the disk is that slow",
+                    digest=self._job.digest,
+                )
+            longest = min(self._deadline.left, self._look_seconds())
+            start = self._monotonic()
+            ready = poll.poll(longest * 1000)
+            # No more than was asked for: this process itself may have been stopped meanwhile.
+            self._deadline.wait(min(self._monotonic() - start, longest))
+            if ready:
+                return ready
+
+    def _look_at_disk(self) -> None:
+        """Count what appeared on the disk; not more often than a few times in the time-out."""
+        now = self._monotonic()
+        if now - self._looked_at_disk < self._look_seconds() and self._deadline.left > 0:
+            return
+        self._looked_at_disk = now
+        grown = self._growth.grown_to(self._free_bytes(), self._conversation.granted)
+        self._deadline.advance(grown)
+
+    def _look_seconds(self) -> float:
+        return self._timeout.total_seconds() / _LOOKS_PER_TIMEOUT
 
     def _failure(self) -> Exception:
-        return self._error or UnpackerError(
+        return self._conversation.error or UnpackerError(
             "the unpacker ended without a verdict", digest=self._job.digest
         )
-
-    def _crash(self, status: int) -> UnpackerError:
-        how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
-        return UnpackerError(f"the unpacker {how}", digest=self._job.digest)
 
     def _close_data(self) -> None:
         if self._data is not None:

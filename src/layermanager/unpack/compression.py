@@ -112,12 +112,17 @@ def no_bomb(
     size = 0
     for chunk in plain:
         size += len(chunk)
-        if size > _ALWAYS_ALLOWED_BYTES + limits.compression_ratio * compressed.size:
+        if size > most_plain_bytes(compressed.size, limits):
             raise LimitExceededError(
                 f"decompressed to more than compressionRatio times its size: "
                 f"{limits.compression_ratio}"
             )
         yield chunk
+
+
+def most_plain_bytes(compressed: int, limits: Limits) -> int:
+    """Return to how many bytes *compressed* bytes may decompress."""
+    return _ALWAYS_ALLOWED_BYTES + limits.compression_ratio * compressed
 
 
 def new_gzip_compressor() -> _Compressor:

@@ -3,26 +3,43 @@
 Forking from here costs a few milliseconds, where starting an interpreter costs tens; and it is
 safe, since nothing runs here but this loop. When the client goes away, however it ends, the
 server ends, and the kernel ends the workers with it: no unpacker outlives its manager.
+
+A worker may be taken over by its archive. So neither the server nor a worker has an open file that
+others use: standard input is the server's connection and the worker's pipe, and standard output and
+error are a pipe of each one's own.
 """
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import os
 import select
 import signal
 import sys
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 
 from layermanager import linux
+from layermanager.errors import UnpackerError
 from layermanager.unpack import jail, worker
-from layermanager.unpack.messages import Channel
+from layermanager.unpack.messages import Channel, close_all, not_started_message
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from layermanager.model import JailMeasure
     from layermanager.unpack.messages import Packet
+
+    Work = Callable[[int, int, int, Channel, Sequence[JailMeasure]], None]
+    """What a worker does: see ``worker.run``."""
+
+# The descriptors of a worker and of its parent, which have no others. Those of standard input,
+# output and error are taken, so that no file gets one of these numbers by accident.
+_DATA: Final = 0
+_ERRORS: Final = 2  # and 1
+_ROOT: Final = 3
+_INDEX: Final = 4
+_CHANNEL: Final = 5
 
 
 class _Worker(NamedTuple):
@@ -33,7 +50,7 @@ class _Worker(NamedTuple):
     channel: Channel
 
 
-def main(control_descriptor: int) -> None:
+def main(control_descriptor: int, work: Work = worker.run) -> None:
     """Serve the client at the other end of *control_descriptor* until it is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the client to answer
     gc.freeze()  # what is loaded by now stays shared with the workers
@@ -48,52 +65,90 @@ def main(control_descriptor: int) -> None:
                 poll.unregister(descriptor)
                 _report_end(workers.pop(descriptor))
                 continue
-            packet = control.receive()
+            try:
+                packet = control.receive()
+            except UnpackerError:
+                # Its descriptors did not all fit, and went: the client sees its channel closed.
+                continue
             if packet is None:
                 return
-            started = _start_worker(packet)
-            workers[started.process_descriptor] = started
-            poll.register(started.process_descriptor, select.POLLIN)
+            started = _start_worker(packet, work)
+            if started is not None:
+                workers[started.process_descriptor] = started
+                poll.register(started.process_descriptor, select.POLLIN)
 
 
-def _start_worker(packet: Packet) -> _Worker:
-    """Fork a worker for the pipe, directory, index and channel that came with *packet*."""
-    data, root, index, channel_descriptor = packet.descriptors
+def _start_worker(packet: Packet, work: Work) -> _Worker | None:
+    """Fork a worker for the channel, pipe, directory, index and error pipe that came; or tell why.
+
+    Neither a lack of processes nor one of descriptors or memory may end the server: other workers
+    would end with it.
+    """
+    channel_descriptor, *others = packet.descriptors
     channel = Channel.of_descriptor(channel_descriptor)
     server = os.getpid()
-    keeper = os.fork()
-    if keeper == 0:
-        _exit_after(lambda: _keep_worker(server, data, root, index, channel))
-    for descriptor in (data, root, index):
-        os.close(descriptor)
-    return _Worker(keeper, os.pidfd_open(keeper), channel)
+    try:
+        keeper = os.fork()
+        if keeper == 0:
+            _exit_after(lambda: _keep_worker(server, channel, others, work))
+        return _Worker(keeper, _descriptor_of(keeper), channel)
+    except (OSError, MemoryError) as error:
+        _tell(channel, not_started_message(error))
+        channel.close()
+        return None
+    finally:
+        close_all(others)
 
 
-def _keep_worker(server: int, data: int, root: int, index: int, channel: Channel) -> int:
+def _descriptor_of(child: int) -> int:
+    """Return a descriptor of the process *child*, which is ended if there is none."""
+    try:
+        return os.pidfd_open(child)
+    except OSError:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        raise
+
+
+def _keep_worker(server: int, channel: Channel, others: Sequence[int], work: Work) -> int:
     """Be a worker's parent: only what is forked from here can be alone in a process namespace."""
     linux.die_with_parent(signal.SIGKILL)
     if os.getppid() != server:
         return 1  # it ended before that was asked for
-    _close_all_but(data, root, index, channel.fileno())
-    namespaces = jail.leave_namespaces()
-    process = os.fork()
-    if process == 0:
-        _exit_after(lambda: _be_worker(data, root, index, channel, namespaces))
-    for descriptor in (data, root, index):
-        os.close(descriptor)
-    process_descriptor = os.pidfd_open(process)
-    _tell(channel, {"type": "started"}, process_descriptor)
+    data, root, index, errors = others
+    try:
+        _number(data, errors, errors, root, index, channel.fileno())
+    except OSError as error:
+        _tell(channel, not_started_message(error))
+        return 1
+    numbered = Channel.of_descriptor(_CHANNEL)
+    try:
+        process, process_descriptor = _fork_worker(numbered, work)
+    except (OSError, MemoryError) as error:
+        _tell(numbered, not_started_message(error))
+        return 1
+    _tell(numbered, {"type": "started"}, process_descriptor)
     _, status = os.waitpid(process, 0)
     if os.WIFSIGNALED(status):
         os.kill(os.getpid(), os.WTERMSIG(status))  # end as it ended
     return os.waitstatus_to_exitcode(status)
 
 
-def _be_worker(
-    data: int, root: int, index: int, channel: Channel, namespaces: Sequence[JailMeasure]
-) -> int:
+def _fork_worker(channel: Channel, work: Work) -> tuple[int, int]:
+    """Fork the worker; return its number and a descriptor of it."""
+    namespaces = jail.leave_namespaces()
+    process = os.fork()
+    if process == 0:
+        _exit_after(lambda: _be_worker(channel, namespaces, work))
+    # The worker alone may hold its pipe: the client notices its end by that.
+    os.dup2(_ERRORS, _DATA)
+    close_all((_ROOT, _INDEX))
+    return process, _descriptor_of(process)
+
+
+def _be_worker(channel: Channel, namespaces: Sequence[JailMeasure], work: Work) -> int:
     linux.die_with_parent(signal.SIGKILL)
-    worker.run(data, root, index, channel, namespaces)
+    work(_DATA, _ROOT, _INDEX, channel, namespaces)
     return 0
 
 
@@ -110,11 +165,16 @@ def _exit_after(work: Callable[[], int]) -> NoReturn:
         os._exit(status)
 
 
-def _close_all_but(*descriptors: int) -> None:
-    """Close what belongs to the server and to other layers; standard error stays for a crash."""
-    kept = sorted((0, 1, 2, *descriptors))
-    for below, above in zip(kept, [*kept[1:], os.sysconf("SC_OPEN_MAX")], strict=True):
-        os.closerange(below + 1, above)
+def _number(*descriptors: int) -> None:
+    """Make *descriptors* those numbered 0, 1, 2 and so on, and close all others.
+
+    These belong to the server and to other layers.
+    """
+    count = len(descriptors)
+    above = [fcntl.fcntl(one, fcntl.F_DUPFD_CLOEXEC, count) for one in descriptors]
+    for number, descriptor in enumerate(above):
+        os.dup2(descriptor, number, inheritable=False)
+    os.closerange(count, os.sysconf("SC_OPEN_MAX"))
 
 
 def _report_end(ended: _Worker) -> None:
@@ -126,7 +186,12 @@ def _report_end(ended: _Worker) -> None:
 
 
 def _tell(channel: Channel, message: Mapping[str, object], *descriptors: int) -> None:
+    """Send what the client may want to know; if it does not, or has not for long, never mind.
+
+    A worker that was taken over may have filled the channel: waiting for room would have all
+    other layers wait. That the channel is closed next tells the client enough.
+    """
     try:
-        channel.send(message, descriptors)
-    except (BrokenPipeError, ConnectionResetError):
-        return  # the client gave up on this layer and closed the channel
+        channel.send(message, descriptors, waits=False)
+    except (BlockingIOError, BrokenPipeError, ConnectionResetError):
+        return

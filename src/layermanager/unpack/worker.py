@@ -13,10 +13,14 @@ from layermanager.unpack.compression import decompressed, no_bomb
 from layermanager.unpack.fields import shown
 from layermanager.unpack.index import IndexWriter
 from layermanager.unpack.messages import (
+    Need,
     Unpacked,
+    describe,
     done_message,
     failed_message,
     jail_message,
+    needs_message,
+    os_error_message,
     read_job,
 )
 from layermanager.unpack.package import PackageReader
@@ -70,9 +74,9 @@ def run(
         channel.send(failed_message(LimitExceededError("it needs more memory than it may take")))
     except OSError as error:
         if error.errno in _LAYERS_OWN_FAULTS:
-            channel.send(failed_message(ArchiveError(_described(error))))
+            channel.send(failed_message(ArchiveError(describe(error))))
         else:
-            channel.send({"type": "os_error", "errno": error.errno, "message": _described(error)})
+            channel.send(os_error_message(error))
     else:
         channel.send(done_message(unpacked))
 
@@ -92,7 +96,7 @@ class _Allowance:
     def spend(self, size: int) -> None:
         """Take *size* bytes of it, waiting until the client has that much for us."""
         if self.spent + size > self._granted:
-            self._channel.send({"type": "needs", "written": self.spent, "bytes": size})
+            self._channel.send(needs_message(Need(self.spent, size)))
             answer = self._channel.receive()
             if answer is None:
                 raise _RefusedError
@@ -145,7 +149,3 @@ def _unpack(job: Job, data: int, root: int, index: IndexWriter, allowance: _Allo
         os_version=package.os_version if package else "",
         notes=writer.notes,
     )
-
-
-def _described(error: OSError) -> str:
-    return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
