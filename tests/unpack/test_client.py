@@ -741,14 +741,23 @@ def test_a_worker_that_is_silent_is_given_up(imposter: Imposter) -> None:
 
 
 class Ticking:
-    """A clock by which each look at it takes a tenth of a second."""
+    """A clock by which each look at it takes a while."""
 
-    def __init__(self) -> None:
-        self.now = 0.0
+    def __init__(self, seconds: float = 0.1) -> None:
+        self._seconds = seconds
+        self._now = 0.0
 
     def __call__(self) -> float:
-        self.now += 0.1
-        return self.now
+        self._now += self._seconds
+        return self._now
+
+
+def test_a_broken_protocol_ends_the_feeding(imposter: Imposter) -> None:
+    with imposter.start() as running:
+        imposter.say({"type": "unheard of"})
+        with pytest.raises(UnpackerError, match="broke its protocol"):
+            running.feed(bytes(64 * 1024 * 1024))
+    assert imposter.process.wait(30) == -signal.SIGKILL
 
 
 def test_messages_do_not_extend_the_deadline(imposter: Imposter) -> None:
@@ -793,14 +802,15 @@ def test_what_appears_on_the_disk_extends_the_deadline(imposter: Imposter) -> No
 
 
 def test_a_worker_that_takes_in_its_input_drop_by_drop_is_given_up(imposter: Imposter) -> None:
-    """A page each nine seconds is less than any disk writes."""
-    clock = Ticking()
+    """A page in a third of a second is less than any disk writes."""
+    clock = Ticking(0.3)
     taken = 0
 
     def grant(written: int, more: int) -> int:
         nonlocal taken
+        if taken:
+            imposter.read_answer()
         taken += len(os.read(imposter.data_out, 4096))
-        clock.now += 9
         imposter.say({"type": "needs", "written": written + more, "bytes": 4096})
         return written + more
 

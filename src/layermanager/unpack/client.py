@@ -340,6 +340,9 @@ class Unpacking:
                 ready = [descriptor for descriptor, _ in self._wait(poll)]
                 if self._channel.fileno() in ready:
                     self._receive()
+                if self._conversation.has_ended:
+                    self._end_process()
+                    raise self._failure() from None
             except BrokenPipeError:
                 self._wait_for_end()
                 raise self._failure() from None
