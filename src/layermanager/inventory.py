@@ -123,7 +123,7 @@ class Inventory:
         except OSError as error:
             raise StoreError(f"cannot read an index: {error}") from error
         with file:
-            yield from read_index(file, str(path))
+            yield from read_index(file, str(path), self._config.limits)
 
     def sources(self) -> Mapping[Digest, DesiredLayer]:
         """From where each layer can be fetched again, as far as that is known.

@@ -65,7 +65,9 @@ def run(
     job = read_job(packet.message)
     channel.send(jail_message([*namespaces, *jail.confine(root, job.limits)]))
     try:
-        unpacked = _unpack(job, data, root, IndexWriter(index), _Allowance(job.granted, channel))
+        unpacked = _unpack(
+            job, data, root, IndexWriter(index, job.limits), _Allowance(job.granted, channel)
+        )
     except _RefusedError:
         return
     except LayerError as error:
