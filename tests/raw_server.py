@@ -24,6 +24,7 @@ class RawServer:
     def __init__(self, *answers: bytes) -> None:
         self._answers = list(answers)
         self._listener = socket.create_server(("127.0.0.1", 0))
+        self._connections: list[socket.socket] = []
         self._thread = threading.Thread(target=self._serve, name="raw-server")
         self.requests: list[bytes] = []
 
@@ -42,6 +43,9 @@ class RawServer:
         traceback: TracebackType | None,
     ) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
+        for connection in self._connections[-1:]:
+            with suppress(OSError):  # it is closed already
+                connection.shutdown(socket.SHUT_RDWR)
         self._thread.join()
         self._listener.close()
 
@@ -51,6 +55,7 @@ class RawServer:
                 connection, _ = self._listener.accept()
             except OSError:
                 return
+            self._connections.append(connection)
             connection.settimeout(_PATIENCE_SECONDS)
             with connection, suppress(ConnectionError):
                 self._answer(connection)

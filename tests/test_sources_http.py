@@ -5,6 +5,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -13,19 +14,26 @@ from layermanager import __version__
 from layermanager.cancellation import Cancellation
 from layermanager.clock import SystemClock
 from layermanager.config import Network
-from layermanager.errors import CancelledError, SourceError, SourceTimeoutError
+from layermanager.errors import CancelledError, LayerError, SourceError, SourceTimeoutError
+from layermanager.model import DesiredLayer, Limits
+from layermanager.sources import opener
 from layermanager.sources.client import MAX_REDIRECTS, HttpClient
 from layermanager.sources.credentials import Credentials
 from layermanager.sources.http import HttpSource, HttpStream
-from layermanager.testing.clock import FakeClock
+from layermanager.space import Partitions
+from layermanager.testing.clock import FakeClock, PassingClock
+from layermanager.testing.layers import digest_of
 from layermanager.testing.web import Answer, Framing, LayerServer, Stall
+from layermanager.transfer.fetcher import Fetcher
+from layermanager.transfer.spool import Spools
+from raw_server import RawServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from layermanager.protocols import ByteStream, Source
     from layermanager.testing.tls import Authority
+    from layermanager.transfer.fetcher import Transfer
 
 DATA: Final = bytes(range(256)) * 4096  # 1 MiB that is not the same everywhere
 SOON: Final = 20.0
@@ -171,7 +179,9 @@ class TestHttpAnswers:
             source.open(url, Cancellation())
         assert len(server.requests) == 1
 
-    @pytest.mark.parametrize("encoding", ["gzip", "GZIP", "x-gzip", "zstd", "br", "gzip, identity"])
+    @pytest.mark.parametrize(
+        "encoding", ["gzip", "GZIP", "x-gzip", "zstd", "br", "gzip, identity", "aws-chunked,br"]
+    )
     def test_an_encoded_body_is_refused(
         self, source: HttpSource, server: LayerServer, encoding: str
     ) -> None:
@@ -179,7 +189,10 @@ class TestHttpAnswers:
         with pytest.raises(SourceError, match=f"Content-Encoding '{encoding.lower()}'"):
             source.open(url, Cancellation())
 
-    @pytest.mark.parametrize("encoding", ["identity", "Identity", ""])
+    @pytest.mark.parametrize(
+        "encoding",
+        ["identity", "Identity", "", "aws-chunked", "AWS-Chunked, identity", "identity,,identity"],
+    )
     def test_a_body_said_to_be_as_it_is(
         self, source: HttpSource, server: LayerServer, encoding: str
     ) -> None:
@@ -206,6 +219,7 @@ class TestHttpAnswers:
         with pytest.raises(SourceError, match=r"Content-Length") as caught:
             source.open(url, Cancellation())
         assert len(str(caught.value)) < 300
+        assert caught.value.is_transient
 
     @pytest.mark.parametrize("framing", [Framing.LENGTH, Framing.CHUNKED])
     def test_a_body_that_ends_too_early_is_an_error(
@@ -815,6 +829,76 @@ class TestWhatMayHeal:
         with pytest.raises(SourceError) as caught:
             source.open(server.answer("/a", answer), Cancellation())
         return caught.value
+
+
+def arrived(transfer: Transfer) -> bytes:
+    """All bytes, as the installer gets them."""
+    while True:
+        try:
+            data = b"".join(transfer.chunks())
+            transfer.verify()
+        except LayerError as error:
+            transfer.start_over(error)
+        else:
+            return data
+
+
+OK: Final = b"HTTP/1.1 200 OK\r\n"
+CHUNKED: Final = OK + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+class TestAnswersThatAreNoHttp:
+    """What no server says on purpose is asked for once more."""
+
+    ANSWERS: Final = {
+        "nothing": b"",
+        "status line that is garbage": b"\x16\x03\x01garbage\r\n\r\n",
+        "status line without a code": b"HTTP/1.1\r\n\r\n",
+        "status that is no number": b"HTTP/1.1 abc OK\r\n\r\n",
+        "status of one digit": b"HTTP/1.1 7 OK\r\n\r\n",
+        "endless status line": b"HTTP/1.1 200 " + b"x" * 70_000 + b"\r\n\r\n",
+        "half a status line": b"HTT",
+        "unknown version": b"HTTP/9.9 200 OK\r\n\r\n",
+        "overlong header": OK + b"A: " + b"x" * 70_000 + b"\r\n\r\n",
+        "too many headers": OK + b"A: b\r\n" * 200 + b"\r\n",
+        "part that was not asked for": b"HTTP/1.1 206 Partial Content\r\n"
+        b"Content-Range: bytes 0-4/5\r\nContent-Length: 5\r\n\r\n12345",
+        "part of nothing": b"HTTP/1.1 206 Partial Content\r\nContent-Range: x\r\n\r\n12345",
+        "negative length": OK + b"Content-Length: -5\r\n\r\n12345",
+        "length that is no number": OK + b"Content-Length: 5x\r\n\r\n12345",
+        "two lengths": OK + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\n12345",
+        "enormous length": OK + b"Content-Length: " + b"9" * 30 + b"\r\n\r\n12345",
+        "length beyond the end": OK + b"Content-Length: 9\r\n\r\n12345",
+        "chunk that is cut": CHUNKED + b"9\r\n12345",
+        "chunk of no size": CHUNKED + b"zz\r\n12345\r\n",
+        "chunk of a negative size": CHUNKED + b"-5\r\n12345\r\n",
+        "chunk of an endless size": CHUNKED + b"1" * 70_000,
+        "no last chunk": CHUNKED + b"5\r\n12345\r\n",
+    }
+
+    @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS.keys())
+    def test_may_heal(self, source: HttpSource, answer: bytes) -> None:
+        with RawServer(answer) as server, pytest.raises(SourceError) as caught:
+            fetch(source, f"{server.url}/a")
+        assert caught.value.is_transient
+
+    @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS.keys())
+    def test_are_tried_again(self, source: HttpSource, answer: bytes) -> None:
+        good = OK + b"Content-Length: 5\r\n\r\nright"
+        clock = PassingClock()
+        fetcher = Fetcher(
+            open_stream=opener({"http": source}),
+            spools=Spools(Path("/nonexistent"), Partitions().new_allocator),
+            network=Network(),
+            limits=Limits(),
+            clock=clock,
+        )
+        with RawServer(answer, good) as server:
+            wanted = DesiredLayer(digest_of(b"right"), f"{server.url}/a")
+            with closing(fetcher.begin(wanted, Cancellation())) as transfer:
+                assert arrived(transfer) == b"right"
+            # A third one where some bytes came, and were found to be others.
+            assert 2 <= len(server.requests) <= 3
 
 
 class TestCancellation:

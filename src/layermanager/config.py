@@ -84,6 +84,8 @@ class Network:
             ``minimum_rate`` is looked at.
         minimum_rate: bytes a second below which a server is given up for a while.
         transfer_timeout: how long one layer may take to arrive, all waiting included.
+        document_timeout: how long one document may take to arrive, redirects and login included: a
+            manifest, a token, a configuration, a desired state.
         attempts: how often an address may fail in a row, without a byte in between.
         retry_delay: about how long to wait after a failure; doubled for each further one.
         longest_retry_delay: what the doubling ends at; a server may ask for more.
@@ -109,6 +111,7 @@ class Network:
     read_timeout: timedelta = timedelta(seconds=60)
     minimum_rate: int = 256
     transfer_timeout: timedelta = timedelta(days=1)
+    document_timeout: timedelta = timedelta(seconds=60)
     attempts: int = 6
     retry_delay: timedelta = timedelta(seconds=1)
     longest_retry_delay: timedelta = timedelta(minutes=1)
@@ -128,6 +131,7 @@ class Network:
             ("connectTimeoutSeconds", self.connect_timeout, _LONGEST_TIMEOUT),
             ("readTimeoutSeconds", self.read_timeout, _LONGEST_TIMEOUT),
             ("transferTimeoutSeconds", self.transfer_timeout, _LONGEST_TRANSFER),
+            ("documentTimeoutSeconds", self.document_timeout, _LONGEST_TIMEOUT),
             ("retryDelaySeconds", self.retry_delay, _LONGEST_TIMEOUT),
             ("longestRetryDelaySeconds", self.longest_retry_delay, _LONGEST_TIMEOUT),
         ):
@@ -300,6 +304,7 @@ def _network(document: JsonObject, base: Network) -> Network:
         read_timeout=_seconds(document, "readTimeoutSeconds", base.read_timeout),
         minimum_rate=document.integer("minimumRate", base.minimum_rate),
         transfer_timeout=_seconds(document, "transferTimeoutSeconds", base.transfer_timeout),
+        document_timeout=_seconds(document, "documentTimeoutSeconds", base.document_timeout),
         attempts=document.integer("attempts", base.attempts, minimum=1),
         retry_delay=_seconds(document, "retryDelaySeconds", base.retry_delay),
         longest_retry_delay=_seconds(
@@ -429,6 +434,7 @@ _NETWORK_KEYS: Final = frozenset(
         "readTimeoutSeconds",
         "minimumRate",
         "transferTimeoutSeconds",
+        "documentTimeoutSeconds",
         "attempts",
         "retryDelaySeconds",
         "longestRetryDelaySeconds",

@@ -118,7 +118,7 @@ class TestFiles:
             ({"auths": {"r.example": auth(SECRET)}}, "r.example.auth: is no name and password"),
             ({"auths": {"r.example": [SECRET]}}, "auths.r.example: expected an object"),
             ({"credHelpers": {"r.example": "../sh"}}, "not the name of a credential helper"),
-            ({"credsStore": "is-not-here"}, "there is no program docker-credential-is-not-here"),
+            ({"credsStore": "../sh"}, "not the name of a credential helper"),
         ],
     )
     def test_that_are_malformed_are_named_but_not_their_secrets(
@@ -158,6 +158,47 @@ class TestKeys:
     def test_old_ones_have_a_scheme(self, tmp_path: Path) -> None:
         path = write(tmp_path / "1", {"auths": {"https://r.example": auth("u:old")}})
         assert find([path], "r.example/app") == Login(basic("u", "old"))
+
+    @pytest.mark.parametrize(
+        "key",
+        [
+            *("https://r.example/", "https://r.example/v1/", "https://r.example/v2/"),
+            *("https://r.example/v1", "https://r.example/v2", "http://r.example/v2/"),
+            *("r.example/", "r.example/v1/", "r.example/v2/"),
+        ],
+    )
+    def test_old_ones_may_have_the_path_of_an_interface(self, tmp_path: Path, key: str) -> None:
+        path = write(tmp_path / "1", {"auths": {key: auth("u:old")}})
+        assert find([path], "r.example/app") == Login(basic("u", "old"))
+        assert find([path], "other.example/app") is None
+
+    @pytest.mark.parametrize(
+        "key",
+        ["https://r.example/team/", "r.example/v2", "https://r.example.org/v2/", "//r.example"],
+    )
+    def test_other_paths_are_no_registries(self, tmp_path: Path, key: str) -> None:
+        path = write(tmp_path / "1", {"auths": {key: auth("u:old")}})
+        assert find([path], "r.example/app") is None
+
+    @pytest.mark.parametrize(
+        "key",
+        ["index.docker.io", "https://registry-1.docker.io/v2/", "https://index.docker.io/v2/"],
+    )
+    def test_docker_hub_has_several_hosts(self, tmp_path: Path, key: str) -> None:
+        path = write(tmp_path / "1", {"auths": {key: auth("u:hub")}})
+        assert find([path], "debian") == Login(basic("u", "hub"))
+
+    def test_the_repository_counts_more_than_an_old_one(self, tmp_path: Path) -> None:
+        entries = {"https://r.example/v2/": auth("u:old"), "r.example/team": auth("u:team")}
+        path = write(tmp_path / "1", {"auths": entries})
+        assert find([path], "r.example/team/app") == Login(basic("u", "team"))
+
+    @pytest.mark.parametrize("end", ["\n", "\r\n", "  ", " \n\t"])
+    def test_base64_may_have_blanks(self, tmp_path: Path, end: str) -> None:
+        encoded = auth("user:a long password")["auth"]
+        entry = {"auth": f"{encoded[:8]}{end}{encoded[8:]}{end}"}
+        path = write(tmp_path / "1", {"auths": {"r.example": entry}})
+        assert find([path], "r.example/app") == Login(basic("user", "a long password"))
 
     def test_an_identity_token_counts_more_than_a_password(self, tmp_path: Path) -> None:
         entry = {**auth("u:p"), "identitytoken": SECRET}
@@ -215,6 +256,31 @@ class TestHelpers:
         helper("one", "echo credentials not found in native keychain; exit 1")
         path = write(tmp_path / "1", {"credHelpers": {"r.example": "one"}})
         assert find([path], "r.example/app") is None
+
+    def test_may_be_filed_under_an_old_key(self, tmp_path: Path, helper: Helper) -> None:
+        asked = helper("one", """echo '{"Username": "u", "Secret": "p"}'""")
+        path = write(tmp_path / "1", {"credHelpers": {"https://r.example/v2/": "one"}})
+        assert find([path], "r.example/app") == Login(basic("u", "p"))
+        assert asked.read_text() == "get https://r.example/v2/\n"
+
+    @pytest.mark.parametrize(
+        "document", [{"credsStore": "gone"}, {"credHelpers": {"r.example": "gone"}}]
+    )
+    def test_that_are_not_installed_are_logged_once(
+        self, tmp_path: Path, document: object, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        logins = Logins(Credentials(), [write(tmp_path / "1", document)])
+        reference = parse_registry_reference("r.example/app")
+        for _ in range(3):
+            assert logins.find(reference, "https://r.example", Cancellation()) is None
+        (message,) = caplog.messages
+        assert message.startswith("credential helper docker-credential-gone is not installed")
+
+    def test_that_are_not_installed_hide_no_other_login(self, tmp_path: Path) -> None:
+        first = write(tmp_path / "1", {"credsStore": "gone"})
+        entries = {"credHelpers": {"r.example/app": "gone"}, "auths": {"r.example": auth("u:p")}}
+        second = write(tmp_path / "2", entries)
+        assert find([first, second], "r.example/app") == Login(basic("u", "p"))
 
     @pytest.mark.parametrize(
         ("script", "message"),

@@ -3,7 +3,9 @@ from __future__ import annotations
 import base64
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -35,14 +37,14 @@ from layermanager.errors import (
 )
 from layermanager.oci.manifest import MAX_DOCUMENT_BYTES
 from layermanager.oci.reference import parse_reference
-from layermanager.testing.clock import PassingClock
+from layermanager.testing.clock import FakeClock, PassingClock
 from layermanager.testing.images import build_index
 from layermanager.testing.layers import digest_of
 from layermanager.testing.tls import Authority
 from layermanager.testing.web import Answer, Framing, LayerServer, Stall
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 OTHER = image_of("another text")
@@ -163,6 +165,22 @@ class TestLies:
         with pytest.raises(SourceError, match="Docker-Content-Digest: a sha256 digest has 64"):
             ask.resolve(reference)
 
+    @pytest.mark.parametrize("form", ["{0}, {0}", "{0},{0}", '"{0}"', "", " ", ",", ' "{0}" , {0}'])
+    def test_a_digest_in_the_headers_may_be_repeated_quoted_or_empty(
+        self, server: LayerServer, ask: Asking, form: str
+    ) -> None:
+        reference = put(server, IMAGE)
+        told = form.format(IMAGE.digest)
+        manifest(server, Answer(IMAGE.document, headers={"Docker-Content-Digest": told}))
+        assert ask.resolve(reference).digest == IMAGE.digest
+
+    def test_two_digests_in_the_headers(self, server: LayerServer, ask: Asking) -> None:
+        reference = put(server, IMAGE)
+        told = f"{IMAGE.digest}, {OTHER.digest}"
+        manifest(server, Answer(IMAGE.document, headers={"Docker-Content-Digest": told}))
+        with pytest.raises(IntegrityError, match="Docker-Content-Digest: expected"):
+            ask.resolve(reference)
+
     def test_the_digest_in_the_headers_is_no_proof(self, server: LayerServer, ask: Asking) -> None:
         put(server, IMAGE)
         headers = {"Docker-Content-Digest": IMAGE.digest}
@@ -201,6 +219,56 @@ class TestLies:
         manifest(server, Answer(b"<html>", headers={"Content-Type": "text/html"}))
         with pytest.raises(ManifestError, match=f"{reference}: manifest: not JSON"):
             ask.resolve(reference)
+
+
+class TestDeadline:
+    """However a server spends it, the time for one document ends."""
+
+    NETWORK = Network(
+        attempts=1, read_timeout=timedelta(hours=1), document_timeout=timedelta(seconds=60)
+    )
+
+    @pytest.mark.parametrize("after", [None, 10])
+    @pytest.mark.parametrize("what", ["manifest", "configuration", "token"])
+    def test_ends_a_document_that_drips(
+        self, server: LayerServer, what: str, after: int | None
+    ) -> None:
+        reference = put(server, IMAGE)
+        stall = Stall(threading.Event(), after=after)
+        if what == "manifest":
+            manifest(server, Answer(IMAGE.document, stall=stall))
+        elif what == "configuration":
+            path = f"/v2/app/blobs/{digest_of(IMAGE.config)}"
+            server.answer(path, Answer(IMAGE.config, stall=stall))
+        else:
+            manifest(server, bearer_challenge(server))
+            server.answer(token_path(), replace(token("abc" * 10), stall=stall))
+        self.expect_end(server, stall, lambda ask: ask.resolve(reference))
+
+    def test_ends_a_token_that_a_layer_waits_for(self, server: LayerServer) -> None:
+        digest = digest_of(IMAGE.layers[0])
+        server.answer(f"/v2/app/blobs/{digest}", bearer_challenge(server))
+        stall = Stall(threading.Event(), after=None)
+        server.answer(token_path(), replace(token("abc"), stall=stall))
+        url = f"docker://{name_of(server)}/app@{digest}"
+        self.expect_end(server, stall, lambda ask: ask.fetch(url))
+
+    def expect_end(
+        self, server: LayerServer, stall: Stall, fetch: Callable[[Asking], object]
+    ) -> None:
+        clock = FakeClock()
+        with asking(of(self.NETWORK, server), clock=clock) as ask, ThreadPoolExecutor(1) as thread:
+            fetching = thread.submit(fetch, ask)
+            stall.reached.wait()
+            clock.wait_for_waiters(1)
+            clock.advance(timedelta(seconds=59))
+            assert not fetching.done()
+            clock.wait_for_waiters(1)
+            clock.advance(timedelta(seconds=1))
+            error = fetching.exception()
+        assert isinstance(error, SourceTimeoutError)
+        assert error.is_transient
+        assert "not there within documentTimeoutSeconds" in str(error)
 
 
 class TestFailures:
@@ -386,6 +454,65 @@ class TestTokens:
             if one.target.startswith("/v2/app/manifests")
         ]
         assert sent == ["", "Bearer first", "Bearer first", "", "Bearer second"]
+
+    @pytest.mark.parametrize(
+        "seconds", [-1, 0, -(10**30), 10**300, 1e300, "60", "soon", None, True, [], 0.5]
+    )
+    def test_may_expire_at_no_time_that_makes_sense(
+        self, server: LayerServer, ask: Asking, seconds: object
+    ) -> None:
+        reference = put(server, IMAGE)
+        manifest(server, bearer_challenge(server), Answer(IMAGE.document))
+        server.answer(token_path(), token("abc", expires_in=seconds))
+        assert ask.resolve(reference).digest == IMAGE.digest
+        assert ask.resolve(reference).digest == IMAGE.digest
+        assert asked(server).count(token_path()) == 1
+
+    @pytest.mark.parametrize(
+        ("challenge", "target"),
+        [
+            ('Bearer realm="{0}/token"', "/token?scope=repository%3Aapp%3Apull"),
+            ('Bearer realm="{0}/token",service=""', "/token?scope=repository%3Aapp%3Apull"),
+            ('Bearer realm="{0}/token?a=b#part",service="s"', token_path().replace("?", "?a=b&")),
+            ('Bearer realm="{0}/token#part",service="s"', token_path()),
+            ('Bearer realm="{0}/token?",service="s"', token_path()),
+            ('Basic realm="a, b", Bearer realm="{0}/token",service="s"', token_path()),
+            ('Bearer service="s", realm="{0}/token", Basic realm="a"', token_path()),
+            ('Negotiate, NTLM TlRM==, bearer REALM="{0}/token",Service=s', token_path()),
+        ],
+    )
+    def test_are_had_from_where_a_challenge_says(
+        self, server: LayerServer, ask: Asking, challenge: str, target: str
+    ) -> None:
+        reference = put(server, IMAGE)
+        headers = {"WWW-Authenticate": challenge.format(server.url)}
+        manifest(server, Answer(status=401, headers=headers), Answer(IMAGE.document))
+        server.answer(target, token("abc"))
+        assert ask.resolve(reference).digest == IMAGE.digest
+        assert asked(server)[1] == target
+
+    def test_without_a_service_are_had_for_an_identity_token(
+        self, server: LayerServer, tmp_path: Path
+    ) -> None:
+        reference = put(server, IMAGE)
+        headers = {"WWW-Authenticate": f'Bearer realm="{server.url}/token"'}
+        manifest(server, Answer(status=401, headers=headers), Answer(IMAGE.document))
+        server.answer("/token", token("abc"), method="POST")
+        path = auth_file(tmp_path / "auth", server, identitytoken=SECRET)
+        with asking(of(Network(), server), path) as ask:
+            ask.resolve(reference)
+        assert b"service" not in server.requests[1].body
+
+    def test_are_had_though_a_helper_is_not_installed(
+        self, server: LayerServer, tmp_path: Path
+    ) -> None:
+        reference = put(server, IMAGE)
+        manifest(server, bearer_challenge(server), Answer(IMAGE.document))
+        server.answer(token_path(), token("abc"))
+        path = tmp_path / "config.json"
+        path.write_text(json.dumps({"credsStore": "gone"}))
+        with asking(of(Network(), server), path) as ask:
+            assert ask.resolve(reference).digest == IMAGE.digest
 
     def test_that_expire_early_are_replaced_once(self, server: LayerServer, ask: Asking) -> None:
         blob = IMAGE.layers[0]

@@ -23,7 +23,7 @@ from layermanager.sources.client import Place
 from layermanager.sources.credentials import bearer
 from layermanager.sources.http import refusal, stream_of
 from layermanager.transfer.mirrors import base_url
-from layermanager.transfer.pace import read_first
+from layermanager.transfer.pace import document_deadline, read_first
 from layermanager.urls import shown
 
 if TYPE_CHECKING:
@@ -270,8 +270,30 @@ class RegistryClient:
                 f"the registry does not say where to get a token: {shown(realm)!r:.200}"
             )
         target = place.sent_on(realm, "sent for a token")
-        wanted = {"service": challenge.parameters.get("service", ""), "scope": scope}
         began = self._clock.monotonic()
+        with document_deadline(
+            realm, network=self._network, clock=self._clock, cancellation=cancellation
+        ) as limited:
+            answer = self._ask_for_token(target, challenge, login, scope, limited)
+            if answer.status != HTTPStatus.OK:
+                who = "nobody in particular" if login is None else "the login that is known"
+                raise refusal(answer, self._clock, f"no token for {who}")
+            place = answer.place
+            stream = stream_of(answer, self._clock)
+            document = self.read(stream, _LARGEST_TOKEN_BYTES, place.current, limited)
+        return _read_token(document, place, began)
+
+    def _ask_for_token(
+        self,
+        target: Place,
+        challenge: Challenge,
+        login: Login | None,
+        scope: str,
+        cancellation: Cancellation,
+    ) -> Answer:
+        wanted = {"scope": scope}
+        if service := challenge.parameters.get("service"):
+            wanted = {"service": service, **wanted}
         if login is not None and login.identity_token:
             form = {
                 **wanted,
@@ -279,29 +301,16 @@ class RegistryClient:
                 "client_id": "layermanager",
                 "refresh_token": login.identity_token,
             }
-            answer = self._client.send(
+            return self._client.send(
                 "POST",
                 replace(target, authorization=None),
                 {"Content-Type": "application/x-www-form-urlencoded"},
                 cancellation,
                 urlencode(form).encode(),
             )
-        else:
-            url = f"{target.current}{'&' if urlsplit(target.current).query else '?'}"
-            target = replace(
-                target,
-                current=url + urlencode(wanted),
-                authorization=login.authorization if login else None,
-            )
-            answer = self._client.get(target, {}, cancellation)
-        if answer.status != HTTPStatus.OK:
-            who = "nobody in particular" if login is None else "the login that is known"
-            raise refusal(answer, self._clock, f"no token for {who}")
-        place = answer.place
-        document = self.read(
-            stream_of(answer, self._clock), _LARGEST_TOKEN_BYTES, place.current, cancellation
-        )
-        return _read_token(document, place, began)
+        authorization = login.authorization if login else None
+        target = replace(target.with_query(urlencode(wanted)), authorization=authorization)
+        return self._client.get(target, {}, cancellation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,10 +340,16 @@ def _read_token(document: bytes, place: Place, began: float) -> _Grant:
     try:
         members = JsonObject.of(parse(document), "")
         token = members.text("token", "") or members.required_text("access_token")
-        seconds = members.integer("expires_in", _DEFAULT_SECONDS)
-        return _Grant(bearer(token), began + min(seconds, _LONGEST_SECONDS))
+        return _Grant(bearer(token), began + _lifetime(members.members.get("expires_in")))
     except (DocumentError, ConfigError) as error:
         raise _no_token(place, error) from error
+
+
+def _lifetime(told: object) -> float:
+    """Return the seconds that a token is good for; what makes no sense counts as not said."""
+    if isinstance(told, int | float) and told > 0:
+        return min(told, _LONGEST_SECONDS)
+    return _DEFAULT_SECONDS
 
 
 def _no_token(place: Place, error: Exception) -> SourceError:
@@ -353,13 +368,22 @@ def check_told_digest(answer: Answer, document: bytes) -> None:
         IntegrityError: it is another.
         SourceError: it is none.
     """
-    text = answer.headers.get(TOLD_DIGEST)
-    if text is None:
-        return
+    for told in told_digests(answer):
+        found = f"{told.algorithm}:{hashlib.new(told.algorithm, document).hexdigest()}"
+        if found != told:
+            raise IntegrityError(TOLD_DIGEST, expected=told, found=found, digest=told)
+
+
+def told_digests(answer: Answer) -> frozenset[Digest]:
+    """Return the digests that a registry names: normally one, none where it names none.
+
+    Proxies repeat the header, and some registries write it in quotes.
+
+    Raises:
+        SourceError: it names something else.
+    """
+    words = (word.strip(' \t"') for word in answer.headers.get(TOLD_DIGEST, "").split(","))
     try:
-        told = Digest(text)
+        return frozenset(Digest(word) for word in words if word)
     except InvalidDigestError as error:
         raise answer.place.error(f"{TOLD_DIGEST}: {error}") from error
-    found = f"{told.algorithm}:{hashlib.new(told.algorithm, document).hexdigest()}"
-    if found != told:
-        raise IntegrityError(TOLD_DIGEST, expected=told, found=found, digest=told)

@@ -11,8 +11,10 @@ import base64
 import binascii
 import contextlib
 import json
+import logging
 import os
 import re
+import shutil
 import signal
 import subprocess
 from dataclasses import dataclass, field
@@ -26,11 +28,13 @@ from layermanager.secret_files import check_secret
 from layermanager.sources.credentials import basic
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from layermanager.cancellation import Cancellation
     from layermanager.oci.reference import RegistryReference
     from layermanager.sources.credentials import Credentials
+
+_LOGGER: Final = logging.getLogger(__name__)
 
 _HELPER_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _HELPER_SECONDS: Final = 60
@@ -42,6 +46,12 @@ _NO_USER: Final = "<token>"
 
 _OLD_KEYS: Final = {DEFAULT_REGISTRY: "https://index.docker.io/v1/"}
 """What registries are still called in files of docker and by helpers."""
+
+_OTHER_HOSTS: Final = {DEFAULT_REGISTRY: ("index.docker.io", "registry-1.docker.io")}
+_HOST_KEY: Final = re.compile(
+    r"(?:https?://(?P<of_url>[^/]+)(?:/(?:v[12]/?)?)?|(?P<host>[^/]+)(?:/(?:v[12]/)?)?)"
+)
+"""A key that stands for a whole registry, in one of the forms that docker wrote over the years."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +100,7 @@ class Logins:
 
     credentials: Credentials
     files: Sequence[Path]
+    _missing_helpers: set[str] = field(default_factory=set, repr=False, compare=False)
 
     def find(
         self, reference: RegistryReference, base_url: str, cancellation: Cancellation
@@ -117,46 +128,75 @@ class Logins:
             except OSError as error:
                 raise ConfigError(f"cannot read {path}: {error.strerror}") from error
             try:
-                login = _find(JsonObject.of(parse(document), ""), path, reference, cancellation)
+                login = self._find(
+                    JsonObject.of(parse(document), ""), path, reference, cancellation
+                )
             except DocumentError as error:
                 raise ConfigError(f"{path}: {error}") from error
             if login is not None:
                 return login
         return None
 
+    def _find(
+        self,
+        document: JsonObject,
+        path: Path,
+        reference: RegistryReference,
+        cancellation: Cancellation,
+    ) -> Login | None:
+        helpers, logins = document.child("credHelpers"), document.child("auths")
+        for key in _keys(reference, (*helpers.members, *logins.members)):
+            helper = helpers.text(key, "")
+            if helper and self._is_installed(helper, path):
+                return _ask_helper(helper, key, cancellation)
+            entry = logins.child(key)
+            if entry.text("identitytoken", "") or entry.text("auth", ""):  # else a helper has it
+                check_secret(path)
+                return _read(entry)
+        store = document.text("credsStore", "")
+        if store and self._is_installed(store, path):
+            registry = reference.registry
+            return _ask_helper(store, _OLD_KEYS.get(registry, registry), cancellation)
+        return None
 
-def _find(
-    document: JsonObject, path: Path, reference: RegistryReference, cancellation: Cancellation
-) -> Login | None:
-    helpers, logins = document.child("credHelpers"), document.child("auths")
-    for key in _keys(reference):
-        if helper := helpers.text(key, ""):
-            return _ask_helper(helper, key, cancellation)
-        entry = logins.child(key)
-        if entry.text("identitytoken", "") or entry.text("auth", ""):  # else a helper has it
-            check_secret(path)
-            return _read(entry)
-    if store := document.text("credsStore", ""):
-        registry = reference.registry
-        return _ask_helper(store, _OLD_KEYS.get(registry, registry), cancellation)
-    return None
+    def _is_installed(self, helper: str, path: Path) -> bool:
+        """Whether the program of *helper* is there; without it images may be had anonymously."""
+        program = _program(helper)
+        if shutil.which(program) is not None:
+            return True
+        if program not in self._missing_helpers:
+            self._missing_helpers.add(program)
+            _LOGGER.warning(
+                "credential helper %s is not installed: registries of %s are asked without it",
+                program,
+                path,
+            )
+        return False
 
 
-def _keys(reference: RegistryReference) -> Iterator[str]:
-    """What a login for *reference* may be filed under, the most specific first."""
+def _keys(reference: RegistryReference, known: Iterable[str]) -> Iterator[str]:
+    """What a login for *reference* may be filed under, the most specific first.
+
+    Args:
+        reference: what is asked for.
+        known: all keys of the file.
+    """
     key = f"{reference.registry}/{reference.repository}"
     while key:
         yield key
         key = key.rpartition("/")[0]
-    registry = reference.registry
-    old = _OLD_KEYS.get(registry)
-    yield from (old,) if old else (f"https://{registry}", f"http://{registry}")
+    hosts = (reference.registry, *_OTHER_HOSTS.get(reference.registry, ()))
+    yield from (
+        key
+        for key in dict.fromkeys(known)
+        if (match := _HOST_KEY.fullmatch(key)) and (match["of_url"] or match["host"]) in hosts
+    )
 
 
 def _read(entry: JsonObject) -> Login:
     if token := entry.text("identitytoken", ""):
         return Login(identity_token=token)
-    encoded = entry.required_text("auth")
+    encoded = "".join(entry.required_text("auth").split())  # base64 breaks lines
     try:
         decoded = base64.b64decode(encoded, validate=True).decode().rstrip("\0")
     except (binascii.Error, ValueError):
@@ -168,15 +208,17 @@ def _read(entry: JsonObject) -> Login:
     return Login(basic(name, password))
 
 
+def _program(helper: str) -> str:
+    if not _HELPER_NAME.fullmatch(helper):
+        raise ConfigError(f"not the name of a credential helper: {helper!r:.80}")
+    return f"docker-credential-{helper}"
+
+
 def _ask_helper(name: str, server: str, cancellation: Cancellation) -> Login | None:
     """What the helper *name* knows of *server* (docker-credential-helpers, "Development")."""
-    if not _HELPER_NAME.fullmatch(name):
-        raise ConfigError(f"not the name of a credential helper: {name!r:.80}")
-    program = f"docker-credential-{name}"
+    program = _program(name)
     try:
         status, output = _run(program, server, cancellation)
-    except FileNotFoundError:
-        raise ConfigError(f"there is no program {program}, which is to know a login") from None
     except OSError as error:
         raise ConfigError(f"cannot run {program}: {error.strerror}") from error
     except subprocess.TimeoutExpired:

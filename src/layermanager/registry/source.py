@@ -26,6 +26,7 @@ from layermanager.registry.client import check_told_digest
 from layermanager.sources.http import open_stream, stream_of
 from layermanager.transfer.attempts import Attempts
 from layermanager.transfer.mirrors import places
+from layermanager.transfer.pace import document_deadline
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -68,10 +69,7 @@ class RegistrySource:
             ManifestError: it is too large.
             CancelledError: it was cancelled.
         """
-        wanted = registry_reference(reference)
-        return self._from_places(
-            wanted, cancellation, lambda place: self._find(place, cancellation)
-        )
+        return self._from_places(registry_reference(reference), cancellation, self._find)
 
     def read_document(
         self, reference: Reference, descriptor: Descriptor, cancellation: Cancellation
@@ -87,11 +85,11 @@ class RegistrySource:
         path = f"{'blobs' if is_config else 'manifests'}/{descriptor.digest}"
         accept = {} if is_config else _ACCEPT
 
-        def read(place: RegistryReference) -> bytes:
-            answer = self._client.get(place, path, accept, cancellation)
+        def read(place: RegistryReference, limited: Cancellation) -> bytes:
+            answer = self._client.get(place, path, accept, limited)
             stream = stream_of(answer, self._clock)
             # One byte more shows that there are too many.
-            document = self._client.read(stream, descriptor.size + 1, place.url, cancellation)
+            document = self._client.read(stream, descriptor.size + 1, place.url, limited)
             check_document(document, descriptor)
             return document
 
@@ -140,9 +138,12 @@ class RegistrySource:
         self,
         reference: RegistryReference,
         cancellation: Cancellation,
-        fetch: Callable[[RegistryReference], Result],
+        fetch: Callable[[RegistryReference, Cancellation], Result],
     ) -> Result:
-        """What *fetch* returns for the first of the mirrors and the registry that gives it."""
+        """What *fetch* returns for the first of the mirrors and the registry that gives it.
+
+        It is given the time of one document for each.
+        """
         by_url = {place.url: place for place in places(reference, self._network.registries)}
         attempts = Attempts(
             f"image {reference}",
@@ -154,7 +155,10 @@ class RegistrySource:
         while True:
             url = attempts.next()
             try:
-                return fetch(by_url[url])
+                with document_deadline(
+                    url, network=self._network, clock=self._clock, cancellation=cancellation
+                ) as limited:
+                    return fetch(by_url[url], limited)
             except SourceError as error:
                 attempts.failed(url, error)
             except (IntegrityError, ManifestError) as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -69,8 +68,7 @@ class Repository:
             raise self._client.refusal(answer, "the registry takes no blobs")
         answer.close()
         place = answer.place.sent_on(location, "sent for an upload")
-        joint = "&" if "?" in place.current else "?"
-        place = replace(place, current=f"{place.current}{joint}digest={blob.digest}")
+        place = place.with_query(f"digest={blob.digest}")
         answer = self._client.upload(self._reference, place, blob, self._cancellation)
         if answer.status != HTTPStatus.CREATED:
             raise self._client.refusal(answer, f"the registry does not take blob {blob.digest}")

@@ -20,13 +20,13 @@ import traceback
 from concurrent.futures import Future, InvalidStateError, wait
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from http.client import HTTPException, IncompleteRead, RemoteDisconnected
+from http.client import HTTPException, IncompleteRead, InvalidURL
 from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import unquote, urljoin, urlsplit
 
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager, ProxyManager, Timeout
 from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.exceptions import HTTPError, ProxyError
+from urllib3.exceptions import HTTPError, LocationValueError, ProxyError
 from urllib3.util import make_headers
 
 from layermanager import __version__
@@ -351,6 +351,12 @@ class Place:
             way=way,
         )
 
+    def with_query(self, query: str) -> Place:
+        """Return the same place with *query* behind the one that it has, and without a fragment."""
+        parts = urlsplit(self.current)
+        query = f"{parts.query}&{query}" if parts.query else query
+        return replace(self, current=parts._replace(query=query, fragment="").geturl())
+
     def seen_at(self, scope: Scope) -> Place:
         """The same, now that its server is known to be at *scope*.
 
@@ -599,8 +605,10 @@ def _is_transient(cause: BaseException) -> bool:
         case ssl.SSLError():
             # Certificates and versions do not mend themselves; bytes damaged on the way do.
             return "RECORD" in (cause.reason or "") or "DECRYPTION" in (cause.reason or "")
-        case OSError() | RemoteDisconnected() | IncompleteRead():
-            return True
+        case LocationValueError() | InvalidURL():
+            return False
+        case OSError() | HTTPException() | HTTPError():
+            return True  # an answer that is no HTTP is most often one that was cut or mixed up
         case _:
             return False
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import threading
-from contextlib import closing
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Final, Self
 
-from layermanager.errors import SourceError, SourceTimeoutError
+from layermanager.cancellation import Cancellation
+from layermanager.errors import CancelledError, SourceError, SourceTimeoutError
 from layermanager.urls import shown
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from datetime import timedelta
     from types import TracebackType
 
-    from layermanager.cancellation import Cancellation
     from layermanager.config import Network
     from layermanager.protocols import ByteStream, Clock
 
@@ -173,6 +174,45 @@ class TimedStream:
     def _give_up(self, why: str) -> None:
         self._failure = SourceTimeoutError(why, url=self._url, is_transient=True)
         self._stream.abort()
+
+
+@contextmanager
+def document_deadline(
+    url: str, *, network: Network, clock: Clock, cancellation: Cancellation
+) -> Iterator[Cancellation]:
+    """Bound the time in which one document is fetched: all requests for it, and its bytes.
+
+    Yields:
+        What to cancel those by: it comes with *cancellation*, or when the time is over.
+
+    Raises:
+        SourceTimeoutError: the time was over.
+        CancelledError: it was cancelled.
+    """
+    limited = Cancellation()
+    ended = threading.Event()
+    is_late = threading.Event()
+
+    def watch() -> None:
+        if not clock.wait(ended, network.document_timeout.total_seconds()):
+            is_late.set()
+            limited.cancel()
+
+    thread = threading.Thread(target=watch, name="document-watch", daemon=True)
+    with cancellation.interrupting(limited.cancel):
+        thread.start()
+        try:
+            yield limited
+        except CancelledError as error:
+            cancellation.check()
+            if not is_late.is_set():
+                raise
+            raise SourceTimeoutError(
+                "not there within documentTimeoutSeconds", url=shown(url), is_transient=True
+            ) from error
+        finally:
+            ended.set()
+            thread.join()
 
 
 def read_first(

@@ -6,12 +6,13 @@ is in there.
 
 from __future__ import annotations
 
+import hashlib
 from contextlib import nullcontext
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from layermanager.daemon.state_sources import Fetched
-from layermanager.errors import IntegrityError, InvalidDigestError, ManifestError, SourceError
+from layermanager.errors import IntegrityError, ManifestError, SourceError
 from layermanager.model import Digest
 from layermanager.oci.artifact import SIGNATURE_TYPE, STATE_TYPE, find_document
 from layermanager.oci.manifest import (
@@ -20,9 +21,10 @@ from layermanager.oci.manifest import (
     Descriptor,
     check_document,
 )
-from layermanager.registry.client import TOLD_DIGEST
+from layermanager.registry.client import told_digests
 from layermanager.sources.http import stream_of
 from layermanager.transfer.mirrors import places
+from layermanager.transfer.pace import document_deadline
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,12 +81,14 @@ class ArtifactStateSource:
     def fetch(self, known: str, cancellation: Cancellation) -> Fetched | None:
         """What the tag names now, as ``StateSource`` has it."""
         wanted = self._reference
-        digest = self._from_places(wanted, lambda place: self._look_up(place, cancellation))
+        digest = self._from_places(wanted, self._look_up, cancellation)
         if digest == known:
             return None
         wanted = wanted.at(digest)
         manifest = self._from_places(
-            wanted, lambda place: self._read_manifest(place, digest, cancellation)
+            wanted,
+            lambda place, limited: self._read_manifest(place, digest, limited),
+            cancellation,
         )
         document = self._blob(manifest, STATE_TYPE, self._most_bytes, cancellation)
         if not self._with_signature:
@@ -106,10 +110,13 @@ class ArtifactStateSource:
         if answer.status != HTTPStatus.OK:
             raise self._client.refusal(answer)
         answer.close()
-        try:
-            return Digest(answer.headers.get(TOLD_DIGEST, ""))
-        except InvalidDigestError as error:
-            raise answer.place.error(f"{TOLD_DIGEST}: {error}") from error
+        told = told_digests(answer)
+        if len(told) == 1:
+            (digest,) = told
+            return digest
+        # It does not say, or not clearly: the manifest itself does.
+        document = self._read(place, f"manifests/{place.tag}", MAX_DOCUMENT_BYTES, cancellation)
+        return Digest(f"sha256:{hashlib.sha256(document).hexdigest()}")
 
     def _read_manifest(
         self, place: RegistryReference, digest: Digest, cancellation: Cancellation
@@ -134,12 +141,12 @@ class ArtifactStateSource:
         if layer.size > most_bytes:
             raise SourceError(f"larger than {most_bytes} bytes", url=str(self._reference))
 
-        def read(place: RegistryReference) -> bytes:
-            blob = self._read(place, f"blobs/{layer.digest}", layer.size, cancellation)
+        def read(place: RegistryReference, limited: Cancellation) -> bytes:
+            blob = self._read(place, f"blobs/{layer.digest}", layer.size, limited)
             check_document(blob, layer)
             return blob
 
-        return self._from_places(self._reference.at(layer.digest), read)
+        return self._from_places(self._reference.at(layer.digest), read, cancellation)
 
     def _read(
         self, place: RegistryReference, path: str, size: int, cancellation: Cancellation
@@ -153,13 +160,23 @@ class ArtifactStateSource:
         return body
 
     def _from_places(
-        self, wanted: RegistryReference, fetch: Callable[[RegistryReference], Result]
+        self,
+        wanted: RegistryReference,
+        fetch: Callable[[RegistryReference, Cancellation], Result],
+        cancellation: Cancellation,
     ) -> Result:
         """What the first of the mirrors and the registry gives; the registry's error if none."""
+
+        def fetch_in_time(place: RegistryReference) -> Result:
+            with document_deadline(
+                place.url, network=self._network, clock=self._clock, cancellation=cancellation
+            ) as limited:
+                return fetch(place, limited)
+
         *mirrors, registry = places(wanted, self._network.registries)
         for mirror in mirrors:
             try:
-                return fetch(mirror)
+                return fetch_in_time(mirror)
             except (SourceError, IntegrityError):
                 continue  # the next one, and at last the registry, which has the last word
-        return fetch(registry)
+        return fetch_in_time(registry)

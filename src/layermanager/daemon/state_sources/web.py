@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from layermanager.daemon.state_sources import Fetched
 from layermanager.sources.client import Place
 from layermanager.sources.http import stream_of
-from layermanager.transfer.pace import read_first
+from layermanager.transfer.pace import document_deadline, read_first
 from layermanager.urls import shown
 
 if TYPE_CHECKING:
@@ -67,19 +67,23 @@ class WebStateSource:
 
     def fetch(self, known: str, cancellation: Cancellation) -> Fetched | None:
         """What is at the address now, as ``StateSource`` has it."""
-        answer = self._client.get(self._place, _condition(known), cancellation)
-        if answer.status == HTTPStatus.NOT_MODIFIED:
-            answer.close()
-            return None
-        validator = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
-        document = self._read(answer, self._most_bytes, cancellation)
+        with self._deadline(self._place, cancellation) as limited:
+            answer = self._client.get(self._place, _condition(known), limited)
+            if answer.status == HTTPStatus.NOT_MODIFIED:
+                answer.close()
+                return None
+            validator = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
+            document = self._read(answer, self._most_bytes, limited)
         version = validator or _DIGEST_PREFIX + hashlib.sha256(document).hexdigest()
         if version == known:
             return None
         if not self._with_signature:
             return Fetched(version, document)
-        answer = self._client.get(self._signature_place(), {}, cancellation)
-        return Fetched(version, document, self._read(answer, _MOST_SIGNATURE_BYTES, cancellation))
+        place = self._signature_place()
+        with self._deadline(place, cancellation) as limited:
+            answer = self._client.get(place, {}, limited)
+            signature = self._read(answer, _MOST_SIGNATURE_BYTES, limited)
+        return Fetched(version, document, signature)
 
     def watching(self, on_change: Callable[[], None]) -> AbstractContextManager[None]:  # noqa: ARG002 - nobody tells
         """Do nothing, as ``StateSource`` has it."""
@@ -93,6 +97,13 @@ class WebStateSource:
         parts = urlsplit(self._place.current)
         url = parts._replace(path=parts.path + _SUFFIX).geturl()
         return replace(self._place, asked=url, current=url)
+
+    def _deadline(
+        self, place: Place, cancellation: Cancellation
+    ) -> AbstractContextManager[Cancellation]:
+        return document_deadline(
+            place.asked, network=self._network, clock=self._clock, cancellation=cancellation
+        )
 
     def _read(self, answer: Answer, most_bytes: int, cancellation: Cancellation) -> bytes:
         stream = stream_of(answer, self._clock)
