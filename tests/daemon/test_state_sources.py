@@ -6,7 +6,9 @@ import io
 import json
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
@@ -23,6 +25,7 @@ from layermanager.errors import (
     InvalidReferenceError,
     ManifestError,
     SourceError,
+    SourceTimeoutError,
 )
 from layermanager.images import registry_client
 from layermanager.images.publish import publish_state
@@ -31,8 +34,9 @@ from layermanager.oci.manifest import OCI_MANIFEST
 from layermanager.oci.reference import RegistryReference, parse_reference, registry_reference
 from layermanager.registry.upload import Blob, Repository
 from layermanager.testing import docker_registry
+from layermanager.testing.clock import FakeClock
 from layermanager.testing.tls import Authority
-from layermanager.testing.web import Answer, LayerServer
+from layermanager.testing.web import Answer, LayerServer, Stall
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -355,3 +359,52 @@ def publish(name: str, network: Network, documents: list[Document]) -> None:
             repository.put_blob(Blob(stream, blob.descriptor, lambda _: None))
         manifest = write_artifact(STATE_TYPE, documents)
         repository.put_manifest(manifest, OCI_MANIFEST, reference.tag)
+
+
+# --- what holds for all that is asked by the network --------------------------------------------
+
+
+@pytest.mark.parametrize("told", ["", '"{0}"', "{0}, {0}", "{0}, sha256:" + "0" * 64, None])
+def test_a_registry_may_tell_the_digest_oddly_or_not_at_all(told: str | None) -> None:
+    document = Document.of(STATE_TYPE, STATE)
+    manifest = Document.of(OCI_MANIFEST, write_artifact(STATE_TYPE, [document]))
+    digest = manifest.descriptor.digest
+    with LayerServer() as server:
+        name = f"127.0.0.1:{server.port}"
+        base = "/v2/fleet/desired"
+        headers = {} if told is None else {"Docker-Content-Digest": told.format(digest)}
+        server.answer(f"{base}/manifests/stable", Answer(headers=headers), method="HEAD")
+        server.add(f"{base}/manifests/stable", manifest.content)
+        server.add(f"{base}/manifests/{digest}", manifest.content)
+        server.add(f"{base}/blobs/{document.descriptor.digest}", STATE)
+        plain = Network(registries={name: Registry(is_plain=True)})
+        reference = registry_reference(parse_reference(f"{name}/fleet/desired:stable"))
+        with closing(source(reference, network=plain)) as one:
+            assert fetched(one) == Fetched(digest, STATE)
+            assert fetch(one, digest) is None
+
+
+@pytest.mark.parametrize("kind", ["web", "registry"])
+def test_a_source_that_drips_has_an_end(kind: str) -> None:
+    stall = Stall(threading.Event(), after=None)
+    with LayerServer() as server:
+        name = f"127.0.0.1:{server.port}"
+        network = Network(
+            read_timeout=timedelta(hours=1), registries={name: Registry(is_plain=True)}
+        )
+        place: StatePlace = server.answer("/d", Answer(STATE, stall=stall))
+        if kind == "registry":
+            server.answer("/v2/a/manifests/b", Answer(stall=stall), method="HEAD")
+            place = registry_reference(parse_reference(f"{name}/a:b"))
+        clock = FakeClock()
+        config = DesiredStateConfig(source=place)
+        one = state_source(config, network, clock, most_bytes=MOST_BYTES)
+        assert one is not None
+        with closing(one), ThreadPoolExecutor(1) as thread:
+            fetching = thread.submit(fetch, one)
+            stall.reached.wait()
+            clock.wait_for_waiters(1)
+            clock.advance(timedelta(seconds=60))
+            error = fetching.exception()
+    assert isinstance(error, SourceTimeoutError)
+    assert "not there within documentTimeoutSeconds" in str(error)

@@ -290,6 +290,18 @@ class TestDockerArchives:
         assert lower in files
         assert fetch(resolve(f"docker-archive:{tmp_path / 'a.tar'}:app:1")) == [LOWER, UPPER]
 
+    def test_a_layer_may_be_a_hard_link(self, tmp_path: Path) -> None:
+        files = docker_archive_files({"app:1": PLAIN})
+        upper = f"{digest_of(PLAIN.layers[1]).encoded}/layer.tar"
+        builder = LayerBuilder()
+        for name, content in files.items():
+            if name == upper:
+                builder.file("shared", content).hardlink(name, "shared")
+            else:
+                builder.file(name, content)
+        (tmp_path / "a.tar").write_bytes(builder.tar())
+        assert fetch(resolve(f"docker-archive:{tmp_path / 'a.tar'}:app:1")) == [LOWER, UPPER]
+
     def test_the_layers_are_found_without_their_images(self, tmp_path: Path) -> None:
         """As for a repair, long after the image was installed."""
         place = write_docker_archive(tmp_path / "a.tar", {"app:1": COMPRESSED})

@@ -154,11 +154,49 @@ class TestTars:
         assert "from one symbolic link to the next" in refusal(files, "loop")
         assert "is a symbolic link" in refusal(TarFiles(str(tmp_path / "a")), "two/layer.tar")
 
+    @pytest.mark.parametrize("follows_links", [False, True])
+    def test_hard_links_are_the_members_that_they_name(
+        self, tmp_path: Path, *, follows_links: bool
+    ) -> None:
+        (tmp_path / "a").write_bytes(
+            LayerBuilder()
+            .file("one/x", b"first")
+            .hardlink("two/x", "./one/x")
+            .hardlink("three", "two/x")
+            .file("one/x", b"second")
+            .hardlink("four", "one/x")
+            .tar()
+        )
+        files = TarFiles(str(tmp_path / "a"), follows_links=follows_links)
+        found = {name: read(files, name) for name in ("one/x", "two/x", "three", "four")}
+        assert found == {
+            "one/x": b"second",
+            "two/x": b"first",
+            "three": b"first",
+            "four": b"second",
+        }
+
+    def test_a_hard_link_to_a_symbolic_one_leads_where_it_stands(self, tmp_path: Path) -> None:
+        (tmp_path / "a").write_bytes(
+            LayerBuilder()
+            .file("one/x", b"1")
+            .file("two/x", b"2")
+            .symlink("one/link", "x")
+            .hardlink("two/link", "one/link")
+            .tar()
+        )
+        files = TarFiles(str(tmp_path / "a"), follows_links=True)
+        assert (read(files, "one/link"), read(files, "two/link")) == (b"1", b"2")
+
     @pytest.mark.parametrize(
         ("content", "complaint"),
         [
             (LayerBuilder().file("../x").tar(), "leads out of it: '../x'"),
-            (LayerBuilder().file("x").hardlink("y", "x").tar(), "hard link is among its members"),
+            (
+                LayerBuilder().hardlink("x", "y").file("y").tar(),
+                "leads to no member before it: 'x'",
+            ),
+            (LayerBuilder().hardlink("x", "../y").tar(), "leads out of it: '../y'"),
             (LayerBuilder().character_device("x", 1, 3).tar(), "character device is among"),
             (LayerBuilder().fifo("x").tar(), "fifo is among"),
             (

@@ -18,6 +18,7 @@ from layermanager.testing import docker_registry
 from layermanager.testing.images import (
     build_image,
     build_index,
+    docker_archive_files,
     layout_files,
     write_files,
     write_tar,
@@ -85,6 +86,29 @@ def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
             text=True,
         )
         yield Served(name, authority.bundle, auth)
+
+
+def with_hard_links(archive: Path, target: Path) -> Path:
+    """Pack the members of *archive* again, each with a second name that is a hard link.
+
+    GNU tar then stores one of the two, the one that comes first, and a link.
+    """
+    place = archive.with_suffix(".members")
+    place.mkdir()
+    subprocess.run(["tar", "-C", place, "-xf", archive], check=True)
+    names = sorted(one.name for one in place.iterdir() if not one.is_symlink() and one.is_file())
+    for name in names:
+        (place / f"copy-of-{name}").hardlink_to(place / name)
+    copies = [f"copy-of-{name}" for name in names]
+    links = sorted(str(one.relative_to(place)) for one in place.rglob("*") if one.is_symlink())
+    subprocess.run(["tar", "-C", place, "-cf", target, *copies, *names, *links], check=True)
+    assert (
+        " link to "
+        in subprocess.run(
+            ["tar", "-tvf", target], check=True, capture_output=True, text=True
+        ).stdout
+    )
+    return target
 
 
 def network(registry: str, **settings: Any) -> Network:
@@ -219,6 +243,25 @@ class TestPushing:
         assert push_image(f"oci-archive:{archive}:1", reference, network(registry)) == IMAGE.digest
         node = Node(tmp_path, network=network(registry))
         assert installed(node, DesiredImage(reference)) == {reference: IMAGE.digest}
+
+    @pytest.mark.parametrize("form", ["ours", "skopeo", "hard links"])
+    def test_an_archive_of_docker_will_do(self, tmp_path: Path, registry: str, form: str) -> None:
+        archive = tmp_path / "image.tar"
+        if form == "ours":
+            write_tar(archive, docker_archive_files({"app:1": IMAGE}))
+        else:
+            layout = write_files(tmp_path / "layout", layout_files({"1": IMAGE}))
+            skopeo("copy", "--quiet", f"oci:{layout}:1", f"docker-archive:{archive}:app:1")
+        if form == "hard links":
+            archive = with_hard_links(archive, tmp_path / "linked.tar")
+        reference = f"{registry}/pushed/docker-archive:{form[:4]}"
+        digest = push_image(f"docker-archive:{archive}:app:1", reference, network(registry))
+        there = ("--tls-verify=false", f"docker://{reference}")
+        assert digest_of(skopeo("inspect", "--raw", *there).encode()) == digest
+        config = json.loads(skopeo("inspect", "--config", *there))
+        assert config["rootfs"]["diff_ids"] == json.loads(IMAGE.config)["rootfs"]["diff_ids"]
+        pulled = f"oci:{tmp_path / 'pulled'}:1"  # which proves every blob
+        skopeo("copy", "--quiet", "--src-tls-verify=false", f"docker://{reference}", pulled)
 
     def test_from_one_registry_to_another_by_login(
         self, tmp_path: Path, registry: str, locked: Served, monkeypatch: pytest.MonkeyPatch

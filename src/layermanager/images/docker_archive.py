@@ -6,7 +6,7 @@ plain tars, whose digests are the diff IDs in the configuration. So one is made 
 just that in the form of an OCI manifest; its digest is the same whenever the image is. Tools that
 write compressed layers into such an archive exist, too: each of these is read once to learn its
 digest. Old versions of Docker put a layer that several images have there once, and symbolic links
-to it.
+to it; archives that were packed again may hold hard links.
 """
 
 from __future__ import annotations
@@ -59,13 +59,13 @@ class _SavedImage:
         names: what it is called, as ``RegistryReference`` writes it.
         manifest: points to the manifest that was made up for it.
         documents: that manifest, and the configuration.
-        layers: the members that are its layers.
+        blobs: the members that are its layers and its configuration.
     """
 
     names: tuple[str, ...]
     manifest: Descriptor
     documents: Mapping[Digest, bytes]
-    layers: Mapping[Digest, str]
+    blobs: Mapping[Digest, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,18 +136,18 @@ class DockerArchiveSource:
         offset: int = 0,
         validator: str = "",
     ) -> Region:
-        """Open the layer that *url*, a reference by digest, names.
+        """Open the layer or configuration that *url*, a reference by digest, names.
 
         Raises:
-            SourceError: no image of the archive has such a layer.
+            SourceError: no image of the archive has such a blob.
         """
         wanted = file_reference(parse_reference(url))
         archive = self._archive(wanted, cancellation)
         for image in archive.images:
-            name = image.layers.get(wanted.digest) if wanted.digest else None
+            name = image.blobs.get(wanted.digest) if wanted.digest else None
             if name is not None:
                 return archive.files.open(name, url=url, offset=offset, validator=validator)
-        raise SourceError("it holds no layer of that digest", url=url)
+        raise SourceError("it holds no blob of that digest", url=url)
 
     def close(self) -> None:
         """Forget what was read of the archives."""
@@ -205,7 +205,10 @@ def _saved_image(
         names=tuple(_canonical_names(tags)),
         manifest=Descriptor(OCI_MANIFEST, manifest_digest, len(manifest)),
         documents={manifest_digest: manifest, config_digest: config},
-        layers={layer.digest: name for layer, name in zip(layers, layer_names, strict=True)},
+        blobs={
+            config_digest: config_name,
+            **{layer.digest: name for layer, name in zip(layers, layer_names, strict=True)},
+        },
     )
 
 

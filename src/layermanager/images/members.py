@@ -226,7 +226,7 @@ class TarFiles:
         with self._lock:
             if identity != self._identity:
                 _refuse_compressed(descriptor)
-                self._members = dict(_members(descriptor))
+                self._members = _members(descriptor)
                 self._identity = identity
             return self._members
 
@@ -259,21 +259,31 @@ def _refuse_compressed(descriptor: int) -> None:
         )
 
 
-def _members(descriptor: int) -> Iterator[tuple[str, _Member]]:
-    """The plain files and symbolic links of a tar, by name."""
+def _members(descriptor: int) -> Mapping[str, _Member]:
+    """Return the plain files and links of a tar, by name.
+
+    A hard link is the member that its target names where it stands, as when it is extracted.
+    """
     reader = _SeekingReader(descriptor)
+    members: dict[str, _Member] = {}
     for entry in TarReader(reader, _LIMITS):
         name = _joined("", os.fsdecode(entry.path))
         match entry.kind:
             case EntryKind.FILE if entry.segments is None:
-                yield name, _Member(reader.position, entry.size)
+                members[name] = _Member(reader.position, entry.size)
             case EntryKind.SYMLINK:
-                yield name, _Member(0, 0, os.fsdecode(entry.link))
+                members[name] = _Member(0, 0, os.fsdecode(entry.link))
+            case EntryKind.HARD_LINK:
+                target = members.get(_joined("", os.fsdecode(entry.link)))
+                if target is None:
+                    raise ArchiveError(f"a hard link leads to no member before it: {name!r:.200}")
+                members[name] = target
             case EntryKind.DIRECTORY:
                 continue
             case kind:
                 what = "sparse file" if kind is EntryKind.FILE else kind.value
                 raise ArchiveError(f"a {what} is among its members: {name!r:.200}")
+    return members
 
 
 def _joined(directory: str, name: str) -> str:
