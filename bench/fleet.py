@@ -25,12 +25,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from bench import machine, report
+from layermanager.boundary import Guard
 from layermanager.clock import SystemClock
 from layermanager.config import Network
 from layermanager.daemon.config import DesiredStateConfig
 from layermanager.daemon.following import Follower, FollowStatus, PollResult, PollSchedule
 from layermanager.daemon.state_sources import state_source
 from layermanager.images.publish import publish_state
+from layermanager.living import LivingThreads
 from layermanager.oci.reference import RegistryReference
 from layermanager.testing import docker_registry
 from layermanager.testing.tls import Authority
@@ -148,6 +150,7 @@ class Node:
             adopt=self._adopt,
             on_poll=self._note,
             clock=self._clock,
+            threads=LivingThreads(Guard(), self._clock),
             chance=chance,
         )
         # As after a power cut: there is something to see to, so that nobody is in a hurry.

@@ -21,6 +21,7 @@ from layermanager.errors import (
     LayersFailedError,
     StorageError,
     StoreError,
+    UnexpectedSourceError,
 )
 from layermanager.model import ApplyResult, DesiredLayer, Digest
 from layermanager.space import Partitions
@@ -416,24 +417,6 @@ class TestArguments:
         failure = next(moment for moment in progress.told if moment.phase.value == "failed")
         assert "nowhere" in str(failure.error)
 
-    def test_when_the_caller_fails_to_take_progress_nothing_is_left(self, node: Node) -> None:
-        class NoMoreError(Exception):
-            pass
-
-        allocators = RecordingAllocators()
-        layers = [node.publish(name) for name in "abcdef"]
-
-        def refuse(progress: object) -> None:
-            if "committing" in str(progress):
-                raise NoMoreError
-
-        with node.manager(on_progress=refuse, new_space_allocator=allocators) as manager:
-            with pytest.raises(NoMoreError):
-                manager.process_desired_layers(layers)
-            assert allocators.held == 0
-            assert node.leftovers() == []
-            assert node.rows() == ()
-
     def test_a_source_that_breaks_its_contract_leaves_nothing(self, node: Node) -> None:
         class BrokenSource:
             def open(self, url: str, *_: object, **__: object) -> MemoryStream:
@@ -451,11 +434,13 @@ class TestArguments:
         layers = [desired(blob, f"memory:{index}") for index, blob in enumerate(good)]
         layers.append(desired(b"other", "broken:one"))
         with node.manager(sources=sources, new_space_allocator=allocators) as manager:
-            with pytest.raises(ZeroDivisionError):
+            with pytest.raises(LayersFailedError) as raised:
                 manager.process_desired_layers(layers)
+            (failed,) = raised.value.exceptions
+            assert isinstance(failed, UnexpectedSourceError)
+            assert isinstance(failed.__cause__, ZeroDivisionError)
             assert allocators.held == 0
-            assert node.leftovers() == []
-            assert sorted(node.files()) == [row.digest for row in node.rows()]
+            node.assert_has(layers[:-1])
 
 
 class TestClose:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from layermanager.boundary import Boundary, Guard
 from layermanager.errors import CancelledError, ConfigError, NotEnoughSpaceError, StoreError
 from layermanager.space import DiskUsage, Partitions, disk_usage
 from layermanager.testing.space import SimulatedDisk
@@ -571,7 +572,7 @@ class TestRemover:
 
         def remove(item_id: str) -> None:
             if item_id in broken:
-                raise OSError(f"cannot remove {item_id}")
+                raise StoreError(f"cannot remove {item_id}")
             disk.remove(item_id)
             evicted.append(item_id)
 
@@ -581,7 +582,7 @@ class TestRemover:
             disk.write(item_id, 300)
             allocator.add_outdated_item(item_id, 300, day(age))
 
-        with pytest.raises(OSError, match="cannot remove b"):
+        with pytest.raises(StoreError, match="cannot remove b"):
             allocator.allocate_space(1000)
 
         assert evicted == ["a"]
@@ -591,18 +592,47 @@ class TestRemover:
         allocator.allocate_space(1000)
         assert evicted == ["a", "b", "c"]
 
+    @pytest.mark.parametrize("error", [RuntimeError("bug"), MemoryError(), OSError(5, "EIO")])
+    def test_one_that_breaks_its_contract_stands_in_the_way_of_no_other(
+        self, disk: SimulatedDisk, error: Exception
+    ) -> None:
+        unexpected: list[Boundary] = []
+        partitions = Partitions(disk.usage, guard=Guard(unexpected.append))
+        evicted: list[str] = []
+
+        def remove(item_id: str) -> None:
+            if item_id == "a" and not evicted:
+                raise error
+            disk.remove(item_id)
+            evicted.append(item_id)
+
+        allocator = partitions.new_allocator(DIRECTORY, 100, remove)
+        allocator.note_used_space(900)
+        for age, item_id in enumerate(("a", "b", "c")):
+            disk.write(item_id, 300)
+            allocator.add_outdated_item(item_id, 300, day(age))
+
+        allocator.allocate_space(400).release()
+
+        assert unexpected == [Boundary.REMOVER]
+        assert evicted == ["b"]
+        assert refusal(allocator, 1000).reclaimable == 300  # it is withdrawn
+        allocator.add_outdated_item("a", 300, day(0))
+        allocator.allocate_space(1000)
+        assert evicted == ["b", "a", "c"]
+
     def test_an_item_restored_meanwhile_is_not_offered_again(
         self, disk: SimulatedDisk, partitions: Partitions
     ) -> None:
         def remove(item_id: str) -> None:
             allocator.restore_outdated_item(item_id)
-            raise OSError("it is wanted again")
+            raise StoreError("it is wanted again")
 
         allocator = partitions.new_allocator(DIRECTORY, 0, remove)
         disk.write("old", 1000)
         allocator.add_outdated_item("old", 1000, day(1))
 
-        with pytest.raises(OSError, match="wanted again"):
+        with pytest.raises(StoreError, match="wanted again"):
             allocator.allocate_space(1)
 
         assert refusal(allocator, 1).reclaimable == 0
@@ -631,7 +661,7 @@ class TestRemover:
             asked.append(item_id)
             if len(asked) == 1:
                 allocator.add_outdated_item(item_id, 500, day(3))
-                raise OSError("not now")
+                raise StoreError("not now")
             disk.remove(item_id)
 
         allocator = partitions.new_allocator(DIRECTORY, 0, remove)
@@ -639,7 +669,7 @@ class TestRemover:
             disk.write(item_id, 500)
             allocator.add_outdated_item(item_id, 500, day(age))
 
-        with pytest.raises(OSError, match="not now"):
+        with pytest.raises(StoreError, match="not now"):
             allocator.allocate_space(1)
         allocator.allocate_space(1)
 

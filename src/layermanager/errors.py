@@ -32,6 +32,9 @@
     ├── StoreError                 the directories of the store cannot be used
     │   └── StoreBusyError         another process changes this store        exit 3
     ├── StorageError               the database cannot be used
+    ├── ExhaustedError             descriptors, memory, threads or locks ran out: try again later
+    ├── UnexpectedError            a bug: report it with the traceback in the log
+    │   └── UnexpectedSourceError  … of a source
     └── CancelledError             the manager was closed while this went on
 
 Data is in attributes; the message is for people. ``exit_code`` is the command's exit status,
@@ -319,6 +322,22 @@ class StoreBusyError(StoreError):
 
 class StorageError(LayerManagerError):
     """The database of the installed layers cannot be used."""
+
+
+class ExhaustedError(LayerManagerError):
+    """The process, or the machine, ran out of descriptors, memory, threads or locks."""
+
+    hint = "try again later, lower parallelInstalls, or raise the limits of the process"
+
+
+class UnexpectedError(LayerManagerError):
+    """A bug, of this package or of an implementation that it was given; its cause is chained."""
+
+    hint = "this is a bug: report it with the traceback in the log"
+
+
+class UnexpectedSourceError(SourceError, UnexpectedError):
+    """A bug of a source; the other addresses are not affected."""
 
 
 class CancelledError(LayerManagerError):

@@ -8,6 +8,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from layermanager.boundary import Boundary
 from layermanager.errors import (
     IntegrityError,
     LayerError,
@@ -23,6 +24,7 @@ from layermanager.unpack.messages import Job
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from layermanager.boundary import Guard
     from layermanager.cancellation import Cancellation
     from layermanager.model import DesiredLayer, Limits
     from layermanager.observer import Observer
@@ -72,6 +74,7 @@ class Installer:
         on_progress: is told what happens, in the thread in which it happens.
         on_step: likewise is told of each piece that will be unpacked to disk.
         observer: is told what is written.
+        guard: notes what *neighbour* raises; it is then taken to have freed nothing.
     """
 
     def __init__(
@@ -86,7 +89,9 @@ class Installer:
         on_progress: Callable[[LayerProgress], None],
         on_step: OnStep,
         observer: Observer,
+        guard: Guard,
     ) -> None:
+        self._guard = guard
         self._fetcher = fetcher
         self._unpacker = unpacker
         self._store = store
@@ -199,7 +204,8 @@ class Installer:
             # Only the partition is shared: against our own limit the neighbour cannot help.
             if self._neighbour is None or error.limit_reached:
                 raise
-            self._neighbour.allocate_layers_space(error.missing)
+            with self._guard.containing(Boundary.SPACE_PROVIDER, "the neighbour"):
+                self._neighbour.allocate_layers_space(error.missing)
         return allocate()
 
     def _report(self, desired: DesiredLayer, transfer: Transfer, granting: _Granting) -> None:

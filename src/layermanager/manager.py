@@ -18,6 +18,7 @@ from datetime import timedelta
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Self
 
+from layermanager.boundary import Boundary
 from layermanager.cancellation import Cancellation
 from layermanager.clock import SystemClock
 from layermanager.errors import (
@@ -26,11 +27,13 @@ from layermanager.errors import (
     LayerNotExistError,
     LayersFailedError,
     NotEnoughSpaceError,
+    UnexpectedError,
     UseError,
 )
 from layermanager.images import default_image_sources
 from layermanager.images.record import ImageRecord
 from layermanager.install import Installer
+from layermanager.living import LivingThreads
 from layermanager.lock import StoreLock
 from layermanager.model import (
     AdoptedLayer,
@@ -45,7 +48,7 @@ from layermanager.model import (
     Resolution,
     layers_and_images,
 )
-from layermanager.observer import UNOBSERVED, Removal
+from layermanager.observer import UNOBSERVED, Removal, guard_for, guarded
 from layermanager.plan import expired, oldest_to_free, plan, reconcile
 from layermanager.protocols import RemembersSources, Transactional
 from layermanager.sources import default_sources, opener
@@ -83,6 +86,7 @@ if TYPE_CHECKING:
 
 _LOGGER: Final = logging.getLogger(__name__)
 _NOT_AT_ALL: Final = timedelta(0)
+_FAILED_STEPS: Final = (OSError, LayerManagerError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +124,16 @@ class LayerManager:
         patience: how long to wait for another process that is changing the store.
         on_progress: is told how far each installation is, from the thread that installs; it must
             not block and not call this object.
-        on_step: is told of each change of the disk before it is made, from any thread.
-        observer: is told what is fetched, written and removed.
+        on_step: is told of each change of the disk before it is made, from any thread; an
+            ``OSError`` of it fails that step, as the disk would.
+        observer: is told what is fetched, written and removed; one that is an
+            ``UnexpectedErrorObserver`` counts unexpected errors.
+        threads: watches the threads that must live; by default they are restarted, and nothing
+            else is told of them.
+
+    Whatever else a callback raises is logged, counted and changes nothing. What a storage, a
+    source or an allocator raises that it may not fails the layer or the operation that it
+    concerns, by an ``UnexpectedError``.
 
     Raises:
         StoreBusyError: another process is changing the store.
@@ -142,12 +154,17 @@ class LayerManager:
         on_progress: Callable[[LayerProgress], None] = lambda _: None,
         on_step: OnStep = unannounced,
         observer: Observer = UNOBSERVED,
+        threads: LivingThreads | None = None,
     ) -> None:
         self._config = config
         self._clock = clock or SystemClock()
         self._patience = patience
+        self._guard = guard_for(observer)
+        on_progress = self._guard.callback(Boundary.PROGRESS, on_progress)
+        if on_step is not unannounced:
+            on_step = self._guard.callback(Boundary.STEP, on_step, passing=_FAILED_STEPS)
         self._on_progress = on_progress
-        self._observer = observer
+        self._observer = guarded(observer, self._guard)
         self._on_step = on_step
         self._cancellation = Cancellation("the layer manager was closed")
         self._operation_lock = threading.Lock()
@@ -171,18 +188,18 @@ class LayerManager:
             self._storage = layer_storage
             self._use = LayerUse(config, layer_storage, self._clock, on_step=on_step)
             self._lock = StoreLock(config.working_dir, self._clock, on_step)
-            new_allocator = new_space_allocator or Partitions().new_allocator
+            new_allocator = new_space_allocator or Partitions(guard=self._guard).new_allocator
             self._allocator = new_allocator(
                 config.layers_dir, config.layers_part_limit, self._evict
             )
-            stack.callback(self._allocator.close)
+            stack.callback(self._guard.callback(Boundary.ACCOUNTING, self._allocator.close))
             if sources is None:
                 sources = {
                     **default_sources(config.network, self._clock),
                     **default_image_sources(config.network, self._clock),
                 }
             for source in {id(source): source for source in sources.values()}.values():
-                stack.callback(source.close)
+                stack.callback(self._guard.callback(Boundary.SOURCE, source.close))
             self._sources = sources
             self._images = ImageRecord(layer_storage, self._clock)
             self._unpacker = Unpacker(config.unpack_timeout)
@@ -192,7 +209,7 @@ class LayerManager:
             )
             stack.callback(self._spools.close)
             fetcher = Fetcher(
-                open_stream=opener(sources),
+                open_stream=opener(sources, self._guard),
                 spools=self._spools,
                 network=config.network,
                 limits=config.limits,
@@ -209,11 +226,11 @@ class LayerManager:
                 on_progress=on_progress,
                 on_step=on_step,
                 observer=self._observer,
+                guard=self._guard,
             )
             self.remove_expired_layers()
-            self._timer = threading.Thread(
-                target=self._remove_expired_periodically, name="layer-ttl", daemon=True
-            )
+            threads = threads or LivingThreads(self._guard, self._clock)
+            self._timer = threads.thread("layer-ttl", self._remove_expired_periodically)
             self._timer.start()
             self._resources = stack.pop_all()
 
@@ -235,7 +252,7 @@ class LayerManager:
         and raises ``CancelledError`` there.
         """
         self._cancellation.cancel()
-        self._timer.join()
+        self._timer.close()
         with self._operation_lock:
             self._resources.close()
 
@@ -291,7 +308,7 @@ class LayerManager:
         """
         layers, images = layers_and_images(desired_layers)
         cancellation = cancellation or Cancellation()
-        with self._operation(cancellation):
+        with self._operation("applying the desired layers", cancellation):
             installed_layers = self._recover()
             installed_images = self._images.installed()
             steps = plan(
@@ -329,7 +346,7 @@ class LayerManager:
         """
         if time_to_live is None:
             time_to_live = self._config.layer_ttl
-        with self._operation(Cancellation()):
+        with self._operation("removing expired layers", Cancellation()):
             layers = self._recover()
             self._images.remove_expired(time_to_live)
             return self._remove_cached(
@@ -342,7 +359,7 @@ class LayerManager:
         Returns:
             The layers that were removed.
         """
-        with self._operation(Cancellation()):
+        with self._operation("removing cached layers", Cancellation()):
             layers = self._recover()
             users = self._use.users()
             free = [layer for layer in layers if not users.holders(layer.digest)]
@@ -373,7 +390,7 @@ class LayerManager:
         """
         repairs = tuple(repairs)
         cancellation = cancellation or Cancellation()
-        with self._operation(cancellation):
+        with self._operation("repairing layers", cancellation):
             self._recover()
             for repair in repairs:  # it must not be evicted to make room for itself
                 self._allocator.restore_outdated_item(repair.layer.digest)
@@ -419,7 +436,7 @@ class LayerManager:
         """
         digests = dict.fromkeys(layer.digest for layer in layers)
         cancellation = cancellation or Cancellation()
-        with self._operation(cancellation):
+        with self._operation("adopting layers", cancellation):
             installed = {layer.digest: layer for layer in self._recover()}
             for digest in digests:
                 if digest not in installed:
@@ -579,11 +596,15 @@ class LayerManager:
     # Within an operation
 
     @contextmanager
-    def _operation(self, cancellation: Cancellation) -> Iterator[None]:
-        """Be the only one, in this process and among all, that changes the store."""
+    def _operation(self, what: str, cancellation: Cancellation) -> Iterator[None]:
+        """Be the only one, in this process and among all, that changes the store.
+
+        What is not foreseen within the context fails *what*, by an ``UnexpectedError``.
+        """
         with (
             self._cancellation.interrupting(cancellation.cancel),
             self._operation_lock,
+            self._guard.failing(Boundary.OPERATION, what),
             self._lock.held(self._patience, cancellation.requested),
         ):
             cancellation.check()
@@ -660,7 +681,9 @@ class LayerManager:
 
         storage = self._storage
         noted = storage.get_sources() if isinstance(storage, RemembersSources) else {}
-        resolver = ImageResolver(self._sources, parallel=self._config.parallel_installs)
+        resolver = ImageResolver(
+            self._sources, parallel=self._config.parallel_installs, guard=self._guard
+        )
         return resolver.resolve(images, installed, noted, cancellation)
 
     def _note_sources(self, layers: Sequence[DesiredLayer]) -> None:
@@ -796,8 +819,7 @@ class LayerManager:
             ThreadPoolExecutor(self._config.parallel_installs, "install") as threads,
         ):
             pending = {
-                threads.submit(self._installer.install, desired, operation): desired
-                for desired in layers
+                threads.submit(self._verify, desired, operation): desired for desired in layers
             }
             try:
                 while pending:
@@ -807,12 +829,17 @@ class LayerManager:
                         del pending[future]
                     installed += self._commit(group, replaced, failed)
             finally:
-                _abandon(pending, operation)
+                self._abandon(pending, operation)
         cancellation.check()
         order = {desired.digest: position for position, desired in enumerate(layers)}
         installed.sort(key=lambda layer: order[layer.digest])
         failed.sort(key=lambda layer: order[layer.desired.digest])
         return tuple(installed), tuple(failed)
+
+    def _verify(self, desired: DesiredLayer, cancellation: Cancellation) -> VerifiedLayer:
+        """Bring a layer up to the commit, in a thread of its own; whatever fails is its failure."""
+        with self._guard.failing(Boundary.LAYER, f"layer {desired.digest}"):
+            return self._installer.install(desired, cancellation)
 
     def _verified(
         self,
@@ -827,10 +854,16 @@ class LayerManager:
             except CancelledError:
                 continue  # the operation ends as cancelled, which says it for all
             except NotEnoughSpaceError as error:
-                self._fail(desired, error.held_back_by(self.held_layers()), failed)
+                self._fail(desired, self._held_back(error), failed)
             except LayerManagerError as error:
                 self._fail(desired, error, failed)
         return group
+
+    def _held_back(self, error: NotEnoughSpaceError) -> NotEnoughSpaceError:
+        """Return *error* with the layers in use; without them if that cannot be found out."""
+        with self._guard.containing(Boundary.LAYER, "the layers in use", passing=_FAILED_STEPS):
+            return error.held_back_by(self.held_layers())
+        return error
 
     def _commit(
         self,
@@ -843,29 +876,78 @@ class LayerManager:
             return []
         with ExitStack() as leftovers:
             for layer in group:
-                leftovers.enter_context(layer.leftovers)
+                leftovers.callback(self._release, layer)
             for layer in group:
                 self._on_progress(LayerProgress(layer.desired, Phase.COMMITTING))
             try:
-                self._store.commit([layer.staged for layer in group])
-                with self._transaction():
-                    installed = [
-                        self._record(layer, replaced.get(layer.desired.digest)) for layer in group
-                    ]
-                    self._note_sources([layer.desired for layer in group])
+                with self._guard.failing(Boundary.LAYER, f"the commit of {_names(group)}"):
+                    self._store.commit([layer.staged for layer in group])
             except LayerManagerError as error:
-                for layer in group:
-                    if layer.desired.digest not in replaced:
-                        self._store.take_back(layer.desired.digest)
-                    self._fail(layer.desired, error, failed)
+                self._take_back(group, replaced, error, failed)
                 return []
-            for layer in group:
-                layer.space.accept(layer.unpacked.size)
-                layer.transfer.discard()
-                for note, count in layer.unpacked.notes.items():
-                    _LOGGER.warning("layer %s: %s: %d times", layer.staged.digest, note, count)
-                self._on_progress(LayerProgress(layer.desired, Phase.INSTALLED))
-            return installed
+            installed = self._record_all(group, replaced, failed)
+            for layer, _ in installed:
+                self._conclude(layer)
+            return [info for _, info in installed]
+
+    def _record_all(
+        self,
+        group: Sequence[VerifiedLayer],
+        replaced: Mapping[Digest, LayerInfo],
+        failed: list[FailedLayer],
+    ) -> list[tuple[VerifiedLayer, LayerInfo]]:
+        """Record layers whose directories are in their places, at once or else one by one.
+
+        One that the storage refuses stops no other; it is taken back.
+        """
+        try:
+            with (
+                self._guard.failing(Boundary.LAYER, f"the record of {_names(group)}"),
+                self._transaction(),
+            ):
+                installed = [
+                    (layer, self._record(layer, replaced.get(layer.desired.digest)))
+                    for layer in group
+                ]
+                self._note_sources([layer.desired for layer in group])
+        except LayerManagerError as error:
+            if len(group) > 1:
+                return [
+                    one for layer in group for one in self._record_all([layer], replaced, failed)
+                ]
+            self._take_back(group, replaced, error, failed)
+            return []
+        return installed
+
+    def _take_back(
+        self,
+        group: Sequence[VerifiedLayer],
+        replaced: Mapping[Digest, LayerInfo],
+        error: LayerManagerError,
+        failed: list[FailedLayer],
+    ) -> None:
+        """Remove what was put in its place and is not recorded; note why it failed."""
+        for layer in group:
+            digest = layer.desired.digest
+            if digest not in replaced:
+                # Else the next operation does it: what counts is why the layer failed.
+                with self._guard.containing(Boundary.LAYER, f"taking back layer {digest}"):
+                    self._store.take_back(digest)
+            self._fail(layer.desired, error, failed)
+
+    def _conclude(self, layer: VerifiedLayer) -> None:
+        """Settle what is left of the installation of *layer*, which is installed whatever fails.
+
+        What the space is counted as is told to the allocator anew by the next operation.
+        """
+        digest = layer.desired.digest
+        with self._guard.containing(Boundary.ACCOUNTING, f"the space of layer {digest}"):
+            layer.space.accept(layer.unpacked.size)
+        with self._guard.containing(Boundary.LAYER, f"the spool of layer {digest}"):
+            layer.transfer.discard()
+        for note, count in layer.unpacked.notes.items():
+            _LOGGER.warning("layer %s: %s: %d times", digest, note, count)
+        self._on_progress(LayerProgress(layer.desired, Phase.INSTALLED))
 
     def _record(self, layer: VerifiedLayer, replaced: LayerInfo | None) -> LayerInfo:
         info = LayerInfo(
@@ -880,6 +962,22 @@ class LayerManager:
         )
         self._storage.add_layer(info)
         return info
+
+    def _abandon(self, pending: Iterable[Future[VerifiedLayer]], operation: Cancellation) -> None:
+        """End the installations whose results are not wanted any more; remove what they made."""
+        for future in pending:
+            future.cancel()
+        operation.cancel()
+        for future in pending:
+            if not future.cancelled() and future.exception() is None:
+                self._release(future.result())
+
+    def _release(self, layer: VerifiedLayer) -> None:
+        """Give back what *layer* holds in staging and of space, as far as it was not committed."""
+        with self._guard.containing(
+            Boundary.ACCOUNTING, f"leftovers of layer {layer.desired.digest}"
+        ):
+            layer.leftovers.close()
 
     def _fail(
         self, desired: DesiredLayer, error: LayerManagerError, failed: list[FailedLayer]
@@ -896,16 +994,12 @@ class LayerManager:
                 self.remove_expired_layers()
             except CancelledError:
                 return
+            except UnexpectedError:
+                continue  # it is in the log, with its traceback
             except LayerManagerError as error:
-                # There is nobody to raise it to; the next period is another try.
+                # No caller could be told; the next period is another try.
                 _LOGGER.error("cannot remove expired layers: %s", error)  # noqa: TRY400 - no bug
 
 
-def _abandon(pending: Iterable[Future[VerifiedLayer]], operation: Cancellation) -> None:
-    """End the installations that nobody waits for any more, and remove what they made."""
-    for future in pending:
-        future.cancel()
-    operation.cancel()
-    for future in pending:
-        if not future.cancelled() and future.exception() is None:
-            future.result().leftovers.close()
+def _names(group: Sequence[VerifiedLayer]) -> str:
+    return ", ".join(f"layer {layer.desired.digest}" for layer in group)

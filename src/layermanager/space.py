@@ -47,7 +47,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from layermanager import linux
-from layermanager.errors import CancelledError, ConfigError, NotEnoughSpaceError, StoreError
+from layermanager.boundary import Boundary, Guard
+from layermanager.errors import (
+    CancelledError,
+    ConfigError,
+    LayerManagerError,
+    NotEnoughSpaceError,
+    StoreError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -116,15 +123,18 @@ class Partitions:
     Args:
         usage_of: tells how full the partition of a path is.
         settle: waits until the partition of a path has given back what was removed.
+        guard: notes what a remover raises that it may not.
     """
 
     def __init__(
         self,
         usage_of: Callable[[Path], DiskUsage] = disk_usage,
         settle: Callable[[Path], None] = settle,
+        guard: Guard | None = None,
     ) -> None:
         self._usage_of = usage_of
         self._settle = settle
+        self._guard = guard or Guard()
         self._lock = threading.Lock()
         self._partitions: dict[int, _Partition] = {}
 
@@ -138,7 +148,7 @@ class Partitions:
         device = self._usage_of(path).device
         with self._lock:
             partition = self._partitions.setdefault(
-                device, _Partition(self._usage_of, self._settle)
+                device, _Partition(self._usage_of, self._settle, self._guard)
             )
         allocator = _DirectoryAllocator(partition, path, part_limit, remover)
         partition.join(allocator)
@@ -169,7 +179,7 @@ class _DirectoryAllocator:
         Raises:
             NotEnoughSpaceError: not even removing all outdated items would do.
             CancelledError: the allocator is closed.
-            Exception: what a remover raised; its item stays outdated.
+            LayerManagerError: what a remover raised; its item stays outdated.
         """
         space = _HeldSpace(self)
         space.grow(size)
@@ -304,11 +314,15 @@ class _Partition:
     """
 
     def __init__(
-        self, usage_of: Callable[[Path], DiskUsage], settle: Callable[[Path], None]
+        self,
+        usage_of: Callable[[Path], DiskUsage],
+        settle: Callable[[Path], None],
+        guard: Guard,
     ) -> None:
         self.changed = threading.Condition(threading.Lock())
         self._usage_of = usage_of
         self._settle = settle
+        self._guard = guard
         self._allocators: list[_DirectoryAllocator] = []
         self._evicting = False
 
@@ -413,15 +427,27 @@ class _Partition:
         return for_limit + _oldest(others, shortage.on_partition - _bytes_of(for_limit))
 
     def _evict(self, victims: list[_OutdatedItem], owner: _DirectoryAllocator, size: int) -> None:
-        removed = 0
+        """Have the *victims* removed.
+
+        One whose remover raises what it may not is withdrawn until its owner offers it again, so
+        that it stands in the way of no other.
+        """
+        removed: list[_OutdatedItem] = []
+        done = 0
         try:
             for victim in victims:
-                victim.owner.remover(victim.item_id)
-                removed += 1
+                with self._guard.containing(
+                    Boundary.REMOVER,
+                    f"the remover of {victim.item_id}",
+                    passing=(LayerManagerError,),
+                ):
+                    victim.owner.remover(victim.item_id)
+                    removed.append(victim)
+                done += 1
             self._wait_for_freed_space(owner, size)
         finally:
             with self.changed:
-                self._account(victims[:removed], victims[removed:])
+                self._account(victims[:done], victims[done:], frozenset(removed))
                 self._evicting = False
                 self.changed.notify_all()
 
@@ -438,10 +464,15 @@ class _Partition:
         with self.changed:
             return self._shortage(owner, size).on_partition
 
-    def _account(self, removed: list[_OutdatedItem], left: list[_OutdatedItem]) -> None:
+    def _account(
+        self,
+        done: list[_OutdatedItem],
+        left: list[_OutdatedItem],
+        removed: frozenset[_OutdatedItem],
+    ) -> None:
         """Settle an eviction; what was restored meanwhile is with who restored it."""
-        for item in removed:
-            if item.owner.being_removed.pop(item.item_id, None):
+        for item in done:
+            if item.owner.being_removed.pop(item.item_id, None) and item in removed:
                 item.owner.used = max(0, item.owner.used - item.size)
         for item in left:
             if item.owner.being_removed.pop(item.item_id, None):

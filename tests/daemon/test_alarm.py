@@ -6,11 +6,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from layermanager.boundary import Boundary, Guard
 from layermanager.daemon.alarm import Alarm
+from layermanager.living import LivingThreads
 from layermanager.testing.clock import FakeClock
+from surprises import SURPRISES, made
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 PATIENCE_SECONDS = 30
 
@@ -32,6 +35,11 @@ class Rung:
         return not self.times.acquire(blocking=False)
 
 
+def new_alarm(call: Callable[[], None], clock: FakeClock) -> Alarm:
+    threads = LivingThreads(Guard(), clock)
+    return Alarm("test", call, clock, threads, longest=timedelta(minutes=1))
+
+
 @pytest.fixture
 def clock() -> FakeClock:
     return FakeClock()
@@ -44,7 +52,7 @@ def rung() -> Rung:
 
 @pytest.fixture
 def alarm(clock: FakeClock, rung: Rung) -> Iterator[Alarm]:
-    alarm = Alarm("test", rung, clock)
+    alarm = new_alarm(rung, clock)
     alarm.start()
     yield alarm
     alarm.close()
@@ -95,7 +103,7 @@ def test_what_is_set_during_a_call_counts(clock: FakeClock) -> None:
         called.release()
         assert go_on.wait(PATIENCE_SECONDS)
 
-    alarm = Alarm("test", call, clock)
+    alarm = new_alarm(call, clock)
     alarm.start()
     alarm.set(0)
     assert called.acquire(timeout=PATIENCE_SECONDS)
@@ -106,4 +114,52 @@ def test_what_is_set_during_a_call_counts(clock: FakeClock) -> None:
 
 
 def test_one_that_was_never_started_closes(clock: FakeClock) -> None:
-    Alarm("test", lambda: None, clock).close()
+    new_alarm(lambda: None, clock).close()
+
+
+@pytest.mark.parametrize("surprise", SURPRISES)
+def test_a_call_that_fails_is_repeated_a_minute_later(clock: FakeClock, surprise: str) -> None:
+    counted: list[Boundary] = []
+    threads = LivingThreads(Guard(counted.append), clock)
+    rung = Rung()
+
+    def call() -> None:
+        rung()
+        if len(counted) < 2:
+            raise made(surprise)
+
+    alarm = Alarm("test", call, clock, threads, longest=timedelta(minutes=1))
+    alarm.start()
+    alarm.set(0)
+    for _ in range(2):
+        assert rung.wait()
+        clock.wait_for_waiters(1)
+        assert alarm.time == clock.now() + seconds(60)
+        assert threads.troubles() == ()
+        clock.advance(seconds(60))
+    assert rung.wait()
+    clock.wait_for_waiters(1)
+    assert alarm.time is None
+    assert counted == [Boundary.THREAD] * 2
+    alarm.close()
+
+
+def test_one_that_is_stuck_in_its_call_is_told(clock: FakeClock) -> None:
+    threads = LivingThreads(Guard(), clock)
+    begun, may_end = threading.Event(), threading.Event()
+
+    def call() -> None:
+        begun.set()
+        assert may_end.wait(PATIENCE_SECONDS)
+
+    alarm = Alarm("test", call, clock, threads, longest=timedelta(minutes=1))
+    alarm.start()
+    alarm.set(0)
+    assert begun.wait(PATIENCE_SECONDS)
+    clock.advance(seconds(61))
+    assert threads.troubles() == ("test is stuck for more than 60 s",)
+    may_end.set()
+    clock.wait_for_waiters(1)
+    assert threads.troubles() == ()
+    alarm.close()
+    assert threads.troubles() == ()

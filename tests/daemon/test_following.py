@@ -7,18 +7,21 @@ import logging
 import threading
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NoReturn
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from layermanager.boundary import Boundary, Guard
 from layermanager.daemon.config import DesiredStateConfig
 from layermanager.daemon.following import Follower, FollowStatus, PollResult, PollSchedule
 from layermanager.daemon.state_sources import Fetched
-from layermanager.errors import SourceError, StoreError
+from layermanager.errors import SourceError, StoreError, UnexpectedError
+from layermanager.living import LivingThreads
 from layermanager.testing.clock import FakeClock
 from layermanager.transfer.addresses import Backoff
+from surprises import EXHAUSTED, SURPRISES, made
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -55,7 +58,7 @@ class Source:
         return None if self.content.version == known else self.content
 
     @contextmanager
-    def watching(self, on_change: Callable[[], None]) -> Iterator[None]:
+    def watching(self, on_change: Callable[[], None], _: LivingThreads) -> Iterator[None]:
         self.tell = on_change
         yield
         self.tell = lambda: None
@@ -69,9 +72,12 @@ class Following:
 
     def __init__(self, source: Source, *command: str, chance: float = 0.5) -> None:
         self.clock = FakeClock()
+        self.unexpected: list[Boundary] = []
+        self.threads = LivingThreads(Guard(self.unexpected.append), self.clock)
         self.source = source
         self.adopted: list[DesiredState] = []
         self.adopting: Exception | None = None
+        self.telling: Exception | None = None
         self._polled = threading.Semaphore(0)
         self.results: list[PollResult] = []
         self.follower = Follower(
@@ -80,6 +86,7 @@ class Following:
             adopt=self._adopt,
             on_poll=self._note,
             clock=self.clock,
+            threads=self.threads,
             chance=lambda: chance,
         )
 
@@ -91,6 +98,8 @@ class Following:
     def _note(self, result: PollResult, _: FollowStatus) -> None:
         self.results.append(result)
         self._polled.release()
+        if self.telling is not None:
+            raise self.telling
 
     def start(self, *, something_is_desired: bool = False) -> None:
         self.follower.start(something_is_desired=something_is_desired)
@@ -264,3 +273,89 @@ def test_it_ends_with_its_source(following: Following) -> None:
     assert following.source.is_closed
     following.source.tell()
     assert following.results == [PollResult.CHANGED]
+
+
+@pytest.mark.parametrize("surprise", SURPRISES)
+@pytest.mark.parametrize("broken", ["fetch", "adopt"])
+def test_whatever_a_poll_raises_it_polls_again(
+    following: Following, broken: str, surprise: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    if broken == "fetch":
+        following.source.content = made(surprise)
+    else:
+        following.adopting = made(surprise)
+    following.start()
+    assert following.poll() is PollResult.FAILED
+    error = following.follower.status.error
+    assert "the poll of the source" in str(error)
+    assert isinstance(error, UnexpectedError) is (surprise not in EXHAUSTED)
+    assert following.unexpected == [Boundary.POLL]
+    assert following.threads.troubles() == ()
+    for wait in (7.5, 15):
+        assert following.pass_time(wait - 1) is None
+        assert following.pass_time(1) is PollResult.FAILED
+    following.adopting = None
+    following.source.content = Fetched("1", state("one"))
+    assert following.pass_time(30) is PollResult.CHANGED
+    assert following.unexpected == [Boundary.POLL] * 3
+    assert sum(one.exc_info is not None for one in caplog.records) == 3
+    assert len(caplog.records) == 3
+
+
+@pytest.mark.parametrize("surprise", SURPRISES)
+def test_who_is_told_of_polls_cannot_stop_them(following: Following, surprise: str) -> None:
+    following.telling = made(surprise)
+    following.start()
+    assert following.poll() is PollResult.CHANGED
+    assert following.pass_time(300) is PollResult.UNCHANGED
+    assert following.unexpected == [Boundary.POLL] * 2
+
+
+@pytest.mark.parametrize("surprise", SURPRISES)
+def test_a_source_that_cannot_be_watched_is_polled(surprise: str) -> None:
+    class Unwatched(Source):
+        def watching(self, *_: object) -> NoReturn:
+            raise made(surprise)
+
+        def close(self) -> None:
+            super().close()
+            raise made(surprise)
+
+    following = Following(Unwatched())
+    following.start()
+    assert following.poll() is PollResult.CHANGED
+    assert following.pass_time(300) is PollResult.UNCHANGED
+    following.follower.close()
+    assert following.source.is_closed
+    assert following.unexpected == [Boundary.POLL] * 2
+
+
+def test_a_source_that_asks_for_the_end_of_time_is_polled_again(following: Following) -> None:
+    following.source.content = SourceError(
+        "busy", url="u", is_transient=True, retry_after=timedelta.max
+    )
+    following.start()
+    assert following.poll() is PollResult.FAILED
+    following.source.content = Fetched("1", state("one"))
+    assert following.pass_time(3600) is PollResult.CHANGED
+    assert following.unexpected == []
+
+
+def test_a_poll_that_hangs_is_told() -> None:
+    begun, may_end = threading.Event(), threading.Event()
+
+    class Hanging(Source):
+        def fetch(self, known: str, cancellation: Cancellation) -> Fetched | None:
+            begun.set()
+            assert may_end.wait(PATIENCE_SECONDS)
+            return super().fetch(known, cancellation)
+
+    following = Following(Hanging())
+    following.start()
+    assert begun.wait(PATIENCE_SECONDS)
+    following.clock.advance(timedelta(hours=2))
+    assert following.threads.troubles() == ("state-source is stuck for more than 3600 s",)
+    may_end.set()
+    assert following.poll() is PollResult.CHANGED
+    assert following.threads.troubles() == ()
+    following.follower.close()

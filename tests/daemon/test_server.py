@@ -12,12 +12,17 @@ import pytest
 from daemon_fixtures import Answer as Received
 from daemon_fixtures import read_answer
 
+from layermanager.boundary import Boundary, Guard
+from layermanager.clock import SystemClock
 from layermanager.daemon.http import Answer, Request
 from layermanager.daemon.listening import refuse_other_names, unix_socket
 from layermanager.daemon.server import Listener, Server, ServerLimits
+from layermanager.errors import StoreError
+from layermanager.living import LivingThreads
+from surprises import SURPRISES, made
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
+    from collections.abc import Callable, Generator, Iterator, Mapping
     from pathlib import Path
 
 PATIENCE_SECONDS = 30.0
@@ -36,12 +41,19 @@ def serving(
     answer: Callable[[Request], Answer] = echo,
     *,
     grace: timedelta = timedelta(seconds=PATIENCE_SECONDS),
+    threads: LivingThreads | None = None,
     **limits: object,
 ) -> Iterator[Path]:
     path = directory / "socket"
     with unix_socket(path, 0o600, "") as listening:
         listeners = [Listener(listening, refuse_other_names)]
-        server = Server(listeners, answer, ServerLimits(**limits))  # type: ignore[arg-type] # any of them
+        threads = threads or LivingThreads(Guard(), SystemClock())
+        server = Server(
+            listeners,
+            answer,
+            ServerLimits(**limits),  # type: ignore[arg-type] # any of them
+            threads,
+        )
         server.start()
         try:
             yield path
@@ -110,6 +122,7 @@ def test_who_waits_for_permission_gets_it(tmp_path: Path) -> None:
         b"GET / HTTP/1.1\r\nHost: localhost\r\nbad header\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: gzip\r\n\r\n",
         b"GET / HTTP/9.9\r\nHost: localhost\r\n\r\n",
         b"GET /\xff\xfe HTTP/1.1\r\nHost: localhost\r\n\r\n",
@@ -135,6 +148,7 @@ def test_what_is_no_http_is_refused_by_a_problem_document(tmp_path: Path, sent: 
         ("Content-Length: 1001",),
         ("Content-Length: 1001", "Expect: 100-continue"),
         ("Content-Length: 999999999999999",),
+        ("Content-Length: 9999999999999999999",),
         ("Transfer-Encoding: chunked",),
     ],
 )
@@ -288,3 +302,122 @@ def test_an_answer_that_takes_too_long_is_broken_off_at_the_end(tmp_path: Path) 
         connection.recv(1)
         stack.pop_all().close()
     assert ended.is_set()
+
+
+class Counting:
+    """Threads of a server, and what they meet."""
+
+    def __init__(self) -> None:
+        self.boundaries: list[Boundary] = []
+        self.threads = LivingThreads(Guard(self.boundaries.append), SystemClock())
+
+
+@pytest.mark.parametrize("surprise", SURPRISES)
+def test_whatever_an_answer_raises_the_client_gets_a_problem(
+    tmp_path: Path, surprise: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    counting = Counting()
+
+    def answer(_: Request) -> Answer:
+        raise made(surprise)
+
+    with serving(tmp_path, answer, threads=counting.threads) as path:
+        for _ in range(2):
+            received = say(path, request())
+            assert received.status == 500
+            assert received.headers["content-type"] == "application/problem+json"
+            assert received.document["error"] in {"UnexpectedError", "ExhaustedError"}
+    assert counting.boundaries == [Boundary.REQUEST] * 2
+    assert sum(one.exc_info is not None for one in caplog.records) == 2
+
+
+@pytest.mark.parametrize("surprise", SURPRISES)
+def test_whatever_a_stream_raises_the_client_does_not_take_it_for_the_whole(
+    tmp_path: Path, surprise: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    counting = Counting()
+    ended = threading.Event()
+
+    def stream() -> Generator[bytes]:
+        try:
+            yield b"the beginning"
+            raise made(surprise)
+        finally:
+            ended.set()
+
+    with serving(tmp_path, lambda _: Answer(200, body=stream()), threads=counting.threads) as path:
+        for _ in range(2):
+            received = say(path, request())
+            assert b"the beginning" in received.body
+            assert not received.body.endswith(b"0\r\n\r\n")
+            assert ended.wait(PATIENCE_SECONDS)
+    assert counting.boundaries == [Boundary.STREAM] * 2
+    assert sum(one.exc_info is not None for one in caplog.records) == 2
+
+
+def test_a_foreseen_end_of_a_stream_is_told_in_a_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    counting = Counting()
+
+    def stream() -> Generator[bytes]:
+        yield b"the beginning"
+        raise StoreError("the index is damaged")
+
+    with serving(tmp_path, lambda _: Answer(200, body=stream()), threads=counting.threads) as path:
+        assert not say(path, request()).body.endswith(b"0\r\n\r\n")
+    assert counting.boundaries == []
+    assert [one.message for one in caplog.records] == [
+        "an answer was broken off: the index is damaged"
+    ]
+
+
+@pytest.mark.parametrize("surprise", SURPRISES)
+def test_whatever_the_end_of_a_stream_raises_the_server_goes_on(
+    tmp_path: Path, surprise: str
+) -> None:
+    counting = Counting()
+
+    def stream() -> Generator[bytes]:
+        try:
+            yield b"the beginning"
+            yield b"the end"
+        finally:
+            raise made(surprise)
+
+    def answer(asked: Request) -> Answer:
+        if asked.method == "HEAD":
+            return echo(asked)
+        body = stream()
+        next(body)
+        return Answer(200, body=body)
+
+    with serving(tmp_path, answer, threads=counting.threads) as path:
+        say(path, request())
+        assert say(path, request("HEAD")).status == 200
+    assert len(counting.boundaries) == 1
+
+
+@pytest.mark.parametrize("surprise", SURPRISES)
+def test_whatever_admission_raises_nobody_is_let_in(tmp_path: Path, surprise: str) -> None:
+    counting = Counting()
+
+    def admit(_: Mapping[str, str]) -> None:
+        raise made(surprise)
+
+    with unix_socket(tmp_path / "socket", 0o600, "") as listening:
+        server = Server([Listener(listening, admit)], echo, ServerLimits(), counting.threads)
+        server.start()
+        with closing(connect(tmp_path / "socket")) as connection:
+            connection.sendall(request())
+            received = connection.recv(65536)
+        assert b" 200 " not in received
+        server.close(timedelta(seconds=PATIENCE_SECONDS))
+
+
+def test_the_thread_that_accepts_is_watched(tmp_path: Path) -> None:
+    counting = Counting()
+    with serving(tmp_path, threads=counting.threads) as path:
+        assert say(path, request()).status == 200
+        assert counting.threads.troubles() == ()
+    assert counting.threads.troubles() == ()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from layermanager.boundary import Boundary, Guard
 from layermanager.cancellation import Cancellation
 from layermanager.cli.run import run
 from layermanager.clock import SystemClock
@@ -29,6 +30,7 @@ from layermanager.errors import (
 )
 from layermanager.images import registry_client
 from layermanager.images.publish import publish_state
+from layermanager.living import LivingThreads
 from layermanager.oci.artifact import STATE_TYPE, Document, config_document, write_artifact
 from layermanager.oci.manifest import OCI_MANIFEST
 from layermanager.oci.reference import RegistryReference, parse_reference, registry_reference
@@ -37,6 +39,7 @@ from layermanager.testing import docker_registry
 from layermanager.testing.clock import FakeClock
 from layermanager.testing.tls import Authority
 from layermanager.testing.web import Answer, LayerServer, Stall
+from surprises import SURPRISES, made
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,9 +55,9 @@ SIGNED = ("verify", "{document}", "{signature}")
 
 def source(place: StatePlace, *command: str, network: Network | None = None) -> StateSource:
     config = DesiredStateConfig(source=place, verify_command=command)
-    made = state_source(config, network or Network(), SystemClock(), most_bytes=MOST_BYTES)
-    assert made is not None
-    return made
+    found = state_source(config, network or Network(), SystemClock(), most_bytes=MOST_BYTES)
+    assert found is not None
+    return found
 
 
 def fetch(one: StateSource, known: str = "") -> Fetched | None:
@@ -69,6 +72,10 @@ def fetched(one: StateSource, known: str = "") -> Fetched:
 
 def test_nothing_need_be_followed() -> None:
     assert state_source(DesiredStateConfig(), Network(), SystemClock(), most_bytes=1) is None
+
+
+def new_threads() -> LivingThreads:
+    return LivingThreads(Guard(), SystemClock())
 
 
 class TestFile:
@@ -122,7 +129,7 @@ class TestFile:
         def is_told() -> bool:
             return changed.acquire(timeout=PATIENCE_SECONDS)
 
-        with source(path).watching(changed.release):
+        with source(path).watching(changed.release, new_threads()):
             path.write_bytes(b"{}")
             assert is_told()
             new = path.parent.parent / f"{path.parent.name}-new"
@@ -136,9 +143,34 @@ class TestFile:
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         path = tmp_path / "nothing" / "desired.json"
-        with source(path).watching(lambda: None):
+        with source(path).watching(lambda: None, new_threads()):
             pass
         assert "only polled: No such file or directory" in caplog.text
+
+    @pytest.mark.parametrize("surprise", SURPRISES)
+    def test_whatever_its_listener_raises_it_is_told_of_the_next_change(
+        self, path: Path, surprise: str
+    ) -> None:
+        changed = threading.Semaphore(0)
+        clock = FakeClock()
+        counted: list[Boundary] = []
+        threads = LivingThreads(Guard(counted.append), clock)
+
+        def tell() -> None:
+            changed.release()
+            if not counted:
+                raise made(surprise)
+
+        with source(path).watching(tell, threads):
+            path.write_bytes(b"{}")
+            assert changed.acquire(timeout=PATIENCE_SECONDS)
+            clock.wait_for_waiters(1)
+            assert threads.troubles() == ("state-watch fails, and is started again",)
+            clock.advance(timedelta(seconds=1))
+            path.write_bytes(b"[]")
+            assert changed.acquire(timeout=PATIENCE_SECONDS)
+            assert counted == [Boundary.THREAD]
+        assert threads.troubles() == ()
 
 
 class TestWeb:

@@ -1,35 +1,54 @@
-"""Something that is done at a time which may still change."""
+"""An alarm clock: it calls a function at a time which may still change."""
 
 from __future__ import annotations
 
 import threading
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+from layermanager.boundary import Boundary
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime
 
+    from layermanager.living import LivingThreads
     from layermanager.protocols import Clock
+
+_SECONDS_AFTER_FAILURE: Final = 60.0
 
 
 class Alarm:
     """Calls a function, in a thread of its own, when it is time; safe from any thread.
 
+    A call that raises is noted, and the function is called again a minute later unless the alarm
+    was set to an earlier time: whatever happens, an alarm that was needed does not fall silent.
+
     Args:
         name: of the thread.
-        call: what to call; it may set the alarm anew.
+        call: what to call; it may set the alarm again.
         clock: the time.
+        threads: watches the thread.
+        longest: how long a call may take at most.
     """
 
-    def __init__(self, name: str, call: Callable[[], None], clock: Clock) -> None:
+    def __init__(
+        self,
+        name: str,
+        call: Callable[[], None],
+        clock: Clock,
+        threads: LivingThreads,
+        *,
+        longest: timedelta,
+    ) -> None:
         self._call = call
         self._clock = clock
         self._due: float | None = None
         self._is_closed = False
         self._changed = threading.Event()
         self._lock = threading.Lock()
-        self._thread = threading.Thread(target=self._run, name=name)
+        self._guard = threads.guard
+        self._thread = threads.thread(name, self._run, longest=longest)
 
     def start(self) -> None:
         """Begin to look at the time."""
@@ -60,8 +79,7 @@ class Alarm:
         """Call nothing any more, and return when a call that is under way has ended."""
         self._is_closed = True
         self._changed.set()
-        if self._thread.ident is not None:
-            self._thread.join()
+        self._thread.close()
 
     def _run(self) -> None:
         while True:
@@ -69,12 +87,21 @@ class Alarm:
             if self._is_closed:
                 return
             if self._is_due():
-                self._call()
+                self._call_once()
                 continue
             with self._lock:
                 due = self._due
             wait = threading.TIMEOUT_MAX if due is None else due - self._clock.monotonic()
             self._clock.wait(self._changed, max(0.0, wait))
+
+    def _call_once(self) -> None:
+        with (
+            self._thread.working(),
+            self._guard.containing(Boundary.THREAD, f"thread {self._thread.name}"),
+        ):
+            self._call()
+            return
+        self.set(_SECONDS_AFTER_FAILURE)
 
     def _is_due(self) -> bool:
         """Whether to call now; the time is then used up."""

@@ -9,6 +9,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qsl, unquote
 
+from layermanager.boundary import Boundary
 from layermanager.daemon.http import JSON, Answer
 from layermanager.daemon.problems import RefusedError, failure, refusal
 from layermanager.daemon.schema import MAX_VIOLATIONS, Violation, violations
@@ -132,7 +133,8 @@ class Api:
         self._node = node
         self._components = components
         self._clock = clock
-        self._on_answer = on_answer
+        self._guard = node.guard
+        self._on_answer = self._guard.callback(Boundary.REQUEST, on_answer)
         self._routes: dict[str, tuple[re.Pattern[str], dict[str, Endpoint]]] = {}
         for endpoint in endpoints:
             _, methods = self._routes.setdefault(endpoint.path, (_path_pattern(endpoint.path), {}))
@@ -143,18 +145,19 @@ class Api:
         began = self._clock.monotonic()
         name = "none"
         try:
-            endpoint, path_parameters = self._route(request)
-            name = endpoint.name
-            answer = endpoint.handle(self._node, self._call(endpoint, path_parameters, request))
+            # A bug must end neither this connection nor others.
+            with self._guard.failing(
+                Boundary.REQUEST,
+                f"{request.method} {request.target.partition('?')[0]:.200}",
+                passing=(RefusedError,),
+            ):
+                endpoint, path_parameters = self._route(request)
+                name = endpoint.name
+                answer = endpoint.handle(self._node, self._call(endpoint, path_parameters, request))
         except RefusedError as error:
             answer = refusal(error)
         except LayerManagerError as error:
             answer = failure(error)
-        except Exception:
-            # A bug; this connection and all others must go on.
-            _LOGGER.exception("%s %s failed", request.method, request.target)
-            status = HTTPStatus.INTERNAL_SERVER_ERROR
-            answer = refusal(RefusedError(status, "unexpected; see the daemon's log"))
         self._on_answer(name, answer.status, self._clock.monotonic() - began)
         _LOGGER.log(
             logging.DEBUG if request.method in _SAFE_METHODS else logging.INFO,

@@ -13,31 +13,38 @@ import random
 import threading
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
+from layermanager.boundary import Boundary
 from layermanager.cancellation import Cancellation
 from layermanager.daemon.alarm import Alarm
 from layermanager.daemon.desired_state import DesiredState
 from layermanager.daemon.verifying import verify
 from layermanager.errors import (
     CancelledError,
+    ExhaustedError,
     InputError,
     LayerManagerError,
     SourceError,
+    UnexpectedError,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from datetime import datetime, timedelta
+    from datetime import datetime
 
     from layermanager.daemon.config import DesiredStateConfig
     from layermanager.daemon.state_sources import StateSource
+    from layermanager.living import LivingThreads
     from layermanager.protocols import Clock
     from layermanager.transfer.addresses import Backoff
 
 _LOGGER: Final = logging.getLogger(__name__)
 
 _LONGEST_FIRST_WAIT_SECONDS: Final = 60.0
+_LONGEST_POLL: Final = timedelta(hours=1)
+"""More than all places of a document take that are silent as long as they may."""
 
 
 class PollResult(enum.StrEnum):
@@ -113,6 +120,7 @@ class Follower:
         adopt: is given what is desired from now on.
         on_poll: is told what came of each look, and the status then.
         clock: the time.
+        threads: watches the thread that looks.
         chance: gives numbers from 0 to 1.
     """
 
@@ -124,9 +132,12 @@ class Follower:
         adopt: Callable[[DesiredState], None],
         on_poll: Callable[[PollResult, FollowStatus], None],
         clock: Clock,
+        threads: LivingThreads,
         chance: Callable[[], float] = random.random,
     ) -> None:
         self._source = source
+        self._threads = threads
+        self._guard = threads.guard
         self._command = config.verify_command
         self._schedule = PollSchedule(config.poll_period, config.backoff)
         self._adopt = adopt
@@ -134,7 +145,7 @@ class Follower:
         self._clock = clock
         self._chance = chance
         self._cancellation = Cancellation("the daemon ends")
-        self._alarm = Alarm("state-source", self._poll, clock)
+        self._alarm = Alarm("state-source", self._poll, clock, threads, longest=_LONGEST_POLL)
         self._seen = ""
         self._refusal: InputError | None = None
         self._status = FollowStatus(source.name)
@@ -146,14 +157,20 @@ class Follower:
         is_urgent = self._source.is_local or not something_is_desired
         self._alarm.set(0 if is_urgent else self._schedule.first(self._chance()))
         self._alarm.start()
-        self._stack.enter_context(self._source.watching(self.poll_now))
+        # Without word from the source it is looked at all the same.
+        with self._guard.containing(Boundary.POLL, f"watching {self._source.name}"):
+            self._stack.enter_context(self._source.watching(self.poll_now, self._threads))
 
     def close(self) -> None:
         """End a look that is under way, and look no more."""
         self._cancellation.cancel()
-        self._stack.close()
-        self._alarm.close()
-        self._source.close()
+        for what, close in (
+            ("the watch of", self._stack.close),
+            ("the alarm of", self._alarm.close),
+            ("closing", self._source.close),
+        ):
+            with self._guard.containing(Boundary.POLL, f"{what} {self._source.name}"):
+                close()
 
     def poll_now(self) -> None:
         """Look as soon as possible."""
@@ -185,7 +202,8 @@ class Follower:
         """
         before = self.status
         try:
-            found = self._look()
+            with self._guard.failing(Boundary.POLL, f"the poll of {before.source}"):
+                found = self._look()
         except CancelledError:
             raise
         except LayerManagerError as error:
@@ -237,10 +255,13 @@ class Follower:
 
     def _note(self, result: PollResult, before: FollowStatus, status: FollowStatus) -> None:
         error = status.error
+        is_logged = isinstance(error, UnexpectedError | ExhaustedError)  # with its traceback
         # Not at each look again: an outage lasts for many.
-        if error is not None and (before.error is None or result is PollResult.REFUSED):
+        is_new = before.error is None or result is PollResult.REFUSED
+        if error is not None and is_new and not is_logged:
             what = "is refused" if status.is_refused else "cannot be had"
             _LOGGER.warning("the desired state of %s %s: %s", status.source, what, error)
         with self._lock:
             self._status = status
-        self._on_poll(result, status)
+        with self._guard.containing(Boundary.POLL, "what is told of polls"):
+            self._on_poll(result, status)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from layermanager.boundary import Boundary
 from layermanager.daemon.following import PollResult
 from layermanager.daemon.operations import Kind, State
 from layermanager.model import Phase
@@ -89,6 +90,8 @@ class Metrics:
             self._counters[name, ()] = 0
         for result in ("installed", "failed"):
             self._counters["layermanager_installs_total", (("result", result),)] = 0
+        for boundary in Boundary:
+            self._counters[_UNEXPECTED, (("boundary", boundary),)] = 0
         for reason in Removal:
             self._counters["layermanager_removals_total", (("reason", reason),)] = 0
 
@@ -156,6 +159,10 @@ class Metrics:
             if result is not PollResult.FAILED:
                 self._last_poll = self._clock.now()
 
+    def unexpected(self, boundary: Boundary) -> None:
+        """Count an exception that was not foreseen; its traceback is in the log."""
+        self._add(_UNEXPECTED, 1, (("boundary", str(boundary)),))
+
     def found_damaged(self, layers: int) -> None:
         """Count layers that a check has found damaged."""
         self._add("layermanager_check_failures_total", layers)
@@ -206,6 +213,7 @@ class Metrics:
         return "\n".join(lines) + "\n"
 
 
+_UNEXPECTED: Final = "layermanager_unexpected_errors_total"
 _COUNTERS: Final[Mapping[str, str]] = {
     "layermanager_installs_total": "Installations of layers that ended.",
     "layermanager_install_errors_total": "Installations that failed, by class of the error.",
@@ -218,6 +226,7 @@ _COUNTERS: Final[Mapping[str, str]] = {
     "layermanager_operations_total": "Operations that ended.",
     "layermanager_desired_state_polls_total": "Looks at the source of the desired state.",
     "layermanager_http_requests_total": "Requests that were answered.",
+    _UNEXPECTED: "Exceptions that were not foreseen, by where they stopped.",
     "process_cpu_seconds_total": "Time of processors spent, that of unpackers included.",
 }
 _GAUGES: Final[Mapping[str, str]] = {

@@ -6,10 +6,12 @@ import logging
 import random
 import threading
 from contextlib import contextmanager
+from datetime import timedelta
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 from layermanager import __version__
+from layermanager.boundary import Boundary, Guard
 from layermanager.check import Depth, Status
 from layermanager.daemon.alarm import Alarm
 from layermanager.daemon.desired_state import FILE_NAME, DesiredState, RememberedState
@@ -27,6 +29,7 @@ from layermanager.daemon.problems import RefusedError
 from layermanager.daemon.reading import CurrentLayers, Recent
 from layermanager.errors import (
     CancelledError,
+    InputError,
     LayerManagerError,
     LayerNotExistError,
     LayersFailedError,
@@ -42,12 +45,13 @@ from layermanager.json_documents import (
     report_json,
     result_json,
 )
+from layermanager.living import LivingThreads
 from layermanager.manager import LayerManager
 from layermanager.model import Repair
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence, Set
-    from datetime import datetime, timedelta
+    from datetime import datetime
 
     from layermanager.check import LayerReport
     from layermanager.config import Config
@@ -62,6 +66,7 @@ if TYPE_CHECKING:
 
 _LOGGER: Final = logging.getLogger(__name__)
 _SECONDS_BETWEEN_STARTS: Final = 5.0
+_LONGEST_TRY: Final = timedelta(minutes=10)
 
 
 class Node:
@@ -78,6 +83,8 @@ class Node:
         events: what happens.
         operations: what is done.
         metrics: what is counted.
+        guard: notes unexpected exceptions.
+        threads: watches the threads that must live.
         clock: the time.
         follower: looks where the desired state comes from; None where nothing is followed.
 
@@ -107,7 +114,9 @@ class Node:
         self._users = Recent(self.inventory.users, clock)
         self.events = events
         self.metrics = Metrics(clock, __version__)
-        self.operations = Operations(events, clock, self.metrics.ended)
+        self.guard = Guard(self.metrics.unexpected)
+        self.threads = LivingThreads(self.guard, clock)
+        self.operations = Operations(events, clock, self.metrics.ended, self.threads)
         self.clock = clock
         self._remembered = RememberedState(config.working_dir / FILE_NAME)
         self._changing_desired = threading.Lock()
@@ -115,7 +124,10 @@ class Node:
         self._backoff = desired_state.backoff
         self._chance = chance
         self._failures = 0
-        self._next_try = Alarm("next-try", self._try_again, clock)
+        self._is_unread = False
+        self._next_try = Alarm(
+            "next-try", self._try_again, clock, self.threads, longest=_LONGEST_TRY
+        )
         self.follower: Follower | None = None
         if source is not None:
             self.follower = Follower(
@@ -124,6 +136,7 @@ class Node:
                 adopt=self._adopt,
                 on_poll=self._note_poll,
                 clock=clock,
+                threads=self.threads,
                 chance=chance,
             )
         self._manager: LayerManager | None = None
@@ -155,6 +168,12 @@ class Node:
     def is_ready(self) -> bool:
         """Whether the store is clean and operations are done."""
         return self._manager is not None
+
+    @property
+    def troubles(self) -> tuple[str, ...]:
+        """What is dead or stuck of what must live, each with what is wrong with it; no waits."""
+        held_up = ("operations are held up",) if self.operations.is_held_up else ()
+        return (*self.threads.troubles(), *held_up)
 
     def usage(self) -> StoreUsage:
         """Where the space went; who uses it, about a second ago.
@@ -216,11 +235,16 @@ class Node:
 
     def _last_desired(self) -> DesiredState | None:
         try:
-            return self._remembered.load()
-        except LayerManagerError as error:
+            with self.guard.failing(Boundary.OPERATION, "reading the last desired state"):
+                return self._remembered.load()
+        except InputError as error:
             # The daemon must come up, so that a better one can be given to it.
             _LOGGER.error("the last desired state is not used: %s", error)  # noqa: TRY400 - no bug
-            return None
+        except LayerManagerError as error:
+            _LOGGER.error("the last desired state is read later: %s", error)  # noqa: TRY400 - no bug
+            self._is_unread = True
+            self._next_try.set(self._backoff.delay(1, self._chance()))
+        return None
 
     def _adopt(self, state: DesiredState) -> None:
         """Make what a source gives be there, unless it is already or will be.
@@ -258,8 +282,12 @@ class Node:
         """See to what is desired once more, in the thread of the alarm."""
         with self._changing_desired:
             state, operation_id = self._desired
+            if state is None and self._is_unread:
+                self._is_unread = False
+                state = self._last_desired()
             if state is None or not self._has_ended(operation_id):
                 return
+            self._desired = state, operation_id
             try:
                 self._apply(state, self._failures)
             except RefusedError:  # too much is to be done already
@@ -334,12 +362,14 @@ class Node:
         """Make the manager, which cleans the store; what is in the way may be mended meanwhile."""
         while True:
             try:
-                self._manager = LayerManager(
-                    self.config,
-                    clock=self.clock,
-                    on_progress=self._note_progress,
-                    observer=_Telling(self.metrics, self.events),
-                )
+                with self.guard.failing(Boundary.OPERATION, "opening the store"):
+                    self._manager = LayerManager(
+                        self.config,
+                        clock=self.clock,
+                        on_progress=self._note_progress,
+                        observer=_Telling(self.metrics, self.events),
+                        threads=self.threads,
+                    )
             except StoreBusyError:
                 raise  # it is tried again
             except LayerManagerError as error:
@@ -359,7 +389,10 @@ class Node:
     def _make_desired(self, state: DesiredState, run: Run) -> object:
         manager = self._opened()
         try:
-            with self._shown_in(run):
+            with (
+                self.guard.failing(Boundary.OPERATION, "applying the desired state"),
+                self._shown_in(run),
+            ):
                 result = manager.process_desired_layers(
                     (*state.layers, *state.images), cancellation=run.cancellation
                 )
@@ -457,6 +490,7 @@ class _Telling:
         self.fetched = metrics.fetched
         self.written = metrics.written
         self.retried = metrics.retried
+        self.unexpected = metrics.unexpected
 
     def removed(self, layer: LayerInfo, why: Removal) -> None:
         self._metrics.removed(layer, why)

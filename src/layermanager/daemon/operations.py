@@ -8,14 +8,15 @@ desired state does not wait for that.
 from __future__ import annotations
 
 import enum
+import functools
 import json
-import logging
 import secrets
 import threading
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from layermanager.boundary import Boundary
 from layermanager.cancellation import Cancellation
 from layermanager.daemon.http import encoded
 from layermanager.errors import (
@@ -33,19 +34,19 @@ if TYPE_CHECKING:
 
     from layermanager.daemon.events import Events
     from layermanager.inventory import CheckProgress
+    from layermanager.living import LivingThreads
     from layermanager.model import Digest, LayerProgress
     from layermanager.protocols import Clock
 
     Work = Callable[["Run"], object]
     OnEnd = Callable[["Kind", "State", float], None]
 
-_LOGGER: Final = logging.getLogger(__name__)
-
 _KEPT: Final = 50
 _KEPT_RESULT_BYTES: Final = 4 * 1024 * 1024
 _MAX_PENDING: Final = 16
 _SECONDS_BETWEEN_EVENTS: Final = 0.5
 _SECONDS_BETWEEN_TRIES: Final = 0.5
+_LONGEST_HOLD_SECONDS: Final = 5.0
 
 
 class Kind(enum.StrEnum):
@@ -108,6 +109,16 @@ class _Operation:
     error: Mapping[str, object] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What came of an operation."""
+
+    state: State
+    result: bytes | None = None
+    error: Mapping[str, object] | None = None
+    failed_images: Mapping[str, object] = field(default_factory=dict)
+
+
 class Run:
     """An operation as its work sees it.
 
@@ -140,19 +151,22 @@ class Operations:
         events: is told of every change.
         clock: the time.
         on_end: is told the kind, the outcome and the seconds of each.
+        threads: watches the threads of the lanes.
     """
 
-    def __init__(self, events: Events, clock: Clock, on_end: OnEnd) -> None:
+    def __init__(self, events: Events, clock: Clock, on_end: OnEnd, threads: LivingThreads) -> None:
         self._events = events
         self._clock = clock
-        self._on_end = on_end
+        self._guard = threads.guard
+        self._telling = self._guard.containing(Boundary.STREAM, "telling of an operation")
+        self._on_end = self._guard.callback(Boundary.OPERATION, on_end)
         self._operations: dict[str, _Operation] = {}
         self._queues: dict[Lane, deque[_Operation]] = {lane: deque() for lane in Lane}
         self._is_closed = False
         self._changed = threading.Condition()
         self._told: dict[Digest | None, tuple[float, Phase | None]] = {}
         self._threads = [
-            threading.Thread(target=self._work_off, args=(lane,), name=f"{lane.name.lower()}")
+            threads.thread(lane.name.lower(), functools.partial(self._work_off, lane))
             for lane in Lane
         ]
 
@@ -170,13 +184,15 @@ class Operations:
         for operation in operations:
             self._cancel(operation)
         for thread in self._threads:
-            thread.join()
+            thread.close()
 
     @property
-    def is_working(self) -> bool:
-        """Whether all its threads are there, and none holds the others up."""
-        with self._changed:
-            return all(thread.is_alive() for thread in self._threads)
+    def is_held_up(self) -> bool:
+        """Whether a thread keeps all others from looking at operations, for seconds."""
+        if not self._changed.acquire(timeout=_LONGEST_HOLD_SECONDS):
+            return True
+        self._changed.release()
+        return False
 
     def submit(self, kind: Kind, work: Work, lane: Lane = Lane.CHANGING) -> dict[str, object]:
         """Have *work* done when it is its turn.
@@ -282,41 +298,46 @@ class Operations:
                 if self._is_closed:
                     return
                 operation = queue.popleft()
-                operation.state = State.RUNNING
-                operation.started = self._clock.now()
-                self._told.clear()
-                self._publish(operation)
-            began = self._clock.monotonic()
-            self._do(operation)
-            self._on_end(operation.kind, operation.state, self._clock.monotonic() - began)
+            try:
+                self._work_on(operation)
+            finally:
+                self._make_sure_of_end(operation)
 
-    def _do(self, operation: _Operation) -> None:
-        """Have the work done, and note what came of it."""
+    def _work_on(self, operation: _Operation) -> None:
+        began = self._clock.monotonic()
+        with self._changed:
+            operation.state = State.RUNNING
+            operation.started = self._clock.now()
+            self._told.clear()
+            self._publish(operation)
+        self._note_end(operation, self._done(operation))
+        self._on_end(operation.kind, operation.state, self._clock.monotonic() - began)
+
+    def _done(self, operation: _Operation) -> _Outcome:
+        """Have the work done, and return what came of it; a bug fails the operation only."""
         try:
-            result = encoded(self._result_of(operation))
+            with self._guard.failing(Boundary.OPERATION, f"operation {operation.id}"):
+                return self._outcome_of(operation)
+        except LayerManagerError as error:
+            return _Outcome(State.FAILED, error=error_json(error))
+
+    def _outcome_of(self, operation: _Operation) -> _Outcome:
+        try:
+            return _Outcome(State.SUCCEEDED, encoded(self._result_of(operation)))
         except CancelledError:
-            self._note_end(operation, State.CANCELLED)
+            return _Outcome(State.CANCELLED)
         except LayersFailedError as error:
-            operation.failed_images = {
-                failed.desired.reference: error_json(failed.error)
-                for failed in error.result.images.failed
-            }
-            self._note_end(
-                operation,
+            return _Outcome(
                 State.FAILED,
-                result=encoded(result_json(error.result)),
-                error=error_json(error),
+                encoded(result_json(error.result)),
+                error_json(error),
+                {
+                    failed.desired.reference: error_json(failed.error)
+                    for failed in error.result.images.failed
+                },
             )
         except LayerManagerError as error:
-            self._note_end(operation, State.FAILED, error=error_json(error))
-        except Exception as error:
-            # A bug; the lane must go on, and whoever asked must learn that it did not work.
-            _LOGGER.exception("operation %s failed", operation.id)
-            message = f"unexpected, see the log: {error}"
-            document = {"type": type(error).__name__, "message": message}
-            self._note_end(operation, State.FAILED, error=document)
-        else:
-            self._note_end(operation, State.SUCCEEDED, result=result)
+            return _Outcome(State.FAILED, error=error_json(error))
 
     def _result_of(self, operation: _Operation) -> object:
         """Do the work; again and again while another process changes the store."""
@@ -329,18 +350,18 @@ class Operations:
                 self._clock.wait(operation.cancellation.requested, _SECONDS_BETWEEN_TRIES)
                 operation.cancellation.check()
 
-    def _note_end(
-        self,
-        operation: _Operation,
-        state: State,
-        *,
-        result: bytes | None = None,
-        error: Mapping[str, object] | None = None,
-    ) -> None:
+    def _note_end(self, operation: _Operation, outcome: _Outcome) -> None:
         with self._changed:
-            operation.result = result
-            operation.error = error
-            self._end(operation, state)
+            operation.result = outcome.result
+            operation.error = outcome.error
+            operation.failed_images = outcome.failed_images
+            self._end(operation, outcome.state)
+
+    def _make_sure_of_end(self, operation: _Operation) -> None:
+        """End an operation of which not even the failure could be noted."""
+        with self._changed:
+            if not operation.state.has_ended:
+                self._end(operation, State.FAILED)
 
     def _end(self, operation: _Operation, state: State) -> None:
         operation.state = state
@@ -353,9 +374,9 @@ class Operations:
             for digest, progress in operation.layers.items()
             if progress.phase is Phase.FAILED
         }
-        self._publish(operation)
         self._forget_old()
         self._changed.notify_all()
+        self._publish(operation)
 
     def _forget_old(self) -> None:
         """Keep the latest ones that have ended, as long as their results are not too large."""
@@ -374,9 +395,10 @@ class Operations:
         with self._changed:
             operation.layers[progress.desired.digest] = progress
             if self._is_news(progress.desired.digest, progress.phase):
-                self._events.publish(
-                    "progress", {"operation": operation.id, **progress_json(progress)}
-                )
+                with self._telling:
+                    self._events.publish(
+                        "progress", {"operation": operation.id, **progress_json(progress)}
+                    )
 
     def note_check(self, operation: _Operation, progress: CheckProgress) -> None:
         """Show how far a check is, as ``Run`` says."""
@@ -402,7 +424,8 @@ class Operations:
         return True
 
     def _publish(self, operation: _Operation) -> None:
-        self._events.publish("operation", _summary(operation))
+        with self._telling:
+            self._events.publish("operation", _summary(operation))
 
 
 def _nothing(_: Run) -> None:

@@ -21,6 +21,7 @@ _State: TypeAlias = "tuple[tuple[int, int, int] | None, ...]"
 Value = TypeVar("Value")
 
 _RECENT_SECONDS: Final = 1.0
+_OLDEST_SECONDS: Final = 10.0
 _SETTLED_NANOSECONDS: Final = 100_000_000
 
 
@@ -88,12 +89,13 @@ def _is_settled(state: _State) -> bool:
 
 
 class Recent(Generic[Value]):
-    """What is dear to find out: found out once a second at most, however many want to know.
+    """Cache of an expensive read: at most one a second, shared between threads.
 
-    While one finds it out anew the others get what was found out before.
+    While one thread reads, the others get the last value, unless that is older than ten seconds:
+    then they wait for the new one.
 
     Args:
-        read: finds it out.
+        read: reads it.
         clock: the time.
     """
 
@@ -104,18 +106,20 @@ class Recent(Generic[Value]):
         self._last: tuple[float, Value] | None = None
 
     def get(self) -> Value:
-        """The value, about a second old at most."""
+        """Return the value, a second old at most, or ten while it is read again."""
         last = self._last
-        if last is not None and (self._is_recent(last[0]) or self._lock.locked()):
-            return last[1]
+        if last is not None:
+            longest = _OLDEST_SECONDS if self._lock.locked() else _RECENT_SECONDS
+            if self._age(last[0]) < longest:
+                return last[1]
         with self._lock:
             last = self._last
-            if last is not None and self._is_recent(last[0]):
+            if last is not None and self._age(last[0]) < _RECENT_SECONDS:
                 return last[1]
             now = self._clock.monotonic()
             value = self._read()
             self._last = now, value
             return value
 
-    def _is_recent(self, then: float) -> bool:
-        return self._clock.monotonic() - then < _RECENT_SECONDS
+    def _age(self, then: float) -> float:
+        return self._clock.monotonic() - then

@@ -7,12 +7,13 @@ A thread costs some 30 KiB where it waits, and lets a handler use the library as
 from __future__ import annotations
 
 import logging
+import select
 import selectors
 import socket
 import struct
 import threading
 import time
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from http import HTTPStatus
@@ -20,12 +21,19 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 import h11
 
+from layermanager.boundary import Boundary
 from layermanager.daemon.http import Answer, Request, phrase
-from layermanager.daemon.problems import RefusedError, refusal
+from layermanager.daemon.problems import RefusedError, failure, refusal
+from layermanager.daemon.writer import SteadyWriter, unsent_bytes
+from layermanager.errors import ExhaustedError, LayerManagerError, UnexpectedError
+from layermanager.header_numbers import read_count
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Generator, Mapping, Sequence
+
+    from layermanager.boundary import Guard
+    from layermanager.living import LivingThreads
 
     Admit: TypeAlias = Callable[[Mapping[str, str]], None]
 
@@ -35,6 +43,9 @@ _RECEIVE_BYTES: Final = 64 * 1024
 _MAX_HEAD_BYTES: Final = 16 * 1024
 _VERSIONS: Final = frozenset({b"1.0", b"1.1"})
 _LINGER_SECONDS: Final = 1.0
+_PAUSE_MILLISECONDS: Final = 100
+_LONGEST_ACCEPT: Final = timedelta(minutes=1)
+_FORESEEN: Final = (RefusedError, h11.ProtocolError, OSError)
 _PEER_CREDENTIALS: Final = struct.Struct("3i")
 _FULL: Final = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/problem+json\r\n"
@@ -67,7 +78,7 @@ class ServerLimits:
         connections: how many there may be at once; who comes then is sent away.
         body_bytes: the largest body of a request.
         request_timeout: how long a request may take to arrive from its first byte on, and how long
-            a client may take nothing of an answer.
+            a client may take for each 16 KiB of an answer.
         idle_timeout: how long a connection may wait for its next request.
     """
 
@@ -84,6 +95,7 @@ class Server:
         listeners: where to accept connections.
         answer: gives the answer to a request, in the thread of its connection.
         limits: what a client may ask.
+        threads: watches the thread that accepts connections.
     """
 
     def __init__(
@@ -91,7 +103,9 @@ class Server:
         listeners: Sequence[Listener],
         answer: Callable[[Request], Answer],
         limits: ServerLimits,
+        threads: LivingThreads,
     ) -> None:
+        self._guard = threads.guard
         self._listeners = tuple(listeners)
         self._answer = answer
         self._limits = limits
@@ -99,18 +113,14 @@ class Server:
         self._lock = threading.Lock()
         self._connections: dict[_Connection, threading.Thread] = {}
         self._waker, self._wake = socket.socketpair()
-        self._acceptor = threading.Thread(target=self._accept_all, name="accept", daemon=True)
+        self._acceptor = threads.thread("accept", self._accept_all, longest=_LONGEST_ACCEPT)
+        self._is_short = False
 
     @property
     def connections(self) -> int:
         """How many there are."""
         with self._lock:
             return len(self._connections)
-
-    @property
-    def is_accepting(self) -> bool:
-        """Whether the thread is there that accepts connections."""
-        return self._acceptor.is_alive()
 
     def start(self) -> None:
         """Accept connections from now on."""
@@ -123,8 +133,10 @@ class Server:
             grace: how long these may take; then they are broken off.
         """
         self._wake.close()
-        self._acceptor.join()
+        self._acceptor.close()
         self._waker.close()
+        for listener in self._listeners:
+            listener.socket.close()
         with self._lock:
             connections = dict(self._connections)
         for connection in connections:
@@ -147,41 +159,66 @@ class Server:
             while True:
                 ready = [key.data for key, _ in selector.select()]
                 if None in ready:
-                    break
-                for listener in ready:
-                    self._accept(listener)
-        for listener in self._listeners:
-            listener.socket.close()
+                    return
+                with self._acceptor.working():
+                    for listener in ready:
+                        self._accept(listener)
 
     def _accept(self, listener: Listener) -> None:
+        """Take one connection; where that fails, wait a little: what is missing comes back."""
         try:
             client, _ = listener.socket.accept()
         except BlockingIOError:
             return  # the client was gone before
         except OSError as error:
             # Out of descriptors, most likely: which go with the connections that there are.
-            _LOGGER.warning("cannot accept a connection: %s", error)
-            time.sleep(0.1)
+            if not self._is_short:
+                _LOGGER.warning("cannot accept connections: %s; trying on", error)
+            self._is_short = True
+            self._pause()
             return
+        self._is_short = False
         if not self._free.acquire(blocking=False):
             _send_away(client, listener)
             return
-        client.settimeout(self._limits.request_timeout.total_seconds())
-        connection = _Connection(client, listener, self._answer, self._limits)
-        thread = threading.Thread(
-            target=self._serve, args=(connection,), name="connection", daemon=True
-        )
-        with self._lock:
-            self._connections[connection] = thread
-        thread.start()
+        with self._guard.containing(Boundary.CONNECTION, "beginning a connection"):
+            self._begin(client, listener)
+            return
+        self._pause()
+
+    def _begin(self, client: socket.socket, listener: Listener) -> None:
+        """Serve *client* in a thread of its own."""
+        with ExitStack() as undo:
+            undo.callback(self._free.release)
+            undo.enter_context(client)
+            client.settimeout(self._limits.request_timeout.total_seconds())
+            connection = _Connection(client, listener, self._answer, self._limits, self._guard)
+            thread = threading.Thread(
+                target=self._serve, args=(connection,), name="connection", daemon=True
+            )
+            with self._lock:
+                self._connections[connection] = thread
+            undo.callback(self._forget, connection)
+            thread.start()
+            undo.pop_all()
+
+    def _pause(self) -> None:
+        """Wait a little, unless the server is closed."""
+        poll = select.poll()
+        poll.register(self._waker, select.POLLIN)
+        poll.poll(_PAUSE_MILLISECONDS)
 
     def _serve(self, connection: _Connection) -> None:
         try:
-            connection.serve()
+            with self._guard.containing(Boundary.CONNECTION, "a connection"):
+                connection.serve()
         finally:
-            with self._lock:
-                del self._connections[connection]
+            self._forget(connection)
             self._free.release()
+
+    def _forget(self, connection: _Connection) -> None:
+        with self._lock:
+            del self._connections[connection]
 
 
 def _send_away(client: socket.socket, listener: Listener) -> None:
@@ -200,11 +237,13 @@ class _Connection:
         listener: Listener,
         answer: Callable[[Request], Answer],
         limits: ServerLimits,
+        guard: Guard,
     ) -> None:
         self._socket = client
         self._listener = listener
         self._answer = answer
         self._limits = limits
+        self._guard = guard
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=_MAX_HEAD_BYTES)
         self._is_ending = False
 
@@ -226,6 +265,10 @@ class _Connection:
                 self._socket.close()
         except (OSError, h11.ProtocolError) as error:
             _LOGGER.debug("a connection ended early: %s", error)
+        except (UnexpectedError, ExhaustedError):
+            return  # in the middle of an answer; it is in the log, with its traceback
+        except LayerManagerError as error:
+            _LOGGER.warning("an answer was broken off: %s", error)
 
     def _begin_tls(self) -> None:
         """Shake hands, here and not where connections are accepted: a client may take its time."""
@@ -240,13 +283,17 @@ class _Connection:
         """Read one request and answer it; return whether another one may follow."""
         method = ""
         try:
-            request = self._read_request()
+            with self._guard.failing(Boundary.REQUEST, "reading a request", passing=_FORESEEN):
+                request = self._read_request()
             if request is None:
                 return False
             method = request.method
-            answer = self._answer(request)
+            with self._guard.failing(Boundary.REQUEST, "a request", passing=(RefusedError,)):
+                answer = self._answer(request)
         except RefusedError as error:
             answer = refusal(error)
+        except LayerManagerError as error:
+            answer = failure(error)
         except h11.RemoteProtocolError as error:
             answer = refusal(_refusal_of(error))
         self._send(answer, method)
@@ -291,7 +338,7 @@ class _Connection:
 
     def _read_body(self, headers: Mapping[str, str]) -> bytes:
         limit = self._limits.body_bytes
-        if int(headers.get("content-length", 0)) > limit:
+        if read_count(headers.get("content-length", "0"), at_most=limit) is None:
             raise _too_large(limit)
         if self._http.they_are_waiting_for_100_continue:
             go_on = h11.InformationalResponse(status_code=HTTPStatus.CONTINUE, headers=[])
@@ -330,7 +377,26 @@ class _Connection:
     # Writing
 
     def _send(self, answer: Answer, method: str) -> None:
-        self._socket.settimeout(self._limits.request_timeout.total_seconds())
+        with ExitStack() as stack:
+            if not isinstance(answer.body, bytes):
+                stack.enter_context(closing(answer.body))
+            head = self._head(answer)
+            writer = SteadyWriter(
+                self._socket,
+                self._limits.request_timeout.total_seconds(),
+                time.monotonic,
+                unsent_bytes,
+            )
+            if isinstance(answer.body, bytes):
+                body = answer.body if method != "HEAD" else b""
+                writer.write(head + self._http.send(h11.Data(data=body)) + self._end())
+                return
+            writer.write(head)
+            while method != "HEAD" and (piece := self._next_piece(answer.body)) is not None:
+                writer.write(self._http.send(h11.Data(data=piece)))
+            writer.write(self._end())
+
+    def _head(self, answer: Answer) -> bytes:
         headers = {
             "Content-Type": answer.content_type,
             "Cache-Control": "no-store",
@@ -341,23 +407,22 @@ class _Connection:
             headers["Content-Length"] = str(len(answer.body))
         if self._is_ending or self._http.their_state is not h11.DONE:
             headers["Connection"] = "close"
-        head = self._http.send(
+        return self._http.send(
             h11.Response(
                 status_code=answer.status,
                 reason=phrase(answer.status).encode("ascii"),
                 headers=list(headers.items()),
             )
         )
-        if isinstance(answer.body, bytes):
-            body = answer.body if method != "HEAD" else b""
-            self._socket.sendall(head + self._http.send(h11.Data(data=body)) + self._end())
-            return
-        with closing(answer.body):
-            self._socket.sendall(head)
-            if method != "HEAD":
-                for piece in answer.body:
-                    self._socket.sendall(self._http.send(h11.Data(data=piece)))
-            self._socket.sendall(self._end())
+
+    def _next_piece(self, body: Generator[bytes]) -> bytes | None:
+        """The next piece of a streamed answer; None at its end.
+
+        Raises:
+            LayerManagerError: there is none, so that the client must not take it for the whole.
+        """
+        with self._guard.failing(Boundary.STREAM, "a streamed answer"):
+            return next(body, None)
 
     def _end(self) -> bytes:
         return self._http.send(h11.EndOfMessage())

@@ -40,8 +40,8 @@ class Service:
 
     @property
     def is_alive(self) -> bool:
-        """Whether its threads are there that accept connections and do operations."""
-        return self.server.is_accepting and self.node.operations.is_working
+        """Whether all threads that must live do, and none is stuck."""
+        return not self.node.troubles
 
     @property
     def status(self) -> str:
@@ -71,7 +71,7 @@ def running(
     node = Node(config, clock, events, daemon.desired_state, source=source)
     api = Api(node, ENDPOINTS, COMPONENTS, clock, node.metrics.answered)
     with ExitStack() as stack:
-        server = Server(listeners, api.answer, daemon.limits)
+        server = Server(listeners, api.answer, daemon.limits, node.threads)
         node.start()
         stack.callback(node.close)
         server.start()

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from layermanager.boundary import Boundary, Guard
 from layermanager.cancellation import Cancellation
 from layermanager.errors import (
     CancelledError,
@@ -45,12 +46,19 @@ class ImageResolver:
         sources: where to look, by transport; those that know no images know none of theirs.
         host: the platform of images that are desired for no other one; by default this machine's.
         parallel: how many images to look for at once.
+        guard: notes what a source raises that it may not; only that image fails.
     """
 
     def __init__(
-        self, sources: Mapping[str, Source], host: Platform | None = None, *, parallel: int = 1
+        self,
+        sources: Mapping[str, Source],
+        host: Platform | None = None,
+        *,
+        parallel: int = 1,
+        guard: Guard | None = None,
     ) -> None:
         self._sources = sources
+        self._guard = guard or Guard()
         self._parallel = parallel
         this = os.uname()
         self._host = host or host_platform(this.sysname, this.machine)
@@ -113,7 +121,8 @@ class ImageResolver:
         failed: tuple[FailedImage, ...] = ()
         if at_hand is None or reference.digest is None:
             try:
-                return Resolution((self._resolve(reference, wanted.platform, cancellation),))
+                with self._guard.failing(Boundary.IMAGE, f"image {reference}"):
+                    return Resolution((self._resolve(reference, wanted.platform, cancellation),))
             except CancelledError:
                 raise
             except LayerManagerError as error:

@@ -11,15 +11,18 @@ import threading
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
-from layermanager.errors import SourceError
+from layermanager.boundary import Boundary, Guard
+from layermanager.errors import ExhaustedError, SourceError, UnexpectedSourceError
 from layermanager.sources.file import FileSource
 from layermanager.urls import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from contextlib import AbstractContextManager
 
     from layermanager.cancellation import Cancellation
     from layermanager.config import Network
+    from layermanager.errors import LayerManagerError
     from layermanager.protocols import ByteStream, Clock, Source
 
 
@@ -32,9 +35,62 @@ class OpenStream(Protocol):
         """Start to fetch *url*."""
 
 
-def opener(sources: Mapping[str, Source]) -> OpenStream:
-    """What fetches from the *sources*, which are given by the schemes that they know."""
-    return partial(open_stream, sources)
+def opener(sources: Mapping[str, Source], guard: Guard | None = None) -> OpenStream:
+    """Return what fetches from the *sources*, which are given by the schemes that they know.
+
+    What a source raises that it may not fails that address and no other; *guard* notes it.
+    """
+    return partial(_open_guarded, sources, guard or Guard())
+
+
+def _open_guarded(
+    sources: Mapping[str, Source],
+    guard: Guard,
+    url: str,
+    cancellation: Cancellation,
+    *,
+    offset: int = 0,
+    validator: str = "",
+) -> ByteStream:
+    failing = guard.failing(
+        Boundary.SOURCE, "the source", lambda error: _failure_of_source(error, url)
+    )
+    with failing:
+        stream = open_stream(sources, url, cancellation, offset=offset, validator=validator)
+        return _GuardedStream(stream, guard, failing)
+
+
+def _failure_of_source(error: LayerManagerError, url: str) -> SourceError:
+    if isinstance(error, ExhaustedError):
+        return SourceError(str(error), url=shown(url), is_transient=True)
+    return UnexpectedSourceError(str(error), url=shown(url))
+
+
+class _GuardedStream:
+    """A stream whose source is not trusted to keep to its contract."""
+
+    def __init__(
+        self, stream: ByteStream, guard: Guard, failing: AbstractContextManager[None]
+    ) -> None:
+        self.is_local = stream.is_local
+        self.size = stream.size
+        self.offset = stream.offset
+        self.validator = stream.validator
+        self._stream = stream
+        self._failing = failing
+        self._containing = guard.containing(Boundary.SOURCE, "the end of a stream")
+
+    def read(self, size: int) -> bytes:
+        with self._failing:
+            return self._stream.read(size)
+
+    def abort(self) -> None:
+        with self._containing:
+            self._stream.abort()
+
+    def close(self) -> None:
+        with self._containing:
+            self._stream.close()
 
 
 def open_stream(

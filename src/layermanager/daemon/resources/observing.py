@@ -19,11 +19,18 @@ if TYPE_CHECKING:
 _HEALTH: Final = {"status": "ok", "version": __version__}
 
 
-def _health(_node: Node, _call: Call) -> Answer:
+def _health(node: Node, _: Call) -> Answer:
+    _refuse_in_trouble(node)
     return Answer.json(_HEALTH)
 
 
+def _refuse_in_trouble(node: Node) -> None:
+    if troubles := node.troubles:
+        raise RefusedError.for_now(f"not alive as a whole: {', '.join(troubles)}")
+
+
 def _ready(node: Node, _: Call) -> Answer:
+    _refuse_in_trouble(node)
     if not node.is_ready:
         raise RefusedError.for_now("the store is not clean yet; see /v1/operations")
     return Answer.json(_HEALTH)
@@ -34,7 +41,7 @@ def _metrics(node: Node, _: Call) -> Answer:
         layers=node.layers.get(),
         usage=node.usage(),
         event_readers=node.events.readers,
-        is_ready=node.is_ready,
+        is_ready=node.is_ready and not node.troubles,
     )
     return Answer(200, CONTENT_TYPE, node.metrics.text(snapshot).encode())
 
@@ -64,15 +71,16 @@ ENDPOINTS: Final = (
         "GET",
         "/v1/health",
         "getHealth",
-        "Whether the daemon answers at all",
+        "Whether all threads of the daemon live, and none is stuck",
         _health,
-        {200: Reply("It does.", reference("Health"))},
+        {200: Reply("They do.", reference("Health"))},
+        problems=(503,),
     ),
     Endpoint(
         "GET",
         "/v1/ready",
         "getReadiness",
-        "Whether the store is clean and operations are done",
+        "Whether the store is clean, operations are done and all threads live",
         _ready,
         {200: Reply("They are.", reference("Health"))},
         problems=(503,),

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from layermanager.cancellation import Cancellation
     from layermanager.config import Network
     from layermanager.daemon.config import DesiredStateConfig
+    from layermanager.living import LivingThreads
     from layermanager.protocols import Clock
 
 # The network is imported by the daemons that ask it.
@@ -62,8 +63,10 @@ class StateSource(Protocol):
             CancelledError: it was cancelled.
         """
 
-    def watching(self, on_change: Callable[[], None]) -> AbstractContextManager[None]:
-        """Call *on_change*, from some thread, when something happens there within the context.
+    def watching(
+        self, on_change: Callable[[], None], threads: LivingThreads
+    ) -> AbstractContextManager[None]:
+        """Call *on_change*, from one of *threads*, when something happens there in the context.
 
         A source that nobody tells of changes calls nothing.
         """

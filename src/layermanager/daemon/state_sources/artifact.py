@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from layermanager.cancellation import Cancellation
     from layermanager.config import Network
+    from layermanager.living import LivingThreads
     from layermanager.oci.reference import RegistryReference
     from layermanager.protocols import Clock
     from layermanager.registry.client import RegistryClient
@@ -96,7 +97,11 @@ class ArtifactStateSource:
         signature = self._blob(manifest, SIGNATURE_TYPE, _MOST_SIGNATURE_BYTES, cancellation)
         return Fetched(digest, document, signature)
 
-    def watching(self, on_change: Callable[[], None]) -> AbstractContextManager[None]:  # noqa: ARG002 - nobody tells
+    def watching(
+        self,
+        on_change: Callable[[], None],  # noqa: ARG002 - the server does not tell of changes
+        threads: LivingThreads,  # noqa: ARG002 - likewise
+    ) -> AbstractContextManager[None]:
         """Do nothing, as ``StateSource`` has it."""
         return nullcontext()
 

@@ -5,25 +5,27 @@ from __future__ import annotations
 import logging
 import os
 import select
-import threading
 from contextlib import ExitStack, contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 from layermanager import linux
 from layermanager.daemon.state_sources import Fetched
-from layermanager.errors import SourceError
+from layermanager.errors import ExhaustedError, SourceError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from layermanager.cancellation import Cancellation
+    from layermanager.living import LivingThread, LivingThreads
 
 _LOGGER: Final = logging.getLogger(__name__)
 
 _SUFFIX: Final = ".sig"
 _MOST_SIGNATURE_BYTES: Final = 64 * 1024
 _EVENT_BYTES: Final = 64 * 1024
+_LONGEST_CALL: Final = timedelta(minutes=1)
 
 
 class FileStateSource:
@@ -65,31 +67,39 @@ class FileStateSource:
         return Fetched(version, document, _read(self._signature, _MOST_SIGNATURE_BYTES))
 
     @contextmanager
-    def watching(self, on_change: Callable[[], None]) -> Iterator[None]:
+    def watching(self, on_change: Callable[[], None], threads: LivingThreads) -> Iterator[None]:
         """Tell of what happens in the file's directory, as ``StateSource`` has it."""
         with ExitStack() as stack:
             try:
-                events = linux.open_events()
-                stack.callback(os.close, events)
-                linux.watch_directory(events, os.fsencode(self._path.parent))
-            except OSError as error:
+                self._watch(stack, on_change, threads)
+            except (OSError, ExhaustedError) as error:
                 _LOGGER.warning(
                     "%s is not watched, only polled: %s: %s",
                     self._path,
-                    error.strerror,
+                    error.strerror if isinstance(error, OSError) else error,
                     self._path.parent,
                 )
-                yield
-                return
-            end = os.eventfd(0, os.EFD_CLOEXEC)
-            stack.callback(os.close, end)
-            thread = threading.Thread(
-                target=_pass_on, args=(events, end, on_change), name="state-watch", daemon=True
-            )
-            thread.start()
-            stack.callback(thread.join)
-            stack.callback(os.eventfd_write, end, 1)
             yield
+
+    def _watch(
+        self, stack: ExitStack, on_change: Callable[[], None], threads: LivingThreads
+    ) -> None:
+        """Begin to watch, until *stack* is closed."""
+        with ExitStack() as begun:
+            events = linux.open_events()
+            begun.callback(os.close, events)
+            linux.watch_directory(events, os.fsencode(self._path.parent))
+            end = os.eventfd(0, os.EFD_CLOEXEC)
+            begun.callback(os.close, end)
+
+            def pass_on() -> None:
+                _pass_on(events, end, on_change, thread)
+
+            thread = threads.thread("state-watch", pass_on, longest=_LONGEST_CALL)
+            thread.start()
+            begun.callback(thread.close)
+            begun.callback(os.eventfd_write, end, 1)
+            stack.push(begun.pop_all())
 
     def close(self) -> None:
         """Do nothing: nothing is open."""
@@ -118,7 +128,7 @@ def _failure(path: Path, error: OSError) -> SourceError:
     return SourceError(f"cannot be read: {error.strerror}", url=str(path), is_transient=True)
 
 
-def _pass_on(events: int, end: int, on_change: Callable[[], None]) -> None:
+def _pass_on(events: int, end: int, on_change: Callable[[], None], thread: LivingThread) -> None:
     """Call *on_change* whenever there are *events*, until *end* can be read."""
     poll = select.poll()
     poll.register(events, select.POLLIN)
@@ -127,5 +137,6 @@ def _pass_on(events: int, end: int, on_change: Callable[[], None]) -> None:
         ready = {descriptor for descriptor, _ in poll.poll()}
         if end in ready:
             return
-        os.read(events, _EVENT_BYTES)
-        on_change()
+        with thread.working():
+            os.read(events, _EVENT_BYTES)
+            on_change()

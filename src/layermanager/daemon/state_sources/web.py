@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from layermanager.cancellation import Cancellation
     from layermanager.config import Network
+    from layermanager.living import LivingThreads
     from layermanager.protocols import Clock
     from layermanager.sources.client import Answer, HttpClient
 
@@ -85,7 +86,11 @@ class WebStateSource:
             signature = self._read(answer, _MOST_SIGNATURE_BYTES, limited)
         return Fetched(version, document, signature)
 
-    def watching(self, on_change: Callable[[], None]) -> AbstractContextManager[None]:  # noqa: ARG002 - nobody tells
+    def watching(
+        self,
+        on_change: Callable[[], None],  # noqa: ARG002 - the server does not tell of changes
+        threads: LivingThreads,  # noqa: ARG002 - likewise
+    ) -> AbstractContextManager[None]:
         """Do nothing, as ``StateSource`` has it."""
         return nullcontext()
 
