@@ -139,3 +139,34 @@ def test_while_one_finds_it_out_the_others_have_what_was() -> None:
     may_end.set()
     thread.join()
     assert [*found, recent.get()] == [2, 2]
+
+
+def test_a_value_that_is_too_old_is_waited_for() -> None:
+    clock = FakeClock(NOW)
+    begun, may_end = threading.Event(), threading.Event()
+    values = iter([1, 2, 3])
+
+    def read() -> int:
+        value = next(values)
+        if value == 2:
+            begun.set()
+            assert may_end.wait(30)
+        return value
+
+    recent = Recent(read, clock)
+    assert recent.get() == 1
+    clock.advance(timedelta(seconds=9))
+    found: list[int] = []
+    reading = threading.Thread(target=lambda: found.append(recent.get()))
+    reading.start()
+    assert begun.wait(30)
+    assert recent.get() == 1
+    clock.advance(timedelta(seconds=2))
+    waiting = threading.Thread(target=lambda: found.append(recent.get()))
+    waiting.start()
+    while not is_waiting(waiting):
+        pass
+    may_end.set()
+    reading.join()
+    waiting.join()
+    assert found == [2, 3]  # never the one that is eleven seconds old
