@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import os
 import re
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layermanager.use.mountinfo import Mount, escaped, lower_directories, parse_line
+from counting import assert_linear
+from layermanager.use.mountinfo import (
+    Mount,
+    MountLines,
+    escaped,
+    lower_directories,
+    parse_line,
+    parse_table,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 NAMES = st.binary(min_size=1, max_size=12).map(lambda name: b"/" + name.replace(b"\0", b"0"))
 """Paths with all that is awkward: blanks, colons, commas, backslashes, bytes that are no UTF-8."""
@@ -77,20 +90,67 @@ class TestLine:
             b"36 35 98:0 - ext3 /dev/root rw",
             b"36 35 98:0 /mnt1 /mnt2 rw - ext3",
             b"one 35 98:0 /mnt1 /mnt2 rw - ext3 /dev/root rw",
+            b"-1 35 98:0 /mnt1 /mnt2 rw - ext3 /dev/root rw",
+            b"1_0 35 98:0 /mnt1 /mnt2 rw - ext3 /dev/root rw",
+            b"99999999999999999999 35 98:0 /mnt1 /mnt2 rw - ext3 /dev/root rw",
+            b"36 35 98 /mnt1 /mnt2 rw - ext3 /dev/root rw",
+            b"36 35 \xff:0 /mnt1 /mnt2 rw - ext3 /dev/root rw",
+            b"36 35 98:99999999999 /mnt1 /mnt2 rw - ext3 /dev/root rw",
         ],
     )
     def test_what_is_none(self, text: bytes) -> None:
-        with pytest.raises(ValueError, match=r"not a line|invalid literal"):
+        with pytest.raises(ValueError, match=r"not a line of a table of mounts"):
             parse_line(text)
 
+    def test_what_is_said_of_an_enormous_line(self) -> None:
+        with pytest.raises(ValueError, match="not a line") as caught:
+            parse_line(b"x" * 10_000_000)
+        assert len(str(caught.value)) < 300
+
+    def test_options_with_blanks(self) -> None:
+        """Some file systems do not escape them."""
+        mount = parse_line(b"36 35 98:0 / /mnt rw - odd /dev/root rw,name=a b - c")
+        assert mount.options == b"rw,name=a b - c"
+
+
+class TestTable:
+    @given(st.lists(MOUNTS, max_size=5))
+    def test_any_mounts(self, mounts: list[Mount]) -> None:
+        text = b"".join(line(mount) + b"\n" for mount in mounts)
+        assert parse_table(text) == MountLines(tuple(mounts))
+
+    @pytest.mark.parametrize("odd", [b"\r", b"\v", b"\f", b"\x1c", b"\x1d", b"\x1e", b"\x85"])
+    def test_the_kernel_does_not_escape(self, odd: bytes) -> None:
+        name = b"/a" + odd + b"/b"
+        mount = Mount(36, "98:0", name, name, b"overlay", name, b"rw,key=" + name)
+        assert parse_table(line(mount) + b"\n") == MountLines((mount,))
+
+    @given(st.binary(max_size=300), MOUNTS, st.binary(max_size=300))
+    def test_whatever_is_around_it_a_mount_is_found(
+        self, before: bytes, mount: Mount, after: bytes
+    ) -> None:
+        lines = parse_table(b"\n".join((before, line(mount), after)))
+        assert mount in lines.mounts
+        around = len([one for one in (*before.split(b"\n"), *after.split(b"\n")) if one])
+        assert len(lines.mounts) + len(lines.unreadable) == around + 1
+
+    @given(MOUNTS, st.integers(0, 400), st.binary(min_size=1, max_size=4))
+    def test_a_damaged_line_has_no_effect_on_others(
+        self, mount: Mount, at: int, damage: bytes
+    ) -> None:
+        text = line(mount)
+        damaged = (text[:at] + damage + text[at + len(damage) :]).replace(b"\n", b" ")
+        assert mount in parse_table(damaged + b"\n" + text).mounts
+
     def test_all_mounts_of_this_process(self) -> None:
-        mounts = [parse_line(one) for one in Path("/proc/self/mountinfo").read_bytes().splitlines()]
+        lines = parse_table(Path("/proc/self/mountinfo").read_bytes())
+        assert lines.unreadable == ()
         device = Path("/proc").stat().st_dev
         assert any(
             mount.mount_point == b"/proc"
             and mount.kind == b"proc"
             and mount.device == f"{os.major(device)}:{os.minor(device)}"
-            for mount in mounts
+            for mount in lines.mounts
         )
 
 
@@ -112,3 +172,29 @@ class TestLowerDirectories:
 
     def test_of_no_overlay(self) -> None:
         assert lower_directories(b"rw,errors=continue") == ()
+
+    @given(st.binary(max_size=500))
+    def test_of_any_options(self, options: bytes) -> None:
+        assert sum(map(len, lower_directories(options))) <= len(options)
+
+
+class TestCost:
+    """It grows at most linearly with what other users can make long."""
+
+    def test_lines(self) -> None:
+        one = b"36 35 98:0 / /mnt rw - overlay x rw\n"
+        assert_linear(lambda size: partial(parse_table, one * size), 200)
+
+    def test_lines_that_cannot_be_read(self) -> None:
+        assert_linear(lambda size: partial(parse_table, b"36 35 - -\n" * size), 200)
+
+    @pytest.mark.parametrize("option", [b"rw", b"lowerdir+=/a", b"lowerdir=/a"])
+    def test_options(self, option: bytes) -> None:
+        assert_linear(lambda size: partial(lower_directories, b",".join([option] * size)), 200)
+
+    @pytest.mark.parametrize("name", [b"/a", b"\\134", b"\\134:", b"\\040"])
+    def test_lower_directories(self, name: bytes) -> None:
+        def prepare(size: int) -> Callable[[], object]:
+            return partial(lower_directories, b"lowerdir=" + b":".join([name] * size))
+
+        assert_linear(prepare, 200)

@@ -8,6 +8,10 @@ from typing import Final
 
 OVERLAY: Final = b"overlay"
 
+_NUMBER: Final = re.compile(rb"[0-9]{1,19}")
+_DEVICE: Final = re.compile(rb"[0-9]{1,10}:[0-9]{1,10}")
+_SHOWN_BYTES: Final = 200
+
 _OCTAL: Final = re.compile(rb"\\([0-7]{3})")
 _BACKSLASHED: Final = re.compile(rb"\\(.)", re.DOTALL)
 _BETWEEN_DIRECTORIES: Final = re.compile(rb"(?:[^:\\]|\\.)+", re.DOTALL)
@@ -36,6 +40,37 @@ class Mount:
     options: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class MountLines:
+    """A table of mounts, read line by line.
+
+    Attributes:
+        mounts: the mounts, in the order of the table.
+        unreadable: the lines that are none, as they are.
+    """
+
+    mounts: tuple[Mount, ...]
+    unreadable: tuple[bytes, ...] = ()
+
+
+def parse_table(text: bytes) -> MountLines:
+    """Read all lines of a table. One that cannot be read has no effect on the others.
+
+    Other users choose the names in it. The kernel escapes blanks, tabs, line feeds, backslashes
+    and hashes there, but no other character, such as a carriage return.
+    """
+    mounts: list[Mount] = []
+    unreadable: list[bytes] = []
+    for line in text.split(b"\n"):
+        if not line:
+            continue
+        try:
+            mounts.append(parse_line(line))
+        except ValueError:
+            unreadable.append(line)
+    return MountLines(tuple(mounts), tuple(unreadable))
+
+
 def parse_line(line: bytes) -> Mount:
     """Read a line.
 
@@ -45,9 +80,11 @@ def parse_line(line: bytes) -> Mount:
     fields, _, rest = line.partition(b" - ")
     try:
         number, _, device, root, mount_point, *_ = fields.split(b" ")
-        kind, source, options = rest.split(b" ")
+        kind, source, options = rest.split(b" ", 2)  # some file systems escape no blanks in there
     except ValueError:
-        raise ValueError(f"not a line of a table of mounts: {line!r}") from None
+        raise _not_a_line(line) from None
+    if not _NUMBER.fullmatch(number) or not _DEVICE.fullmatch(device):
+        raise _not_a_line(line)
     return Mount(
         number=int(number),
         device=device.decode("ascii"),
@@ -57,6 +94,10 @@ def parse_line(line: bytes) -> Mount:
         source=_plain(source),
         options=options,
     )
+
+
+def _not_a_line(line: bytes) -> ValueError:
+    return ValueError(f"not a line of a table of mounts: {line[:_SHOWN_BYTES]!r}")
 
 
 def lower_directories(options: bytes) -> tuple[bytes, ...]:
