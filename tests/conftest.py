@@ -215,6 +215,12 @@ def needs_user_namespace() -> list[str]:
     return command
 
 
+@pytest.fixture(scope="session")
+def needs_fuse() -> None:
+    """File systems of programs."""
+    _require("FUSE", lambda: os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)))
+
+
 @pytest.fixture
 def small_file_system(tmp_path: Path) -> Iterator[Path]:
     """An ext4 of 8 MiB."""

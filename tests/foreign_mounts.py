@@ -4,21 +4,41 @@ from __future__ import annotations
 
 import shlex
 import subprocess
+import sys
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
 IN_A_MOUNT_NAMESPACE: Final = ("unshare", "--mount", "--propagation", "private")
+IN_A_USER_NAMESPACE: Final = ("unshare", "--user", "--map-root-user", "--mount")
 
 
 @contextmanager
 def shell(script: str, *, prefix: Sequence[str] = ()) -> Iterator[subprocess.Popen[str]]:
     """A shell that has run *script* and waits, until the end of the context or a kill."""
+    command = ["sh", "-e", "-c", f"{script}\necho ready\nread line"]
+    with waiting([*prefix, *command]) as process:
+        yield process
+
+
+@contextmanager
+def silent_file_system(
+    place: Path, script: str, *, prefix: Sequence[str]
+) -> Iterator[subprocess.Popen[str]]:
+    """A FUSE file system on *place* that answers while *script* runs, and then never again."""
+    program = Path(__file__).with_name("silent_file_system.py")
+    with waiting([*prefix, sys.executable, str(program), str(place), script]) as process:
+        yield process
+
+
+@contextmanager
+def waiting(command: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
+    """A program that has said that it is ready, until the end of the context or a kill."""
     with subprocess.Popen(
-        [*prefix, "sh", "-e", "-c", f"{script}\necho ready\nread line"],
+        command,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import subprocess
+import sys
 from contextlib import contextmanager
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -14,12 +15,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foreign_mounts import IN_A_MOUNT_NAMESPACE, mount_command, shell
+from foreign_mounts import (
+    IN_A_MOUNT_NAMESPACE,
+    IN_A_USER_NAMESPACE,
+    mount_command,
+    shell,
+    silent_file_system,
+    waiting,
+)
 from layermanager.errors import StoreError
 from layermanager.testing.layers import digest_of
-from layermanager.use import in_use
-from layermanager.use.in_use import layers_in, look
-from layermanager.use.namespaces import mount_tables
+from layermanager.use.in_use import Look, look, look_at
+from layermanager.use.inspector import Inspector
+from layermanager.use.layer_places import layers_in
+from layermanager.use.mountinfo import Mount
+from layermanager.use.namespaces import MountTable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -139,31 +149,16 @@ class TestMounts:
     def test_a_bind_mount_of_another_store(
         self, layers: Layers, place: Path, tmp_path: Path
     ) -> None:
-        """Once something else is mounted over it, who knows."""
+        """It has the name of the layer, but another place, also where nothing of it is seen."""
         elsewhere = tmp_path / "elsewhere" / layers.used.name
         elsewhere.mkdir(parents=True)
         bind = f"mount --bind {elsewhere} {place}"
-        with mounted(bind):
-            assert layers.in_use() == set()
-        with mounted(f"{bind}; mount -t tmpfs none {place}"):
+        cover = f"mount -t tmpfs none {place}"
+        for script in (bind, f"{bind}; {cover}"):
+            with mounted(script):
+                assert layers.in_use() == set()
+        with mounted(f"mount --bind {layers.used} {place}; {cover}"):
             assert layers.in_use() == {layers.used}
-
-    def test_a_bind_mount_of_another_store_that_is_just_moved(
-        self, layers: Layers, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """As an unpacker's is, that enters its jail while tables are read."""
-        elsewhere, target = tmp_path / "elsewhere" / layers.used.name, tmp_path / "target"
-        elsewhere.mkdir(parents=True)
-        target.mkdir()
-        bind = f"mount --bind {elsewhere} {place}"
-        with shell(bind, prefix=IN_A_MOUNT_NAMESPACE) as process:
-            before = mount_tables()
-            enter = ["nsenter", "--mount", "--target", str(process.pid)]
-            subprocess.run([*enter, "mount", "--move", place, target], check=True)
-            place.rmdir()
-            tables = chain([before, before], iter(mount_tables, None))
-            monkeypatch.setattr(in_use, "mount_tables", lambda: next(tables))
-            assert look(layers.directory).holders(layers.used.name) == ()
 
     def test_a_bind_mount_of_all_is_no_use_of_one(self, layers: Layers, place: Path) -> None:
         with mounted(f"mount --bind {layers.directory} {place}"):
@@ -316,6 +311,275 @@ class TestMounts:
         script = f"exec 5< {other}; exec 6< {layers.used}"
         with mounted(f"{script}; {mount_command(['/proc/self/fd/5', '/proc/self/fd/6'], place)}"):
             assert layers.in_use() == set()
+
+
+@pytest.mark.usefixtures("needs_overlay")
+class TestStacks:
+    """An overlay on top of another one, which is mounted nowhere any more."""
+
+    @pytest.fixture
+    def base(self, layers: Layers, tmp_path: Path) -> Path:
+        (layers.other / "usr/shown").touch()
+        path = tmp_path / "base"
+        path.mkdir()
+        return path
+
+    @pytest.mark.parametrize("options", ["ro", "ro,xino=on", "ro,userxattr"])
+    @pytest.mark.parametrize(
+        "prefix",
+        [(), IN_A_MOUNT_NAMESPACE, IN_A_USER_NAMESPACE],
+        ids=["here", "a mount namespace", "a user namespace"],
+    )
+    def test_the_lower_one_keeps_its_layers(
+        self,
+        layers: Layers,
+        base: Path,
+        place: Path,
+        empty: Path,
+        prefix: tuple[str, ...],
+        options: str,
+    ) -> None:
+        if prefix == IN_A_USER_NAMESPACE:
+            options = "ro,userxattr"
+        script = f"""
+            {mount_command([layers.used, layers.other], base, options)}
+            {mount_command([base, empty], place, options)}
+            umount {base}
+            trap 'umount {place}' EXIT
+        """
+        with shell(script, prefix=prefix):
+            assert layers.in_use() == {layers.used, layers.other}
+            assert look(layers.directory).has_stacked([layers.used.name])
+        assert layers.in_use() == set()
+
+    def test_a_mount_point_that_is_not_empty(
+        self, layers: Layers, base: Path, place: Path, tmp_path: Path
+    ) -> None:
+        """Its mount point is not even empty."""
+        (base / "file").touch()
+        (tmp_path / "more").mkdir()
+        (tmp_path / "more/more").touch()
+        script = f"""
+            {mount_command([layers.used, layers.other], base)}
+            {mount_command([base, tmp_path / "more"], place)}
+            umount {base}
+        """
+        with mounted(script):
+            assert layers.in_use() == {layers.used, layers.other}
+
+    def test_another_overlay_on_the_same_mount_point(
+        self, layers: Layers, base: Path, place: Path, empty: Path
+    ) -> None:
+        """Whichever is there now, the one that was there then is used."""
+        script = f"""
+            {mount_command([layers.used, empty], base)}
+            {mount_command([base, empty], place)}
+            umount {base}
+            {mount_command([layers.other, empty], base)}
+        """
+        with mounted(script):
+            assert layers.in_use() == {layers.used, layers.other}
+
+    def test_a_single_overlay_is_no_stack(self, layers: Layers, place: Path) -> None:
+        with mounted(mount_command([layers.used, layers.other], place)):
+            found = look(layers.directory)
+            assert found.holders(layers.used.name)
+            assert not found.has_stacked([layers.used.name])
+
+    def test_an_empty_mount_point_of_a_bind_mount(
+        self, layers: Layers, base: Path, place: Path, empty: Path
+    ) -> None:
+        script = f"""
+            mount --bind {layers.used} {base}
+            {mount_command([base, empty], place)}
+            umount {base}
+        """
+        with mounted(script):
+            assert layers.in_use() == {layers.used}
+        assert layers.in_use() == set()
+
+
+CLONE = """
+import ctypes, os, sys
+from ctypes import c_long
+libc = ctypes.CDLL(None, use_errno=True)
+clone = libc.syscall(c_long(428), c_long(-100), os.fsencode(sys.argv[1]), c_long(1))
+assert clone >= 0, os.strerror(ctypes.get_errno())
+below = os.open(sys.argv[2], os.O_RDONLY, dir_fd=clone)
+os.close(clone)
+print("ready", flush=True)
+sys.stdin.read()
+"""
+"""Hold a directory or file open on a mount that open_tree(2) made and that has no place."""
+
+
+@pytest.mark.usefixtures("needs_root")
+class TestDetachedBindMounts:
+    @pytest.mark.parametrize(
+        ("mounted", "opened"), [("", "."), ("", "usr"), ("usr", "."), ("../", "{name}/usr")]
+    )
+    def test_a_directory_keeps_the_layer(self, layers: Layers, mounted: str, opened: str) -> None:
+        path = opened.format(name=layers.used.name)
+        with waiting([sys.executable, "-c", CLONE, str(layers.used / mounted), path]) as process:
+            holder = layers.holder()
+            assert holder.process == process.pid
+            assert "bind mount" in str(holder)
+            assert layers.in_use() == {layers.used}
+            trashed = layers.used.rename(layers.directory / ".trash" / f"{layers.used.name}.0a")
+            assert layers.in_use() == {layers.used}
+            trashed.rename(layers.used)
+        assert layers.in_use() == set()
+
+    def test_a_file_loses_nothing(self, layers: Layers) -> None:
+        with waiting([sys.executable, "-c", CLONE, str(layers.used), "file"]):
+            assert layers.in_use() == set()
+
+    def test_one_of_another_directory(self, layers: Layers, place: Path) -> None:
+        (place / layers.used.name).mkdir()
+        with waiting([sys.executable, "-c", CLONE, str(place), layers.used.name]):
+            assert layers.in_use() == set()
+
+    def test_a_bind_mount_that_was_unmounted_lazily(self, layers: Layers, place: Path) -> None:
+        script = f"mount --bind {layers.used} {place}; cd {place}/usr; umount --lazy {place}"
+        with mounted(script):
+            assert layers.in_use() == {layers.used}
+        assert layers.in_use() == set()
+
+
+@pytest.mark.usefixtures("needs_overlay")
+class TestStrangePaths:
+    def test_a_path_of_1900_components(self, layers: Layers, place: Path, empty: Path) -> None:
+        dots = "/." * 1900
+        with mounted(mount_command([f"{dots}{layers.used}", empty], place)):
+            assert layers.in_use() == {layers.used}
+
+    def test_many_directories_up_and_down(self, layers: Layers, place: Path, empty: Path) -> None:
+        up_and_down = f"/{layers.used.name}/.." * 40
+        path = f"{layers.used.parent}{up_and_down}/{layers.used.name}"
+        with mounted(mount_command([path, empty], place)):
+            assert layers.in_use() == {layers.used}
+
+    def test_forty_links(self, layers: Layers, place: Path, empty: Path) -> None:
+        links = place.parent / "links"
+        links.mkdir()
+        (links / "0").symlink_to(layers.used)
+        for number in range(1, 40):
+            (links / f"{number}").symlink_to(f"{number - 1}")
+        with mounted(mount_command([links / "39", empty], place)):
+            assert layers.in_use() == {layers.used}
+
+
+class TestTables:
+    """What tables say, and do not."""
+
+    @pytest.fixture
+    def inspector(self, layers: Layers) -> Inspector:
+        return Inspector(layers.directory)
+
+    def users(self, layers: Layers, table: MountTable) -> dict[Path, list[str]]:
+        found = look_at([table], [], layers.directory, Inspector(layers.directory))
+        return {
+            path: [str(holder) for holder in found.holders(path.name)]
+            for path in (layers.used, layers.other)
+        }
+
+    def test_a_line_that_cannot_be_read_keeps_what_it_names(self, layers: Layers) -> None:
+        line = b"?? - overlay x lowerdir=/a:/b/%b:/c" % layers.used.name.encode()
+        found = self.users(layers, MountTable(1, Path("/"), unreadable=(line, b"- overlay x")))
+        assert found[layers.other] == []
+        (holder,) = found[layers.used]
+        assert holder == "a mount that process 1 sees, in a line that cannot be read"
+
+    def test_a_table_that_cannot_be_read_keeps_all(self, layers: Layers) -> None:
+        """No user without rights can bring that about."""
+        found = self.users(layers, MountTable(7, None, failure="Permission denied"))
+        expected = ["process 7, whose mounts cannot be read (Permission denied)"]
+        assert found == {layers.used: expected, layers.other: expected}
+
+    def test_paths_of_a_process_that_cannot_be_entered(self, layers: Layers) -> None:
+        options = b"ro,lowerdir=/a/%b:/b" % layers.used.name.encode()
+        mount = Mount(1, "0:99", b"/", b"/m", b"overlay", b"x", options)
+        found = self.users(layers, MountTable(7, None, (mount,)))
+        assert found[layers.other] == []
+        assert len(found[layers.used]) == 1
+
+
+@pytest.mark.usefixtures("needs_overlay", "needs_fuse")
+class TestSilence:
+    """File systems that never answer hold up no look, and cannot keep all layers."""
+
+    @pytest.fixture
+    def fuse(self, tmp_path: Path) -> Path:
+        path = tmp_path / "fuse"
+        path.mkdir()
+        return path
+
+    def impatient(self, layers: Layers, **options: float) -> Look:
+        inspector = Inspector(layers.directory, **{"patience": 3, **options})
+        return look(layers.directory, inspector)
+
+    def test_an_overlay_of_another_user_keeps_the_layers_that_it_names(
+        self, layers: Layers, place: Path, fuse: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        script = mount_command([fuse, layers.used], place, "ro,userxattr")
+        with silent_file_system(fuse, script, prefix=IN_A_USER_NAMESPACE):
+            found = self.impatient(layers)
+            assert found.holders(layers.used.name)
+            assert found.holders(layers.other.name) == ()
+            assert found.holders(layers.used.name), "it still is kept, and nothing is asked again"
+            assert caplog.messages == [f"file systems of {str(place)!r} do not answer"]
+        assert layers.in_use() == set()
+
+    def test_an_overlay_of_root_keeps_all(self, layers: Layers, place: Path, fuse: Path) -> None:
+        script = mount_command([fuse, layers.used], place)
+        with silent_file_system(fuse, script, prefix=IN_A_MOUNT_NAMESPACE):
+            found = self.impatient(layers)
+            for layer in (layers.used, layers.other):
+                holders = found.holders(layer.name)
+                assert place in {Path(holder.mount_point or "") for holder in holders}
+        assert layers.in_use() == set()
+
+    def test_others_are_seen_all_the_same(
+        self, layers: Layers, place: Path, fuse: Path, empty: Path, tmp_path: Path
+    ) -> None:
+        """Those of other users come last, so that their silence costs the rest nothing."""
+        merged = tmp_path / "merged"
+        merged.mkdir()
+        silent = mount_command([fuse, empty], place, "ro,userxattr")
+        with (
+            silent_file_system(fuse, silent, prefix=IN_A_USER_NAMESPACE),
+            mounted(
+                f"cd {layers.other.parent}; {mount_command([layers.other.name, empty], merged)}"
+            ),
+        ):
+            found = self.impatient(layers, foreign_seconds=0)
+            assert found.holders(layers.used.name) == ()
+            (holder,) = found.holders(layers.other.name)
+            assert holder.mount_point == str(merged)
+
+    def test_a_process_whose_root_directory_is_silent(self, layers: Layers, fuse: Path) -> None:
+        program = f"import os; os.chroot({str(fuse)!r}); os.chdir('/'); os.read(4, 1)"
+        script = f"{sys.executable} -c {shlex.quote(program)} &"
+        with silent_file_system(fuse, script, prefix=IN_A_MOUNT_NAMESPACE):
+            assert self.impatient(layers).holders(layers.used.name) == ()
+
+    def test_what_is_open_on_a_silent_mount_without_a_place(
+        self, layers: Layers, fuse: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        program = "import os; os.read(4, 1)"
+        script = f"""
+            {sys.executable} -c {shlex.quote(program)} 3< {fuse} &
+            umount --lazy {fuse}
+        """
+        with silent_file_system(fuse, script, prefix=IN_A_MOUNT_NAMESPACE):
+            assert self.impatient(layers).holders(layers.used.name) == ()
+            assert len(caplog.messages) == 1
+
+    def test_the_file_of_a_namespace_on_a_silent_mount(self, layers: Layers, fuse: Path) -> None:
+        with silent_file_system(fuse, "", prefix=IN_A_MOUNT_NAMESPACE) as process:
+            inspector = Inspector(layers.directory, patience=1)
+            with pytest.raises(TimeoutError, match="does not answer"):
+                inspector.table_inside(f"/proc/{process.pid}/root{fuse}/file")
 
 
 def test_a_store_that_cannot_be_read(layers: Layers, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _AT_FDCWD: Final = -100
+_AT_EMPTY_PATH: Final = 0x1000
+_FILE_HANDLE: Final = struct.Struct("=Ii")  # the bytes that follow, how many; their type
+_MAX_HANDLE_BYTES: Final = 128
 _RESOLVE_NO_XDEV: Final = 0x01
 _RESOLVE_NO_MAGICLINKS: Final = 0x02
 _RESOLVE_IN_ROOT: Final = 0x10
@@ -155,6 +158,32 @@ def open_on_mount(directory: int, path: bytes, flags: int) -> int:
 def _open_how(directory: int, path: bytes, flags: int, resolve: int) -> int:
     how = _OPEN_HOW.pack(flags, 0, resolve)
     descriptor: int = _openat2(_SYS_OPENAT2, directory, path, how, _OPEN_HOW.size)
+    _require_success(descriptor)
+    return descriptor
+
+
+def open_elsewhere(directory: int, mount: int) -> int:
+    """Open the *directory* again by another mount of its file system (open_by_handle_at(2)).
+
+    Args:
+        directory: file descriptor of a directory.
+        mount: file descriptor of any file or directory on that other mount.
+
+    Returns:
+        A descriptor as ``O_PATH`` gives it.
+
+    Raises:
+        OSError: with ``EOPNOTSUPP`` if the file system has no file handles.
+    """
+    handle = ctypes.create_string_buffer(_FILE_HANDLE.size + _MAX_HANDLE_BYTES)
+    _FILE_HANDLE.pack_into(handle, 0, _MAX_HANDLE_BYTES, 0)
+    number = ctypes.c_int()
+    _require_success(
+        _libc.name_to_handle_at(directory, b"", handle, ctypes.byref(number), _AT_EMPTY_PATH)
+    )
+    descriptor: int = _libc.open_by_handle_at(
+        mount, handle, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+    )
     _require_success(descriptor)
     return descriptor
 

@@ -1,293 +1,388 @@
 """Which layers are in use: by overlays and bind mounts, whoever made them, in any namespace.
 
-A layer in use must not lose a file. What is looked for are mounts that have a layer, or a part of
-one, as a lower directory or as their root. Three things tell them:
+A layer in use must not lose a file. Mounts are looked for that have a layer, or a part of one, as a
+lower directory or as their root. A bind mount tells in the table where it is on its file system, so
+its place is compared with that of the layers. An overlay only tells by what paths it was made:
 
-*the directory* that the path leads to that was given to the overlay is the layer's, or is in it;
+*the directory* that such a path leads to is the layer's, or is in it;
 *the name* of the layer's directory, the hex digits of its digest, is in a path that leads to no
     directory any more, or that cannot be followed;
 *the files* that an overlay shows are the layer's, by their inode numbers (overlayfs.rst, "Inode
-    properties"). So are those compared that are in no table of mounts, or whose paths lead nowhere,
-    or to layers by symlinks, which may have led to others once.
+    properties"). Overlays are compared with layers where their paths are vague (``inspection``),
+    and where they are in no table of mounts.
 
 A path says where a directory was when it was mounted. That is why layers are renamed before the
-last look and removed after it: from then on nobody can begin to use them by their path, who did
-before is seen, and who is seen loses nothing by a rename: an overlay has the directory itself.
+last look and removed after it: from then on no process can begin to use them by their path. One
+that did before is seen, and loses nothing by a rename: an overlay has the directory itself.
+
+Tables are the text of other users. A line that cannot be read counts as use of the layers that it
+names, and of no others: otherwise any user could keep all layers. So does an overlay of another
+user namespace that does not answer in time. One of our own user namespace counts as use of all
+layers then: root made it.
 """
 
 from __future__ import annotations
 
 import os
-import re
-import stat
 from collections import defaultdict
-from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeAlias
+from functools import cached_property
+from typing import TYPE_CHECKING
 
-from layermanager.directories import Directories as Tree
 from layermanager.errors import StoreError
 from layermanager.leases import Holder
+from layermanager.use.inspection import OverlayView
+from layermanager.use.inspector import Inspector
+from layermanager.use.layer_places import layer_below, layer_places, layers_in, layers_named
 from layermanager.use.mountinfo import OVERLAY, Mount, lower_directories
-from layermanager.use.namespaces import detached_overlays, mount_tables, mounts_seen_by
-from layermanager.use.overlay import device_text
+from layermanager.use.namespaces import (
+    detached_files,
+    mount_of,
+    mount_tables,
+    mounts_seen_by,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
-    from layermanager.use.namespaces import DetachedOverlay, MountTable
+    from layermanager.use.inspection import OpenedFile
+    from layermanager.use.namespaces import DetachedFile, MountTable
 
-    Directories: TypeAlias = Mapping[tuple[int, int], str]
 
-# A layer's directory has the name of its digest, in staging and trash with a suffix.
-_LAYER_NAME: Final = re.compile(rb"([0-9a-f]{128}|[0-9a-f]{96}|[0-9a-f]{64})(?:\.[0-9a-f]+)?")
-_DELETED: Final = b"//deleted"
-_INODE_BITS: Final = 0xFFFF_FFFF
-_OPEN_PATH: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
-_PROCESSES: Final = b"/proc/"
-_MOST_LINKS: Final = 40  # as the kernel has it
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An overlay that may use layers.
+
+    Attributes:
+        view: how to look at it.
+        holder: what to say of it.
+        is_foreign: whether a user without any rights may have made it.
+    """
+
+    view: OverlayView
+    holder: Holder
+    is_foreign: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Suspect:
-    """An overlay whose layers have no names.
+    """An overlay that may use any layer.
 
     Attributes:
-        directory: a path of ours to its root directory; to any of it if it is not mounted.
-        holder: what to say of it.
-        device: its ``st_dev``, as ``major:minor``.
-        is_mounted: whether it is in a table of mounts.
+        candidate: the overlay.
+        is_stacked: whether another overlay may be below it.
+        is_silent: whether it does not answer, so that it cannot be compared.
     """
 
-    directory: str
-    holder: Holder
-    device: str
-    is_mounted: bool
+    candidate: Candidate
+    is_stacked: bool = False
+    is_silent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """What is mounted at a moment.
+class Findings:
+    """What looking at the mounts themselves has told.
 
     Attributes:
-        by_name: who uses a layer, by the hex digits of its digest.
-        suspects: who may use any.
-        overlays: where each overlay is, by its source.
-        detached: the devices of the overlays that are in no table.
-        places: where the layers are, by the hex digits of their digests.
+        by_name: what uses a layer, by the hex digits of its digest.
+        suspects: the overlays that may use any.
     """
 
     by_name: Mapping[str, Sequence[Holder]]
     suspects: Sequence[Suspect]
-    overlays: Mapping[str, Sequence[Holder]]
-    detached: frozenset[str]
-    places: Mapping[str, Sequence[str]]
+
+
+class DetachedMounts:
+    """What is open on mounts that are in no table, looked at when that is needed.
+
+    Args:
+        files: what is open.
+        inspector: looks at it.
+    """
+
+    def __init__(self, files: Sequence[DetachedFile], inspector: Inspector) -> None:
+        self._files = sorted(files, key=lambda file: file.is_foreign)
+        self._inspector = inspector
+
+    @cached_property
+    def opened(self) -> Sequence[tuple[DetachedFile, OpenedFile]]:
+        """What is open, as far as that can be found out in time."""
+        asked = [
+            (file, self._inspector.identify(file.path, is_foreign=file.is_foreign))
+            for file in self._files
+        ]
+        return [(file, opened) for file, opened in asked if opened is not None]
+
+    @property
+    def overlays(self) -> Iterator[tuple[str, Candidate | None]]:
+        """The overlays, each once, by device; with a candidate if a directory is open."""
+        found: dict[str, Candidate | None] = {}
+        for file, opened in self.opened:
+            if opened.is_overlay and found.get(opened.device) is None:
+                view = OverlayView(opened.device, file.path)
+                candidate = Candidate(view, _holder_of_detached(file, "overlay"), file.is_foreign)
+                found[opened.device] = candidate if opened.is_directory else None
+        yield from found.items()
+
+
+class Look:
+    """What is mounted at a moment. The mounts themselves are looked at when that is needed.
+
+    Attributes:
+        overlays: where each overlay is, by its source.
+
+    Args:
+        named: what uses a layer, by the hex digits of its digest, as far as tables tell.
+        any_layer: what may use any layer.
+        overlays: as above.
+        candidates: the overlays that are in a table.
+        detached: mounts that are in no table.
+        places: where the layers are, by the hex digits of their digests.
+        inspector: looks at mounts.
+        known: the devices of overlays whose layers are known, so that they need no look.
+    """
+
+    def __init__(
+        self,
+        *,
+        named: Mapping[str, Sequence[Holder]],
+        any_layer: Sequence[Holder],
+        overlays: Mapping[str, Sequence[Holder]],
+        candidates: Sequence[Candidate],
+        detached: DetachedMounts,
+        places: Mapping[str, Sequence[str]],
+        inspector: Inspector,
+        known: frozenset[str] = frozenset(),
+    ) -> None:
+        self.overlays = overlays
+        self._named = named
+        self._any_layer = any_layer
+        self._candidates = candidates
+        self._detached = detached
+        self._places = places
+        self._inspector = inspector
+        self._known = known
+
+    def without(self, devices: Collection[str]) -> Look:
+        """Return the same without the overlays of these *devices*, whose layers are known."""
+        return Look(
+            named=self._named,
+            any_layer=self._any_layer,
+            overlays=self.overlays,
+            candidates=self._candidates,
+            detached=self._detached,
+            places=self._places,
+            inspector=self._inspector,
+            known=self._known | frozenset(devices),
+        )
 
     def holders(self, encoded: str) -> tuple[Holder, ...]:
-        """Who uses the layer whose digest has these hex digits."""
-        shown = (
-            suspect.holder
-            for suspect in self.suspects
-            if any(_shows(suspect, place) for place in self.places.get(encoded, ()))
+        """Return what uses the layer whose digest has these hex digits.
+
+        Raises:
+            StoreError: it cannot be told.
+        """
+        found = self._findings
+        holders = (
+            *self._any_layer,
+            *self._named.get(encoded, ()),
+            *found.by_name.get(encoded, ()),
+            *(one.candidate.holder for one in found.suspects if self._uses(one, encoded)),
         )
-        return (*self.by_name.get(encoded, ()), *shown)
+        return tuple(dict.fromkeys(holders))
+
+    def has_detached(self, device: str) -> bool:
+        """Return whether anything is open of an overlay with this *device* that is in no table.
+
+        Raises:
+            StoreError: it cannot be told.
+        """
+        return any(device == one for one, _ in self._detached.overlays)
+
+    def has_stacked(self, layers: Iterable[str]) -> bool:
+        """Return whether an overlay is on top of another one that has any of these *layers*.
+
+        The lower one is in use, although it may be mounted nowhere.
+
+        Raises:
+            StoreError: it cannot be told.
+        """
+        stacked = [one for one in self._findings.suspects if one.is_stacked]
+        return any(self._uses(one, layer) for layer in layers for one in stacked)
+
+    def _uses(self, suspect: Suspect, encoded: str) -> bool:
+        if suspect.is_silent:
+            return True
+        places = self._places.get(encoded, ())
+        if not places:
+            return False
+        candidate = suspect.candidate
+        shows = self._inspector.shows(candidate.view, places, is_foreign=candidate.is_foreign)
+        return not candidate.is_foreign if shows is None else shows
+
+    @cached_property
+    def _findings(self) -> Findings:
+        """Look at all overlays, first at those that no user without rights can have made."""
+        by_name: dict[str, list[Holder]] = defaultdict(list)
+        suspects: list[Suspect] = []
+        candidates = [one for one in self._candidates if one.view.device not in self._known]
+        for one in sorted(candidates, key=lambda one: one.is_foreign):
+            examined = self._inspector.examine(one.view, is_foreign=one.is_foreign)
+            names = _names_in(one.view.lower) if examined is None else examined.layers
+            for name in names:
+                by_name[name].append(one.holder)
+            if examined is None and not one.is_foreign:
+                suspects.append(Suspect(one, is_silent=True))
+            elif examined is not None and examined.is_vague:
+                suspects.append(Suspect(one, is_stacked=examined.is_stacked))
+        for device, detached in self._detached.overlays:
+            if detached is not None and device not in self._known:
+                suspects.append(Suspect(detached))
+        for file, opened in self._detached.opened:
+            for name in opened.layers:
+                by_name[name].append(_holder_of_detached(file, "bind mount"))
+        return Findings(by_name, suspects)
 
 
-def look(layers_dir: Path) -> Look:
+def look(layers_dir: Path, inspector: Inspector | None = None) -> Look:
     """Look at all mounts for those that use layers of *layers_dir*.
+
+    Args:
+        layers_dir: the layers' directory.
+        inspector: looks at mounts; by default one with the usual patience.
 
     Raises:
         StoreError: it cannot be told what is mounted, or the store cannot be read.
     """
-    before = mount_tables()
-    while True:
-        # What moves from the one to the other, or back, between two looks must be in one of them.
-        detached = detached_overlays(before)
-        tables = mount_tables()
-        found = _look(layers_dir, tables, detached)
-        if found is not None and _overlays(tables) == _overlays(before):
-            return found
-        before = tables
+    inspector = inspector or Inspector(layers_dir)
+    # What moves from a table to no table meanwhile, or back, is in one of these.
+    before = mount_tables(inspector.table_inside)
+    detached = detached_files(before)
+    after = mount_tables(inspector.table_inside)
+    return look_at([*before, *after], detached, layers_dir, inspector)
 
 
-def _look(
-    layers_dir: Path, tables: Iterable[MountTable], detached: Iterable[DetachedOverlay]
-) -> Look | None:
-    """What the *tables* say; None if one could not be looked into, since it is not true any more.
+def look_at(
+    tables: Sequence[MountTable],
+    detached: Iterable[DetachedFile],
+    layers_dir: Path,
+    inspector: Inspector,
+) -> Look:
+    """Look at what is in *tables*, or *detached*, for use of layers.
 
-    Its process has ended, or has just moved what it mounted: paths are not what they were then.
+    Raises:
+        StoreError: the store cannot be read.
     """
+    layers_dir = layers_dir.absolute()
     try:
-        places = _places(layers_dir)
+        places = layer_places(layers_dir)
+        location = _location(layers_dir)
     except OSError as error:
         raise StoreError(f"cannot tell which layers are in use: {error}") from error
-    names = {identity: name for name, identity, _ in places}
-    by_name: dict[str, list[Holder]] = defaultdict(list)
+    named: dict[str, list[Holder]] = defaultdict(list)
     overlays: dict[str, list[Holder]] = defaultdict(list)
-    suspects = list(map(_suspect_detached, filter(lambda one: one.directory, detached)))
-    seen = set()
-    for table in tables:
-        paths, users = _Paths(table.root), []
-        for mount in table.mounts:
-            identity = (mount.number, mount.root, mount.source, mount.options)
-            if identity in seen:
-                continue  # by another process of the same namespace
-            seen.add(identity)
-            for name in dict.fromkeys(_layers_of(mount, paths, names)):
-                by_name[name].append(_holder(mount, table))
-                users.append(mount)
-            if mount.kind == OVERLAY:
-                overlays[os.fsdecode(mount.source)].append(_holder(mount, table))
-                if table.root and paths.are_vague(lower_directories(mount.options), names):
-                    suspects.append(_suspect(mount, table, table.root))
-        if table.root and not table.root.exists():
-            return None
-        if table.root and users and not set(users) <= {*mounts_seen_by(table.process)}:
-            return None
+    candidates: list[Candidate] = []
+    mounts = list(_mounts_of(tables))
+    numbers = {mount.number for mount, _ in mounts}
+    for mount, table in mounts:
+        holder = _holder(mount, table)
+        if mount.kind != OVERLAY:
+            for name in _bound_layers(mount, location):
+                named[name].append(holder)
+            continue
+        overlays[os.fsdecode(mount.source)].append(holder)
+        lower = tuple(map(os.fsdecode, lower_directories(mount.options)))
+        if table.root is None:
+            for name in _names_in(lower):
+                named[name].append(holder)
+            continue
+        process = f"/proc/{table.process}"
+        view = OverlayView(mount.device, os.fsdecode(mount.mount_point), process, lower)
+        candidates.append(Candidate(view, holder, table.is_foreign))
+    for name, holder in _named_by_unreadable_lines(tables):
+        named[name].append(holder)
+    by_place: dict[str, list[str]] = defaultdict(list)
+    for name, _, path in places:
+        by_place[name].append(path)
     return Look(
-        by_name=by_name,
-        suspects=suspects,
+        named=named,
+        any_layer=_unreadable_tables(tables),
         overlays=overlays,
-        detached=frozenset(one.device for one in detached),
-        places=_grouped(places),
+        candidates=candidates,
+        detached=DetachedMounts([one for one in detached if one.mount not in numbers], inspector),
+        places=by_place,
+        inspector=inspector,
     )
 
 
-def _overlays(tables: Iterable[MountTable]) -> set[tuple[str, bytes]]:
-    mounts = (mount for table in tables for mount in table.mounts)
-    return {(mount.device, mount.source) for mount in mounts if mount.kind == OVERLAY}
+def _mounts_of(tables: Iterable[MountTable]) -> Iterator[tuple[Mount, MountTable]]:
+    """Return all mounts, each once, by a process that can be entered if there is one.
 
-
-def layers_in(path: bytes) -> dict[str, bytes]:
-    """The names of the layers on the way of *path*, in staging and trash too, and the way there."""
-    components = path.removesuffix(_DELETED).split(b"/")
-    return {
-        match[1].decode("ascii"): b"/".join(components[: position + 1])
-        for position, component in enumerate(components)
-        if (match := _LAYER_NAME.fullmatch(component))
-    }
-
-
-def _layers_of(mount: Mount, paths: _Paths, directories: Directories) -> Iterator[str]:
-    for name, way in layers_in(mount.root).items():
-        if way != mount.root or not paths.is_root_of_another(mount, directories):
-            yield name
-    if mount.kind != OVERLAY:
-        return
-    for lower in lower_directories(mount.options):
-        yield from paths.layers(lower, directories)
-
-
-def _places(layers_dir: Path) -> list[tuple[str, tuple[int, int], str]]:
-    """Which layer is which directory, and where; those in staging and trash included."""
-    found = []
-    for parent in _entries(layers_dir):
-        for entry in _entries(parent):
-            for name in layers_in(os.fsencode(entry.name)):
-                with suppress(FileNotFoundError):
-                    status = entry.stat(follow_symlinks=False)
-                    found.append((name, (status.st_dev, status.st_ino), entry.path))
-    return found
-
-
-def _grouped(places: Iterable[tuple[str, tuple[int, int], str]]) -> Mapping[str, Sequence[str]]:
-    paths: dict[str, list[str]] = defaultdict(list)
-    for name, _, path in places:
-        paths[name].append(path)
-    return paths
-
-
-def _entries(directory: os.PathLike[str]) -> Iterable[os.DirEntry[str]]:
-    try:
-        with os.scandir(directory) as entries:
-            return list(entries)
-    except (FileNotFoundError, NotADirectoryError, PermissionError):
-        return ()  # staging and trash are for those only who may change the store
-
-
-class _Paths:
-    """Paths as they are seen from below *root*, which may be another namespace's.
-
-    They are followed by hand: a symlink there leads somewhere below that root, not ours, and the
-    last part of one that leads to a layer need not be there any more.
+    All processes of a namespace see the same.
     """
+    seen = set()
+    for table in sorted(tables, key=lambda table: table.root is None):
+        for mount in table.mounts:
+            identity = (mount.number, mount.root, mount.source, mount.options)
+            if identity not in seen:
+                seen.add(identity)
+                yield mount, table
 
-    def __init__(self, root: Path | None) -> None:
-        self._root = os.fsencode(root) if root else None
-        self._known: dict[bytes, bytes] = {b"/": b"/"}
 
-    def layers(self, path: bytes, directories: Directories) -> Iterator[str]:
-        """The layers that *path* leads to, or through; or did, as far as its names say so."""
-        if not self._can_follow(path):
-            yield from layers_in(path)
-            return
-        resolved = self._resolved(path, _MOST_LINKS)
-        ways = {resolved, *layers_in(resolved).values()}
-        identities = {way: self._identity(way) for way in ways}
-        yield from (directories[one] for one in identities.values() if one and one in directories)
-        yield from (name for name, way in layers_in(resolved).items() if identities[way] is None)
+def _location(layers_dir: Path) -> tuple[str, bytes] | None:
+    """Return on which device the layers' directory is, and where on it; None if no table tells."""
+    try:
+        descriptor = os.open(layers_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        number = mount_of(descriptor)
+    finally:
+        os.close(descriptor)
+    path = os.fsencode(os.path.realpath(layers_dir))
+    for mount in mounts_seen_by(os.getpid()):
+        above = mount.mount_point.rstrip(b"/")
+        if mount.number == number and path.startswith(above + b"/"):
+            return mount.device, mount.root.rstrip(b"/") + path.removeprefix(above)
+    return None
 
-    def is_root_of_another(self, mount: Mount, directories: Directories) -> bool:
-        """Whether it can be seen that what is mounted is none of *directories*."""
-        if not self._can_follow(mount.mount_point):
-            return False
-        identity = self._identity(mount.mount_point)
-        # Something else may be mounted over it.
-        is_seen = identity is not None and device_text(identity[0]) == mount.device
-        return is_seen and identity not in directories
 
-    def are_vague(self, paths: Iterable[bytes], directories: Directories) -> bool:
-        """Whether one of *paths* may have led to a layer when it was used, though not now."""
-        return any(self._is_vague(path, directories) for path in paths)
+def _bound_layers(mount: Mount, location: tuple[str, bytes] | None) -> tuple[str, ...]:
+    """Return the layers that a bind mount shows, or shows a part of."""
+    if location is None:
+        return tuple(layers_in(mount.root))
+    device, above = location
+    if mount.device != device or not mount.root.startswith(above + b"/"):
+        return ()
+    return layer_below(mount.root.removeprefix(above + b"/"))
 
-    def _is_vague(self, path: bytes, directories: Directories) -> bool:
-        if not self._can_follow(path):
-            return True
-        resolved = self._resolved(path, _MOST_LINKS)
-        if resolved.startswith(_PROCESSES):
-            return True  # such as /proc/self/fd/5: it leads elsewhere for whoever looks
-        if self._identity(resolved) is None:
-            return not layers_in(resolved)
-        # A symlink that leads to one layer now may have led to another one.
-        return resolved != path and any(self.layers(path, directories))
 
-    def _can_follow(self, path: bytes) -> bool:
-        return self._root is not None and path.startswith(b"/")
+def _names_in(paths: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for path in paths for name in layers_in(os.fsencode(path))))
 
-    def _identity(self, path: bytes) -> tuple[int, int] | None:
-        """Which directory is there, where no symlink is on the way; None if there is none."""
-        try:
-            status = os.lstat((self._root or b"") + path)
-        except OSError:
-            return None
-        return status.st_dev, status.st_ino
 
-    def _resolved(self, path: bytes, links: int) -> bytes:
-        parent, _, name = path.rstrip(b"/").rpartition(b"/")
-        if not name:
-            return b"/"
-        if path not in self._known:
-            directory = self._resolved(parent or b"/", links)
-            self._known[path] = self._joined(directory, name, links)
-        return self._known[path]
+def _named_by_unreadable_lines(tables: Iterable[MountTable]) -> Iterator[tuple[str, Holder]]:
+    seen = set()
+    for table in tables:
+        for line in table.unreadable:
+            if line in seen:
+                continue
+            seen.add(line)
+            what = f"a mount that process {table.process} sees, in a line that cannot be read"
+            for name in layers_named(line):
+                yield name, Holder(what, process=table.process)
 
-    def _joined(self, directory: bytes, name: bytes, links: int) -> bytes:
-        if name == b".":
-            return directory
-        if name == b"..":
-            return directory.rpartition(b"/")[0] or b"/"
-        path = directory.rstrip(b"/") + b"/" + name
-        if path.startswith(_PROCESSES):
-            return path
-        try:
-            target = os.readlink((self._root or b"") + path)  # noqa: PTH115 - bytes
-        except OSError:
-            return path  # no symlink, or nothing, or another's secret
-        if not links:
-            return path
-        absolute = target if target.startswith(b"/") else directory + b"/" + target
-        return self._resolved(absolute, links - 1)
+
+def _unreadable_tables(tables: Iterable[MountTable]) -> list[Holder]:
+    return [
+        Holder(
+            f"process {table.process}, whose mounts cannot be read ({table.failure})",
+            process=table.process,
+        )
+        for table in tables
+        if table.failure
+    ]
 
 
 def _holder(mount: Mount, table: MountTable) -> Holder:
@@ -300,107 +395,8 @@ def _holder(mount: Mount, table: MountTable) -> Holder:
     )
 
 
-def _suspect(mount: Mount, table: MountTable, root: Path) -> Suspect:
-    directory = str(root) + os.fsdecode(mount.mount_point)
-    return Suspect(directory, _holder(mount, table), mount.device, is_mounted=True)
-
-
-def _suspect_detached(detached: DetachedOverlay) -> Suspect:
-    holder = Holder(
-        f"an unmounted overlay, of which process {detached.process} has a directory open",
-        process=detached.process,
-    )
-    return Suspect(detached.directory or "", holder, detached.device, is_mounted=False)
-
-
-def _shows(suspect: Suspect, layer: str) -> bool:
-    """Whether the overlay shows a file of *layer*, at its place."""
-    with ExitStack() as stack:
-        try:
-            directory = os.open(layer, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError:
-            return False  # it is gone
-        stack.callback(os.close, directory)
-        root = _root_by_anybody(suspect, stack)
-        if root is None:
-            return False  # it is gone, too, or another one has its place
-        files = stack.enter_context(closing(Tree(directory))).files(_pass_over)
-        return any(
-            _is_same(file.state, f"{root}/{os.fsdecode(file.path)}")
-            for file in files
-            if not stat.S_ISDIR(file.state.st_mode)
-        )
-
-
-def _pass_over(_: bytes, __: OSError) -> None:
-    """Compare the other files: one directory that cannot be read, or is hidden, proves nothing."""
-
-
-def _root_by_anybody(suspect: Suspect, stack: ExitStack) -> str | None:
-    """The root directory of an overlay, as a path; None if nobody sees it any more.
-
-    The process by which it was found may have ended since then, and others may see it all the same.
-    """
-    tried = set()
-    candidates = [suspect]
-    while candidates:
-        candidate = candidates.pop()
-        try:
-            return _root_of(candidate, stack)
-        except OSError:
-            tried.add(candidate.holder.process)
-            candidates = [one for one in _found_again(suspect) if one.holder.process not in tried]
-    return None
-
-
-def _found_again(suspect: Suspect) -> Iterator[Suspect]:
-    """The same overlay, as all see it who see it now."""
-    tables = mount_tables()
-    for table in tables:
-        for mount in table.mounts:
-            if table.root and mount.kind == OVERLAY and mount.device == suspect.device:
-                yield _suspect(mount, table, table.root)
-    for detached in detached_overlays(tables):
-        if detached.directory and detached.device == suspect.device:
-            yield _suspect_detached(detached)
-
-
-def _root_of(suspect: Suspect, stack: ExitStack) -> str:
-    """The root directory of an overlay, as a path.
-
-    Of one that is mounted nothing is held open: who unmounts it is not to be told that it is busy.
-
-    Raises:
-        OSError: the overlay is not there any more.
-    """
-    if suspect.is_mounted:
-        _require_device(Path(suspect.directory).stat(), suspect)
-        return suspect.directory
-    current = os.open(suspect.directory, _OPEN_PATH)
-    stack.callback(os.close, current)
-    _require_device(os.fstat(current), suspect)
-    while True:
-        parent = os.open("..", _OPEN_PATH, dir_fd=current)
-        stack.callback(os.close, parent)
-        status, below = os.fstat(parent), os.fstat(current)
-        if status.st_dev != below.st_dev or status.st_ino == below.st_ino:
-            return f"/proc/self/fd/{current}"
-        current = parent
-
-
-def _require_device(status: os.stat_result, suspect: Suspect) -> None:
-    if device_text(status.st_dev) != suspect.device:
-        raise FileNotFoundError(suspect.directory)
-
-
-def _is_same(own: os.stat_result, path: str) -> bool:
-    """Return whether *path* shows the file of a layer whose state is *own*."""
-    try:
-        shown = os.lstat(path)
-    except OSError:
-        return False
-    # With the option xino the upper bits say which layer it is from.
-    return (shown.st_ino ^ own.st_ino) & _INODE_BITS == 0 and (
-        (shown.st_mode, shown.st_size, shown.st_mtime_ns)
-        == (own.st_mode, own.st_size, own.st_mtime_ns)
+def _holder_of_detached(file: DetachedFile, kind: str) -> Holder:
+    return Holder(
+        f"an unmounted {kind}, of which process {file.process} has a directory open",
+        process=file.process,
     )

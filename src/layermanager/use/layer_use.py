@@ -184,21 +184,34 @@ def users_of(layers_dir: Path, leases: Sequence[Lease], clock: Clock) -> Users:
     mounted = look(layers_dir)
     now = clock.now()
 
-    def is_alive(lease: Lease, bond: Bond) -> bool:
+    def is_present(lease: Lease) -> bool:
         if lease.tag in mounted.overlays:
             return True
+        bond = lease.bond
+        return (
+            isinstance(bond, OverlayBond)
+            and bond.boot == boot_name()
+            and mounted.has_detached(bond.device)
+        )
+
+    present = [lease for lease in leases if is_present(lease)]
+    # Which layers these have is known.
+    known = {lease.bond.device for lease in present if isinstance(lease.bond, OverlayBond)}
+    others = mounted.without(known)
+
+    def is_alive(lease: Lease, bond: Bond) -> bool:
+        if lease in present:
+            return True
         if isinstance(bond, OverlayBond):
-            return bond.boot == boot_name() and bond.device in mounted.detached
+            layers = [layer.encoded for layer in lease.layers]
+            return bond.boot == boot_name() and others.has_stacked(layers)
         return bond not in ended
 
     live: list[Lease] = []
     over: list[Lease] = []
     for lease in leases:
         (over if is_over(lease, now, is_alive) else live).append(lease)
-    # Which layers these have is known.
-    known = {lease.bond.device for lease in live if isinstance(lease.bond, OverlayBond)}
-    suspects = [one for one in mounted.suspects if one.device not in known]
-    return Users(live, over, replace(mounted, suspects=suspects))
+    return Users(live, over, others)
 
 
 def mounts_among(mounts: Iterable[LayerMount], users: Users) -> tuple[LayerMount, ...]:

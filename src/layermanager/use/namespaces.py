@@ -1,4 +1,4 @@
-"""The tables of mounts of all mount namespaces of the machine, and overlays that are in none.
+"""The tables of mounts of all mount namespaces, and what is open on mounts that are in none.
 
 A namespace shows in the ``mountinfo`` of each process in it; one of them will do, but for those
 with a root directory of their own: they see what is below it only. A namespace without a process
@@ -6,36 +6,52 @@ lasts as long as its file is mounted somewhere; it is entered to look.
 
 Processes come and go meanwhile. One that has gone has no mounts; what it mounted for others is in
 their namespaces.
+
+Other users mount file systems that never answer. So only text of ``/proc`` is read here: no path of
+another process is followed, but for the files of namespaces, which the caller has followed.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
+import logging
 import os
 import re
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from layermanager import linux
 from layermanager.errors import StoreError
-from layermanager.use.mountinfo import Mount, parse_line
-from layermanager.use.overlay import device_text, with_own_directory
+from layermanager.use.first_reports import FirstReports
+from layermanager.use.mountinfo import Mount, MountLines, parse_table
+from layermanager.use.overlay import with_own_directory
 
 # There is much to look at, again and again: paths are texts here, which takes a tenth of the time.
-# ruff: noqa: PTH112, PTH116, PTH208
+# ruff: noqa: PTH115, PTH116, PTH208
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator
+
+    TableInside: TypeAlias = Callable[[str], bytes]
+
+_LOGGER: Final = logging.getLogger(__name__)
+_LOGGER.addFilter(FirstReports())
 
 _PROC: Final = Path("/proc")
-_MOUNT_NUMBER: Final = re.compile(rb"mnt_id:\s*(\d+)")
+_PROCESS: Final = re.compile(r"[0-9]{1,10}")
+_MOUNT_NUMBER: Final = re.compile(rb"mnt_id:\s*([0-9]{1,19})")
 _INFORMATION_BYTES: Final = 512  # it comes before what may be long
 _GONE: Final = (errno.ENOENT, errno.ESRCH, errno.EINVAL)
 """It has ended; ``EINVAL``: just now, or what was a namespace's file is a plain one again."""
 _NAMESPACE_FILES: Final = b"nsfs"
 _MOUNT_NAMESPACE: Final = b"mnt:["
+_NS_GET_USERNS: Final = 0xB701
+_NETWORK_KINDS: Final = (b"nfs", b"nfs4", b"9p", b"afs", b"ceph", b"lustre")
+"""Their servers are asked whenever an open directory is opened again."""
+_LOGGED_BYTES: Final = 160
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,122 +62,227 @@ class MountTable:
         process: the process.
         root: its root directory, by a path of ours; None where that cannot be entered.
         mounts: the mounts, in the order of the table.
+        unreadable: lines of the table that cannot be read.
+        failure: why the whole table cannot be read; empty if it can.
+        is_foreign: whether a user namespace other than ours made the mounts, so that a user
+            without any rights may have.
     """
 
     process: int
     root: Path | None
-    mounts: tuple[Mount, ...]
+    mounts: tuple[Mount, ...] = ()
+    unreadable: tuple[bytes, ...] = ()
+    failure: str = ""
+    is_foreign: bool = True
 
 
 @dataclass(frozen=True, slots=True)
-class DetachedOverlay:
-    """An overlay that is in no table of mounts.
+class DetachedFile:
+    """A file or directory that is open on a mount that is in no table.
 
     Attributes:
-        device: its ``st_dev``, as ``major:minor``.
-        process: one that uses it.
-        directory: a path of ours to one of its directories; None if that process only has a file
-            of it open, which leads to nothing else.
+        mount: the number of the mount.
+        process: a process that has it open.
+        path: a path of ours to it, below the process in ``/proc``.
+        is_foreign: whether the process is another user's.
     """
 
-    device: str
+    mount: int
     process: int
-    directory: str | None
+    path: str
+    is_foreign: bool
 
 
-def mount_tables() -> list[MountTable]:
-    """The tables of all mount namespaces, as far as this user may see them.
+def table_inside(file: str) -> bytes:
+    """Enter the mount namespace of *file*, with a thread that ends there, and read its table.
+
+    The thread may wait for file systems of other users on its way to *file*, for ever.
 
     Raises:
-        StoreError: one cannot be read, so that it is not known what is mounted.
+        OSError: it cannot be entered.
     """
-    tables = []
+
+    def look() -> bytes:
+        with ExitStack() as stack:
+            namespace = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+            stack.callback(os.close, namespace)
+            # There need be no /proc inside.
+            thread = os.open("/proc/thread-self", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            stack.callback(os.close, thread)
+            linux.enter_namespace(namespace, linux.CLONE_NEWNS)
+            table = os.open("mountinfo", os.O_RDONLY | os.O_CLOEXEC, dir_fd=thread)
+            with os.fdopen(table, "rb") as opened:
+                return opened.read()
+
+    return with_own_directory(look)
+
+
+def mount_tables(read_inside: TableInside = table_inside) -> list[MountTable]:
+    """Return the tables of all mount namespaces, as far as this user may see them.
+
+    Args:
+        read_inside: as ``table_inside``, but may give up with an ``OSError``.
+
+    Raises:
+        StoreError: there is no list of processes, so that it is not known what is mounted.
+    """
+    tables: list[MountTable] = []
+    failed: dict[object, tuple[int, OSError]] = {}
     seen: set[object] = set()
     for process in _processes():
         view = _view(process)
         if view is not None and view in seen:
             continue
-        text = _read_table(process)
+        try:
+            text = _read_table(process)
+        except OSError as error:  # another process of the namespace may be read
+            failed.setdefault(view or process, (process, error))
+            continue
         # Another user's namespaces cannot be told apart by an ordinary user; their tables can.
         key = view or text
         if text and key not in seen:
             seen.add(key)
-            root = _PROC / str(process) / "root" if view else None
-            tables.append(MountTable(process, root, _parsed(text)))
-    tables += _tables_without_processes(tables)
-    return tables
+            tables.append(_table(process, text, has_view=view is not None))
+    unread = [failure for view, failure in failed.items() if view not in seen]
+    return [*tables, *_unreadable(unread), *_tables_without_processes(tables, read_inside)]
 
 
 def mounts_seen_by(process: int) -> tuple[Mount, ...]:
-    """The mounts that *process* sees now, in the order of the table; none if it has ended.
+    """Return the mounts that *process* sees, in the order of the table; none if it has ended.
 
     Raises:
         StoreError: they cannot be read.
     """
-    return _parsed(_read_table(process))
-
-
-def detached_overlays(tables: Collection[MountTable]) -> list[DetachedOverlay]:
-    """The overlays that are in no table, but in use, as far as this user may see that.
-
-    They were unmounted lazily, or were never put at a place, and a process has a file or directory
-    of them open.
-    """
-    numbers = {mount.number for table in tables for mount in table.mounts}
-    devices = {mount.device for table in tables for mount in table.mounts}
-    device_of: dict[int, str | None] = {}
-    found: dict[str, DetachedOverlay] = {}
-    for process in _processes():
-        for number, path in _open_mounts(process):
-            if number in numbers:
-                continue
-            if number not in device_of:
-                device_of[number] = _overlay_device(path)
-            device = device_of[number]
-            if device is None or device in devices:
-                continue
-            if device not in found or found[device].directory is None:
-                directory = path if os.path.isdir(path) else None
-                found[device] = DetachedOverlay(device, process, directory)
-    return list(found.values())
-
-
-def _processes() -> list[int]:
     try:
-        return [int(name) for name in os.listdir(_PROC) if name.isdigit()]
+        return _parsed(_read_table(process)).mounts
     except OSError as error:
         raise StoreError(f"cannot tell what is mounted: {error}") from error
 
 
-def _view(process: int) -> tuple[int, int, int] | None:
-    """What the process sees: its namespace and root directory; None if that is another's secret."""
+def mount_of(descriptor: int) -> int:
+    """Return the number of the mount that an open file is on.
+
+    Raises:
+        OSError: the kernel does not tell.
+    """
+    return _mount_number(f"{_PROC}/self/fdinfo/{descriptor}")
+
+
+def detached_files(tables: Collection[MountTable]) -> list[DetachedFile]:
+    """Return what is open on mounts that are in none of *tables*, as far as this user may see.
+
+    Such a mount was unmounted lazily, or was never put at a place.
+    """
+    mounts = [mount for table in tables for mount in table.mounts]
+    known = {mount.number for mount in mounts} | _numbers_of_the_kernel()
+    avoided = tuple({mount.mount_point for mount in mounts if mount.kind in _NETWORK_KINDS})
+    found: list[DetachedFile] = []
+    for process in _processes():
+        opened = []
+        for number, path in _open_mounts(process, avoided):
+            if number in known:
+                continue
+            if _is_of_the_kernel(path):
+                known.add(number)
+            else:
+                opened.append((number, path))
+        if opened:
+            is_foreign = _is_of_another_user(process)
+            found += [DetachedFile(number, process, path, is_foreign) for number, path in opened]
+    return found
+
+
+def _processes() -> list[int]:
+    try:
+        return [int(name) for name in os.listdir(_PROC) if _PROCESS.fullmatch(name)]
+    except OSError as error:
+        raise StoreError(f"cannot tell what is mounted: {error}") from error
+
+
+def _view(process: int) -> tuple[int, str] | None:
+    """Return what the process sees: its namespace and root directory; None if that is hidden.
+
+    The root directory is told by its name: to look at itself may wait for its file system.
+    """
     try:
         namespace = os.stat(f"{_PROC}/{process}/ns/mnt")
-        root = os.stat(f"{_PROC}/{process}/root")
+        root = os.readlink(f"{_PROC}/{process}/root")
     except OSError:
         return None
-    return namespace.st_ino, root.st_dev, root.st_ino
+    return namespace.st_ino, root
 
 
 def _read_table(process: int) -> bytes:
-    """The table as text, empty if the process is gone or is hidden from ordinary users."""
+    """Return the table as text, empty if the process is gone or is hidden from ordinary users.
+
+    Raises:
+        OSError: it cannot be read.
+    """
     try:
         return (_PROC / str(process) / "mountinfo").read_bytes()
     except OSError as error:
         if error.errno in _GONE or (isinstance(error, PermissionError) and os.geteuid() != 0):
             return b""
-        raise StoreError(f"cannot tell what is mounted: {error}") from error
+        raise
 
 
-def _parsed(text: bytes) -> tuple[Mount, ...]:
+def _unreadable(failures: Collection[tuple[int, OSError]]) -> Iterator[MountTable]:
+    """Return one table in place of those that cannot be read."""
+    for process, error in failures:
+        reason = error.strerror or str(error)
+        if len(failures) > 1:
+            reason = f"{reason}; and of {len(failures) - 1} more processes"
+        _LOGGER.warning("cannot read the mounts of process %d: %s", process, reason)
+        yield MountTable(process, None, failure=reason)
+        return
+
+
+def _table(process: int, text: bytes, *, has_view: bool) -> MountTable:
+    lines = _parsed(text)
+    directory = _PROC / str(process)
+    return MountTable(
+        process=process,
+        root=directory / "root" if has_view else None,
+        mounts=lines.mounts,
+        unreadable=lines.unreadable,
+        is_foreign=_is_foreign(f"{directory}/ns/mnt"),
+    )
+
+
+def _parsed(text: bytes) -> MountLines:
+    lines = parse_table(text)
+    for line in lines.unreadable:
+        _LOGGER.warning("cannot read a line of a table of mounts: %r", line[:_LOGGED_BYTES])
+    return lines
+
+
+def _is_foreign(namespace: str) -> bool:
+    """Return whether another user namespace than ours owns a mount namespace, given by its file."""
     try:
-        return tuple(parse_line(line) for line in text.splitlines())
-    except ValueError as error:
-        raise StoreError(f"cannot tell what is mounted: {error}") from error
+        descriptor = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            owner = fcntl.ioctl(descriptor, _NS_GET_USERNS)
+        finally:
+            os.close(descriptor)
+        try:
+            return os.fstat(owner).st_ino != os.stat("/proc/self/ns/user").st_ino
+        finally:
+            os.close(owner)
+    except OSError:
+        return True
 
 
-def _tables_without_processes(tables: Collection[MountTable]) -> Iterator[MountTable]:
-    """The tables of namespaces that no process is in, and that are mounted as files."""
+def _is_of_another_user(process: int) -> bool:
+    try:
+        return os.stat(f"{_PROC}/{process}").st_uid != os.geteuid()
+    except OSError:
+        return True
+
+
+def _tables_without_processes(
+    tables: Collection[MountTable], read_inside: TableInside
+) -> Iterator[MountTable]:
+    """Return the tables of namespaces that no process is in, and that are mounted as files."""
     known = {
         _namespace_name(Path(f"/proc/{table.process}/ns/mnt")) for table in tables if table.root
     }
@@ -175,8 +296,21 @@ def _tables_without_processes(tables: Collection[MountTable]) -> Iterator[MountT
             ):
                 continue
             known.add(mount.root)
-            file = table.root / os.fsdecode(mount.mount_point).lstrip("/")
-            yield MountTable(table.process, None, _parsed(_table_inside(file)))
+            file = str(table.root) + os.fsdecode(mount.mount_point)
+            try:
+                lines = _parsed(read_inside(file))
+            except OSError as error:
+                if not _is_gone(error):
+                    reason = error.strerror or str(error)
+                    _LOGGER.warning("cannot read the mounts of namespace %r: %s", file, reason)
+                    if not table.is_foreign:
+                        yield MountTable(table.process, None, failure=reason)
+                continue
+            yield MountTable(table.process, None, lines.mounts, lines.unreadable)
+
+
+def _is_gone(error: OSError) -> bool:
+    return error.errno in _GONE or (isinstance(error, PermissionError) and os.geteuid() != 0)
 
 
 def _namespace_name(path: Path) -> bytes:
@@ -186,43 +320,52 @@ def _namespace_name(path: Path) -> bytes:
         return b""
 
 
-def _table_inside(file: Path) -> bytes:
-    """Enter the namespace of *file* with a thread that ends there, and read its table."""
+def _open_mounts(process: int, avoided: tuple[bytes, ...]) -> Iterator[tuple[int, str]]:
+    """Return the mounts, by number, of what a process has open, and a path of each such thing.
 
-    def look() -> bytes:
-        with ExitStack() as stack:
-            namespace = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-            stack.callback(os.close, namespace)
-            # There need be no /proc inside.
-            thread = os.open("/proc/thread-self", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            stack.callback(os.close, thread)
-            linux.enter_namespace(namespace, linux.CLONE_NEWNS)
-            table = os.open("mountinfo", os.O_RDONLY | os.O_CLOEXEC, dir_fd=thread)
-            with os.fdopen(table, "rb") as opened:
-                return opened.read()
-
-    try:
-        return with_own_directory(look)
-    except OSError as error:
-        if error.errno in _GONE or (isinstance(error, PermissionError) and os.geteuid() != 0):
-            return b""
-        raise StoreError(f"cannot tell what is mounted in {file}: {error}") from error
-
-
-def _open_mounts(process: int) -> Iterator[tuple[int, str]]:
-    """The mounts, by number, of what a process has open, and a path of each such thing."""
+    Args:
+        process: the process.
+        avoided: mount points that are in a table, and whose file systems are not to be asked.
+    """
     directory = f"{_PROC}/{process}"
     with suppress(OSError):  # it has ended, or is another user's
         for name in os.listdir(f"{directory}/fdinfo"):
             with suppress(OSError):
                 yield _mount_number(f"{directory}/fdinfo/{name}"), f"{directory}/fd/{name}"
     for name in ("cwd", "root", "exe"):
+        path = f"{directory}/{name}"
         with suppress(OSError):
-            descriptor = os.open(f"{directory}/{name}", os.O_PATH | os.O_CLOEXEC)
+            if avoided and _is_below(os.fsencode(os.readlink(path)), avoided):
+                continue
+            descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
             try:
-                yield _mount_number(f"{_PROC}/self/fdinfo/{descriptor}"), f"{directory}/{name}"
+                yield mount_of(descriptor), path
             finally:
                 os.close(descriptor)
+
+
+def _is_below(path: bytes, directories: tuple[bytes, ...]) -> bool:
+    return any(path == one or path.startswith(one.rstrip(b"/") + b"/") for one in directories)
+
+
+def _is_of_the_kernel(path: str) -> bool:
+    """Return whether *path* leads to a pipe, a socket or the like, which no mount shows."""
+    try:
+        return not os.readlink(path).startswith("/")
+    except OSError:
+        return False
+
+
+def _numbers_of_the_kernel() -> set[int]:
+    """Return the numbers of the mounts of files in memory, which have names like others."""
+    try:
+        descriptor = os.memfd_create("mount", os.MFD_CLOEXEC)
+    except OSError:
+        return set()
+    try:
+        return {mount_of(descriptor)}
+    finally:
+        os.close(descriptor)
 
 
 def _mount_number(information: str) -> int:
@@ -232,14 +375,5 @@ def _mount_number(information: str) -> int:
     finally:
         os.close(descriptor)
     if match is None:
-        raise StoreError("the kernel does not tell the mounts of open files")
+        raise OSError(errno.ENODATA, "the kernel does not tell the mounts of open files")
     return int(match[1])
-
-
-def _overlay_device(path: str) -> str | None:
-    try:
-        if linux.file_system_magic(os.fsencode(path)) != linux.OVERLAYFS_MAGIC:
-            return None
-        return device_text(os.stat(path).st_dev)
-    except OSError:
-        return None  # it has been closed in the meantime

@@ -1,0 +1,281 @@
+"""Asking about mounts without being held up: a helper process does the looking.
+
+A request to a file system of another user may never be answered, and the process that waits for it
+may not even be killed. So the helper is nothing that must end: it is no child of ours, and a helper
+that does not answer is left alone, and its successor gets the next question. It ends when it is
+asked nothing for a while, or when the other end of its socket is closed.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import traceback
+import weakref
+from contextlib import ExitStack, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from layermanager.errors import StoreError
+from layermanager.use.first_reports import FirstReports
+from layermanager.use.inspection import Examined, Inspection, OpenedFile, OverlayView, shows
+from layermanager.use.namespaces import table_inside
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    Answer = Any  # JSON of our own process
+
+_LOGGER: Final = logging.getLogger(__name__)
+_LOGGER.addFilter(FirstReports())
+
+_PATIENCE_SECONDS: Final = 5.0
+_FOREIGN_SECONDS: Final = 30.0
+_IDLE_SECONDS: Final = 2.0
+_RECEIVED_BYTES: Final = 64 * 1024
+_BOOT: Final = (
+    "import sys; sys.path[:] = sys.argv[3:]; "
+    "from layermanager.use.inspector import serve; serve(int(sys.argv[1]), sys.argv[2])"
+)
+
+
+class Inspector:
+    """Answers questions about mounts within a bounded time; may be used by any thread.
+
+    Args:
+        layers_dir: the layers' directory.
+        patience: how many seconds one answer may take.
+        foreign_seconds: how many seconds all answers about other users' mounts may take.
+    """
+
+    def __init__(
+        self,
+        layers_dir: Path,
+        *,
+        patience: float = _PATIENCE_SECONDS,
+        foreign_seconds: float = _FOREIGN_SECONDS,
+    ) -> None:
+        self._layers_dir = layers_dir.absolute()
+        self._patience = patience
+        self._foreign_seconds = foreign_seconds
+        self._lock = threading.Lock()
+        self._helper: _Helper | None = None
+
+    def examine(self, view: OverlayView, *, is_foreign: bool) -> Examined | None:
+        """Return what the paths of an overlay tell; None if that cannot be found out in time."""
+        answer = self._ask("examine", is_foreign=is_foreign, view=asdict(view))
+        if answer is None:
+            return None
+        return Examined(tuple(answer["layers"]), answer["is_vague"], answer["is_stacked"])
+
+    def identify(self, path: str, *, is_foreign: bool) -> OpenedFile | None:
+        """Return what a process has open, by its *path* in ``/proc``.
+
+        None if it was closed, or if that cannot be found out in time.
+        """
+        answer = self._ask("identify", is_foreign=is_foreign, path=path)
+        if not answer:
+            return None
+        return OpenedFile(**{**answer, "layers": tuple(answer["layers"])})
+
+    def shows(self, view: OverlayView, places: Sequence[str], *, is_foreign: bool) -> bool | None:
+        """Return whether an overlay shows a file of a layer that is at one of *places*.
+
+        None if that cannot be found out in time.
+        """
+        answer = self._ask("shows", is_foreign=is_foreign, view=asdict(view), places=[*places])
+        return None if answer is None else bool(answer)
+
+    def table_inside(self, file: str) -> bytes:
+        """Return the table of the mount namespace of *file*.
+
+        Raises:
+            OSError: it cannot be read in time, or at all.
+        """
+        answer = self._ask("table", is_foreign=True, file=file)
+        if answer is None:
+            raise TimeoutError("its file system does not answer")
+        if isinstance(answer, list):
+            raise OSError(*answer)
+        return str(answer).encode("latin-1")
+
+    def _ask(self, what: str, *, is_foreign: bool, **question: object) -> Answer:
+        """Return the answer; None if there is none in time."""
+        text = json.dumps({"what": what, **question}).encode() + b"\n"
+        with self._lock:
+            patience = min(self._patience, self._foreign_seconds) if is_foreign else self._patience
+            if patience <= 0:
+                return None
+            begun = time.monotonic()
+            try:
+                answer = self._answer(text, patience)
+            finally:
+                if is_foreign:
+                    self._foreign_seconds -= time.monotonic() - begun
+        if answer is None:
+            _LOGGER.warning("file systems of %s do not answer", _named(question))
+            return None
+        if "failed" in answer:
+            raise StoreError(f"cannot tell which layers are in use: {answer['failed']}")
+        if "surprise" in answer:
+            _LOGGER.error("cannot look at %s: %s", _named(question), answer["surprise"])
+            return None
+        return answer["result"]
+
+    def _answer(self, question: bytes, patience: float) -> Mapping[str, Answer] | None:
+        for helper in (self._helper, None):
+            # A helper that had nothing to do may just have ended.
+            current = helper or _Helper(self._layers_dir)
+            self._helper = None
+            with suppress(ConnectionError):
+                answer = current.ask(question, patience)
+                self._helper = None if answer is None else current
+                return None if answer is None else json.loads(answer)
+        raise StoreError("cannot tell which layers are in use: the process that looks was killed")
+
+
+class _Helper:
+    """A process that answers one question at a time.
+
+    Raises:
+        StoreError: it cannot be started.
+    """
+
+    def __init__(self, layers_dir: Path) -> None:
+        with ExitStack() as stack:
+            try:
+                ours, theirs = map(stack.enter_context, socket.socketpair())
+                self._process = _start(theirs.fileno(), layers_dir)
+            except (OSError, ValueError) as error:
+                raise StoreError(
+                    f"cannot tell which layers are in use: cannot start the helper: {error}"
+                ) from error
+            theirs.close()
+            stack.pop_all()
+        self._socket = ours
+        self.close = weakref.finalize(self, ours.close)
+
+    def ask(self, question: bytes, seconds: float) -> bytes | None:
+        """Return the answer; None if there is none after so many *seconds*, and never will be.
+
+        Raises:
+            ConnectionError: the process has ended.
+        """
+        self._socket.settimeout(seconds)
+        received = bytearray()
+        try:
+            self._socket.sendall(question)
+            while not received.endswith(b"\n"):
+                piece = self._socket.recv(_RECEIVED_BYTES)
+                if not piece:
+                    raise ConnectionResetError
+                received += piece
+        except TimeoutError:
+            with suppress(ProcessLookupError):
+                os.kill(self._process, signal.SIGKILL)
+            self.close()
+            return None
+        return bytes(received)
+
+
+def _start(descriptor: int, layers_dir: Path) -> int:
+    """Start a helper that answers on the socket *descriptor*, and return its process.
+
+    Raises:
+        OSError: it cannot be started.
+        ValueError: it has not come as far as to tell its number.
+    """
+    path = [entry for entry in sys.path if entry]
+    command = [sys.executable, "-I", "-S", "-c", _BOOT, str(descriptor), str(layers_dir), *path]
+    started = subprocess.run(
+        command,
+        cwd="/",
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        pass_fds=[descriptor],
+        check=False,
+    )
+    return int(started.stdout)
+
+
+def _named(question: Mapping[str, object]) -> str:
+    view = question.get("view")
+    place = view["directory"] if isinstance(view, dict) else question.get("path")
+    return repr(place or question.get("file"))
+
+
+# The helper's side
+
+
+def serve(descriptor: int, layers_dir: str) -> None:
+    """Answer questions that come by a socket, in a process of its own."""
+    process = os.fork()
+    if process:
+        os.write(1, b"%d" % process)
+        os._exit(0)
+    gc.disable()
+    os.dup2(0, 1)
+    with socket.socket(fileno=descriptor) as channel, channel.makefile("rwb") as file:
+        inspection = _Inspection(Path(layers_dir))
+        while select.select([channel], [], [], _IDLE_SECONDS)[0]:
+            question = file.readline()
+            if not question:
+                break
+            file.write(json.dumps(inspection.answer(json.loads(question))).encode() + b"\n")
+            file.flush()
+    os._exit(0)
+
+
+class _Inspection:
+    """Answers questions as JSON."""
+
+    def __init__(self, layers_dir: Path) -> None:
+        self._layers_dir = layers_dir
+        self._inspection: Inspection | None = None
+
+    def answer(self, question: Mapping[str, Answer]) -> dict[str, Answer]:
+        """Return the answer, or why there is none."""
+        try:
+            return {"result": self._result(question)}
+        except (OSError, StoreError) as error:
+            return {"failed": str(error)}
+        except Exception:  # noqa: BLE001 - what this mount did to us must not concern the others
+            return {"surprise": traceback.format_exc()}
+
+    def _result(self, question: Mapping[str, Answer]) -> Answer:
+        match question:
+            case {"what": "shows", "view": view, "places": places}:
+                return shows(_view(view), places)
+            case {"what": "table", "file": file}:
+                return _table(file)
+        if self._inspection is None:
+            self._inspection = Inspection(self._layers_dir)
+        match question:
+            case {"what": "examine", "view": view}:
+                return asdict(self._inspection.examine(_view(view)))
+            case {"what": "identify", "path": path}:
+                opened = self._inspection.identify(path)
+                return {} if opened is None else asdict(opened)
+        raise ValueError(question)
+
+
+def _view(document: Mapping[str, Answer]) -> OverlayView:
+    return OverlayView(**{**document, "lower": tuple(document["lower"])})
+
+
+def _table(file: str) -> Answer:
+    try:
+        return table_inside(file).decode("latin-1")
+    except OSError as error:
+        return [error.errno, error.strerror]
