@@ -65,14 +65,18 @@ def write_index(root: int, index: int, cancellation: Cancellation, on_step: OnSt
     with closing(Directories(root)) as directories:
         for file in directories.files(_refuse_unreadable):
             cancellation.check()
+            inode = file.state.st_dev, file.state.st_ino
+            first = first_paths.get(inode)
+            if first is not None:
+                writer.add_hard_link(file.path, first)
+                continue
+            try:
+                _add(writer, file, cancellation)
+            except FileNotFoundError:
+                continue  # others removed it meanwhile
             if not stat.S_ISDIR(file.state.st_mode) and file.state.st_nlink > 1:
-                inode = file.state.st_dev, file.state.st_ino
-                first = first_paths.setdefault(inode, file.path)
-                if first != file.path:
-                    writer.add_hard_link(file.path, first)
-                    continue
+                first_paths[inode] = file.path
             size += file.state.st_blocks * _BLOCK_BYTES
-            _add(writer, file, cancellation)
     writer.finish()
     return size
 
@@ -156,6 +160,8 @@ def _is_whiteout(state: os.stat_result) -> bool:
 
 
 def _refuse_unreadable(path: bytes, error: OSError) -> None:
+    if isinstance(error, FileNotFoundError):
+        return  # others removed it meanwhile
     if error.errno != errno.EXDEV:
         raise error
     raise StoreError(
@@ -170,7 +176,7 @@ def _add(writer: IndexWriter, file: File, cancellation: Cancellation) -> None:
         case "file":
             keywords = file_keywords(state.st_size, _hash(file, cancellation))
         case "link":
-            keywords = link_keywords(file.place.link())
+            keywords = link_keywords(_link(file))
         case "char" | "block":
             keywords = device_keywords((os.major(state.st_rdev), os.minor(state.st_rdev)))
         case "socket":
@@ -181,26 +187,41 @@ def _add(writer: IndexWriter, file: File, cancellation: Cancellation) -> None:
     writer.add(file.path, kind.encode(), attributes, keywords)
 
 
+def _link(file: File) -> bytes:
+    try:
+        return file.place.link()
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # it is no symlink any more
+            raise _changed(file) from error
+        raise
+
+
 def _hash(file: File, cancellation: Cancellation) -> str:
+    """Hash a file that stays as it is meanwhile; one that grows is read to its former size only."""
     digest = hashlib.sha256()
     left = file.state.st_size
     try:
-        with os.fdopen(file.place.open(), "rb", buffering=0) as content:
-            is_same = _version(os.fstat(content.fileno())) == _version(file.state)
-            while is_same and left and (chunk := content.read(min(left, _READ_BYTES))):
-                cancellation.check()
-                digest.update(chunk)
-                left -= len(chunk)
-            is_same = is_same and _version(os.fstat(content.fileno())) == _version(file.state)
-    except (FileNotFoundError, NotRegularError):
-        is_same = False
-    if left or not is_same:
-        raise StoreError(
-            f"{os.fsdecode(file.path)}: changed while it was read; stop what writes to the layer, "
-            "then adopt again"
-        )
+        descriptor = file.place.open()
+    except NotRegularError as error:
+        raise _changed(file) from error
+    with os.fdopen(descriptor, "rb", buffering=0) as content:
+        if _version(os.fstat(descriptor)) != _version(file.state):
+            raise _changed(file)
+        while left and (chunk := content.read(min(left, _READ_BYTES))):
+            cancellation.check()
+            digest.update(chunk)
+            left -= len(chunk)
+        if left or _version(os.fstat(descriptor)) != _version(file.state):
+            raise _changed(file)
     return digest.hexdigest()
 
 
 def _version(state: os.stat_result) -> tuple[int, ...]:
     return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns
+
+
+def _changed(file: File) -> StoreError:
+    return StoreError(
+        f"{os.fsdecode(file.path)}: changed while it was read; stop what writes to the layer, "
+        "then adopt again"
+    )

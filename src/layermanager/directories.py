@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,13 +34,17 @@ from layermanager import linux
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    OnEnter: TypeAlias = "Callable[[bytes], None]"
+    OnEnter: TypeAlias = Callable[[bytes], None]
+    OnError: TypeAlias = Callable[[bytes, OSError], None]
 
 _OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_PLACE: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_FILE: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _NO_OPENAT2: Final = (errno.ENOSYS, errno.EPERM)  # an old kernel, or a container's filter
 _MOUNT_ID: Final = "mnt_id:"
+_NAME: Final = rb"(?!\.{0,2}(?:/|\Z))[^/\0]+"
+_PLAIN_NAME: Final = re.compile(_NAME)
+_PLAIN_PATH: Final = re.compile(rb"%b(?:/%b)*+" % (_NAME, _NAME))
 _NEAR: Final = 16
 _KINDS: Final = {
     stat.S_IFREG: "file",
@@ -64,23 +69,17 @@ def is_plain(path: bytes) -> bool:
     It does if it is ``.``, the root, or names joined by ``/`` of which none is empty, ``.`` or
     ``..``.
     """
-    return path == b"." or all(map(_is_name, path.split(b"/")))
-
-
-def _is_name(name: bytes) -> bool:
-    return name not in (b"", b".", b"..") and b"/" not in name and b"\0" not in name
+    return path == b"." or _PLAIN_PATH.fullmatch(path) is not None
 
 
 class NotRegularError(OSError):
-    """A file cannot be read since it is not a regular file.
-
-    Attributes:
-        kind: what it is, in the words of ``kind_of``.
-    """
+    """A file is not opened for reading since it is not a regular file."""
 
     def __init__(self, kind: str) -> None:
-        super().__init__(errno.EINVAL, f"not a regular file but of type {kind}")
-        self.kind = kind
+        super().__init__(errno.EINVAL, f"not a regular file but of type `{kind}`")
+
+    def __str__(self) -> str:
+        return str(self.strerror)
 
 
 def open_regular(place: int, flags: int = 0) -> int:
@@ -127,13 +126,19 @@ class Place:
 
     def xattrs(self) -> dict[str, bytes]:
         """Return the extended attributes, except those that the system gives every file."""
-        # There are no calls for these with a directory's descriptor before Linux 6.13.
-        path = b"/proc/self/fd/%d/%b" % (self.directory, self.name)
+        path = self.path()
         return {
             name: os.getxattr(path, name, follow_symlinks=False)
             for name in os.listxattr(path, follow_symlinks=False)
             if name not in _OF_THE_SYSTEM
         }
+
+    def path(self) -> bytes:
+        """Return a path to it for calls that take no directory; they must follow no symlink.
+
+        Those for extended attributes do so since Linux 6.13 only.
+        """
+        return b"/proc/self/fd/%d/%b" % (self.directory, self.name)
 
     def open(self) -> int:
         """Open the regular file that is there for reading.
@@ -225,7 +230,7 @@ class Trail:
             OSError: with ``EXDEV``: a file system is mounted on it; or it cannot be opened.
             ValueError: *name* is not a single name.
         """
-        if not _is_name(name):
+        if not _PLAIN_NAME.fullmatch(name):
             raise ValueError(f"not the name of a file: {name!r}")
         descriptor = self._open(name, self.descriptor)
         state = os.fstat(descriptor)
@@ -299,6 +304,11 @@ class Trail:
             level.descriptor = -1
 
 
+def _raise_unless_gone(_: bytes, error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
+
+
 class Directories:
     """The directories of a tree by their paths.
 
@@ -329,10 +339,13 @@ class Directories:
             OSError: a directory cannot be opened, or a file system is mounted on it (``EXDEV``).
             ValueError: *path* is not plain.
         """
-        if path == b".":
-            return Place(self._root, b".")
         if not is_plain(path):
             raise ValueError(f"not a path in a tree: {path!r}")
+        return self._place_of(path)
+
+    def _place_of(self, path: bytes) -> Place | None:
+        if path == b".":
+            return Place(self._root, b".")
         parent, _, name = path.rpartition(b"/")
         directory = self.open(parent)
         return None if directory is None else Place(directory, name)
@@ -366,44 +379,50 @@ class Directories:
         with os.scandir(descriptor) as entries:
             return sorted(os.fsencode(entry.name) for entry in entries)
 
-    def files(
-        self, on_unreadable: Callable[[bytes, OSError], None] | None = None
-    ) -> Iterator[File]:
+    def files(self, on_error: OnError = _raise_unless_gone) -> Iterator[File]:
         """Yield all files, each directory before what is in it, in the order of their names.
 
-        A file's place is good until the next one. What others remove meanwhile is left out.
+        A file's place is good until the next one.
 
         Args:
-            on_unreadable: is given each directory that cannot be listed, and why; without it the
-                error is raised.
-
-        Raises:
-            OSError: the tree cannot be read.
+            on_error: is given the path of what cannot be read, and why; if it raises nothing, the
+                walk goes on. ``FileNotFoundError`` means that others removed it meanwhile. By
+                default all other errors are raised.
         """
         pending = [b"."]
         while pending:
             path = pending.pop()
-            place = self.place_of(path)
-            state = place.state() if place else None
-            if place is None or state is None:
-                continue
-            yield File(path, place, state)
-            if not stat.S_ISDIR(state.st_mode):
-                continue
-            above = b"" if path == b"." else path + b"/"
             try:
-                names = self.names(above[:-1]) or ()
+                file = self._file(path)
+                yield file
+                if stat.S_ISDIR(file.state.st_mode):
+                    pending += self._below(path)
             except OSError as error:
-                if on_unreadable is None:
-                    raise
-                on_unreadable(path, error)
-                continue
-            pending += [above + name for name in reversed(names)]
+                on_error(path, error)
+
+    def _file(self, path: bytes) -> File:
+        place = self._place_of(path)
+        state = place.state() if place else None
+        if place is None or state is None:
+            raise _gone(path)
+        return File(path, place, state)
+
+    def _below(self, path: bytes) -> list[bytes]:
+        """Return what is in a directory in the reverse order of names."""
+        above = b"" if path == b"." else path + b"/"
+        names = self.names(above[:-1])
+        if names is None:
+            raise _gone(path)
+        return [above + name for name in reversed(names)]
 
     def close(self) -> None:
         """Close what is open, except the root."""
         self._trail.close()
         self._at, self._ends = b"", [0]
+
+
+def _gone(path: bytes) -> FileNotFoundError:
+    return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
 
 
 def _open_directory(name: bytes, directory: int) -> int:
