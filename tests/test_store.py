@@ -4,6 +4,7 @@ import os
 import re
 import stat
 import struct
+import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -268,6 +269,27 @@ class TestRemoval:
         assert store.digests() == []
         assert list((store.layers_dir / ".trash").iterdir()) == []
 
+    @pytest.mark.usefixtures("needs_root")
+    def test_a_layer_with_a_mount_in_it_is_removed_but_for_that(
+        self, store: Store, tmp_path: Path
+    ) -> None:
+        commit(store, ONE)
+        (tmp_path / "home").mkdir()
+        (tmp_path / "home/file").touch()
+        mount_point = store.path_of(ONE) / "dir"
+        subprocess.run(["mount", "--bind", tmp_path / "home", mount_point], check=True)
+        try:
+            with pytest.raises(StoreError, match=r"cannot remove: .*/dir: a file system is mount"):
+                store.remove(ONE)
+        finally:
+            (trashed,) = (store.layers_dir / ".trash").iterdir()
+            subprocess.run(["umount", trashed / "dir"], check=True)
+        assert store.digests() == []
+        assert not store.has_index(ONE)
+        assert (tmp_path / "home/file").exists()
+        assert store.sweep() == 1
+        assert list((store.layers_dir / ".trash").iterdir()) == []
+
 
 class TestSweep:
     def test_it_counts_what_it_removes(self, store: Store) -> None:
@@ -299,6 +321,31 @@ class TestSweep:
         other.mkdir()
         assert store.sweep() == 0
         assert other.exists()
+
+    @pytest.mark.usefixtures("needs_root")
+    def test_a_mount_in_a_leftover_fails_no_operation(
+        self, store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A user makes one by fusermount; nothing of it is removed, and all else is."""
+        (tmp_path / "home").mkdir()
+        (tmp_path / "home/file").touch()
+        for place in (".trash/a/user", ".trash/a/etc", ".trash/b/etc"):
+            (store.layers_dir / place).mkdir(parents=True)
+        mount_point = store.layers_dir / ".trash/a/user"
+        subprocess.run(["mount", "--bind", tmp_path / "home", mount_point], check=True)
+        try:
+            assert store.sweep() == 1
+            assert everything_below(store.layers_dir / ".trash") == {"a", "a/user", "a/user/file"}
+        finally:
+            subprocess.run(["umount", mount_point], check=True)
+        (message,) = [record.getMessage() for record in caplog.records]
+        assert message == (
+            f"the rest of {mount_point.parent} is left to the next operation: "
+            "a/user: a file system is mounted on it; unmount it"
+        )
+        assert (tmp_path / "home/file").exists()
+        assert store.sweep() == 1
+        assert list((store.layers_dir / ".trash").iterdir()) == []
 
     def test_an_index_that_grew_goes(self, store: Store, tmp_path: Path) -> None:
         staging = tmp_path / "index/.staging"
