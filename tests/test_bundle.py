@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import stat
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from layermanager.testing.layers import LayerBuilder
 from manager_fixtures import Node
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from layermanager import LayerManager
 
@@ -157,6 +158,16 @@ class Renames:
         return self._open_inside(root, path, flags)
 
 
+SPECIAL_FILES: Mapping[str, Callable[[LayerBuilder, str], LayerBuilder]] = {
+    "fifo": lambda layer, name: layer.fifo(name),
+    "char that exists": lambda layer, name: layer.character_device(name, 1, 3),
+    # Had it been opened, the error would be that it has no driver.
+    "char without a driver": lambda layer, name: layer.character_device(name, 511, 7),
+    "block": lambda layer, name: layer.block_device(name, 511, 7),
+    "dir": lambda layer, name: layer.directory(name),
+}
+
+
 class TestMaking:
     def test_what_may_steer_a_runtime_is_left_out_and_said(
         self, manager: LayerManager, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -218,12 +229,83 @@ class TestMaking:
             manager.bundle("app", reference, directory=tmp_path / "bundle")
         assert manager.mounts() == ()
 
-    def test_a_pipe_is_not_waited_for(self, manager: LayerManager, tmp_path: Path) -> None:
-        layer = LayerBuilder().directory(".").directory("etc").fifo("etc/passwd")
+    @pytest.mark.parametrize("kind", SPECIAL_FILES)
+    @pytest.mark.parametrize("name", ["etc/passwd", "etc/group"])
+    def test_what_is_no_file_is_not_opened(
+        self, kind: str, name: str, manager: LayerManager, tmp_path: Path
+    ) -> None:
+        """Opening a device, if only to look at it, may start a watchdog or rewind a tape."""
+        layer = LayerBuilder().directory(".").directory("etc")
+        layer = SPECIAL_FILES[kind](layer, name)
+        reference = install(manager, tmp_path, [layer], {"Cmd": ["sh"], "User": "7"})
+        with pytest.raises(ImageError) as caught:
+            manager.bundle("app", reference, directory=tmp_path / "bundle")
+        assert str(caught.value) == (
+            f"cannot read /{name} of the image {reference}: "
+            f"not a regular file but of type `{kind.partition(' ')[0]}`"
+        )
+        assert manager.mounts() == ()
+        assert not (tmp_path / "bundle/config.json").exists()
+
+    def test_a_socket_is_not_opened(self, manager: LayerManager, tmp_path: Path) -> None:
+        """No archive brings one, but a mount may have written it."""
+        reference = install(manager, tmp_path, [LayerBuilder().directory(".")], {"Cmd": ["sh"]})
+        (layer,) = manager.get_layers_info()
+        (layer.path / "etc").mkdir()
+        os.mknod(layer.path / "etc/passwd", stat.S_IFSOCK | 0o666)
+        with pytest.raises(ImageError, match="not a regular file but of type `socket`"):
+            manager.bundle("app", reference, directory=tmp_path / "bundle")
+
+    @pytest.mark.parametrize(
+        "target", ["passwd", "/etc/passwd", "../etc/passwd", "/dev/null", "../../../dev/watchdog"]
+    )
+    def test_symlinks_that_lead_nowhere_in_the_image(
+        self, target: str, manager: LayerManager, tmp_path: Path
+    ) -> None:
+        """To itself, or to the machine's devices, of which the image has none."""
+        layer = LayerBuilder().directory(".").directory("etc").symlink("etc/passwd", target)
         reference = install(manager, tmp_path, [layer], {"Cmd": ["sh"], "User": "7"})
         with manager.bundle("app", reference, directory=tmp_path / "bundle"):
             document = json.loads((tmp_path / "bundle/config.json").read_text())
         assert document["process"]["user"]["uid"] == 7
+
+    @pytest.mark.parametrize("target", ["/proc/self/fd/0", "/proc/1/root/etc/passwd"])
+    def test_symlinks_to_the_kernel_s_links(
+        self, target: str, manager: LayerManager, tmp_path: Path
+    ) -> None:
+        layer = LayerBuilder().directory(".").directory("etc").symlink("etc/passwd", target)
+        reference = install(manager, tmp_path, [layer], {"Cmd": ["sh"], "User": "root:root"})
+        with pytest.raises(ImageError, match="'root'"):
+            manager.bundle("app", reference, directory=tmp_path / "bundle")
+
+    def test_a_symlink_to_a_device_of_the_image(
+        self, manager: LayerManager, tmp_path: Path
+    ) -> None:
+        layer = LayerBuilder().directory(".").directory("etc").directory("dev")
+        layer = layer.character_device("dev/null", 1, 3).symlink("etc/passwd", "/dev/null")
+        reference = install(manager, tmp_path, [layer], {"Cmd": ["sh"], "User": "7"})
+        with pytest.raises(ImageError, match="not a regular file but of type `char`"):
+            manager.bundle("app", reference, directory=tmp_path / "bundle")
+
+    def test_a_file_that_is_too_large(self, manager: LayerManager, tmp_path: Path) -> None:
+        """A part of it could name another user than the whole."""
+        layer = LayerBuilder().directory(".").directory("etc")
+        most = b"app:x:7:7::/:\n" + b"#" * ((1 << 20) - 14)
+        reference = install(
+            manager,
+            tmp_path / "1",
+            [layer.file("etc/passwd", most)],
+            {"Cmd": ["sh"], "User": "app"},
+        )
+        with manager.bundle("app", reference, directory=tmp_path / "bundle"):
+            pass
+        layer = LayerBuilder().directory(".").directory("etc").file("etc/passwd", most + b"#")
+        reference = install(manager, tmp_path / "2", [layer], {"Cmd": ["sh"], "User": "app"})
+        with pytest.raises(ImageError) as caught:
+            manager.bundle("app", reference, directory=tmp_path / "bundle")
+        assert str(caught.value) == (
+            f"cannot read /etc/passwd of the image {reference}: larger than 1048576 bytes"
+        )
 
     def test_a_directory_that_cannot_be_used(self, manager: LayerManager, tmp_path: Path) -> None:
         reference = install(manager, tmp_path, [LayerBuilder().directory(".")], {"Cmd": ["sh"]})

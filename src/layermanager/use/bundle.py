@@ -5,12 +5,12 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import stat
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from layermanager import linux
-from layermanager.errors import MountError
+from layermanager.directories import NotRegularError, open_regular
+from layermanager.errors import ImageError, MountError
 from layermanager.oci.manifest import read_config
 from layermanager.oci.runtime import find_user, runtime_config
 from layermanager.private_files import (
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from layermanager.use.layer_use import LayerUse, MountedLayers
 
 _LOGGER: Final = logging.getLogger(__name__)
-_READ: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+_OPEN_PLACE: Final = os.O_PATH | os.O_CLOEXEC
 _MOST_BYTES: Final = 1 << 20
 _LEADS_NOWHERE: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 _MOST_ATTEMPTS: Final = 1000
@@ -52,7 +52,7 @@ def write_bundle(
     mounted = use.mount(name, tuple(reversed(image.layers)), target=directory / "rootfs")
     try:
         with _bundle_errors(directory):
-            passwd, group = _read_inside(mounted.mount.target, ("etc/passwd", "etc/group"))
+            passwd, group = _read_inside(mounted.mount.target, image, ("etc/passwd", "etc/group"))
             user = find_user(config.user, passwd, group)
             made = runtime_config(
                 config, user, hostname=name, arguments=arguments, is_read_only=read_only
@@ -66,43 +66,55 @@ def write_bundle(
     return mounted
 
 
-def _read_inside(root: Path, names: Sequence[str]) -> list[bytes]:
-    """The beginnings of files as a process sees them that has *root* as its root directory.
+def _read_inside(root: Path, image: ImageInfo, names: Sequence[str]) -> list[bytes]:
+    """Read small files of *image* as a process sees them that has *root* as its root directory.
 
-    They are the image's: a symlink leads somewhere within, and what is no file is not read.
+    A symlink leads somewhere within. A missing file is empty.
+
+    Raises:
+        ImageError: a file is not a regular file, or is too large.
     """
-    descriptor = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    descriptor = os.open(root, _OPEN_PLACE | os.O_DIRECTORY)
     try:
-        return [_read_file(descriptor, name) for name in names]
+        return [_read_file(descriptor, image, name) for name in names]
     finally:
         os.close(descriptor)
 
 
-def _read_file(root: int, name: str) -> bytes:
+def _read_file(root: int, image: ImageInfo, name: str) -> bytes:
     try:
-        descriptor = _open_inside(root, name.encode())
+        place = _open_inside(root, name.encode())
     except OSError as error:
         if error.errno in _LEADS_NOWHERE:
             return b""
         raise
+    try:
+        descriptor = open_regular(place)
+    except NotRegularError as error:
+        raise ImageError(f"cannot read /{name} of the image {image.reference}: {error}") from error
+    finally:
+        os.close(place)
     with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            return b""
-        return file.read(_MOST_BYTES)
+        content = file.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise ImageError(
+            f"cannot read /{name} of the image {image.reference}: larger than {_MOST_BYTES} bytes"
+        )
+    return content
 
 
 def _open_inside(root: int, path: bytes) -> int:
-    """Open *path* for reading, again where something was renamed or mounted meanwhile.
+    """Open the place of *path*, again where something was renamed or mounted meanwhile.
 
     The kernel cannot tell then whether a ``..`` left *root*, whatever was renamed, and asks for
     another attempt (openat2(2), ``EAGAIN``).
     """
     for _ in range(_MOST_ATTEMPTS - 1):
         try:
-            return linux.open_inside(root, path, _READ)
+            return linux.open_inside(root, path, _OPEN_PLACE)
         except BlockingIOError:
             continue
-    return linux.open_inside(root, path, _READ)
+    return linux.open_inside(root, path, _OPEN_PLACE)
 
 
 @contextmanager
