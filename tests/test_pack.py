@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import errno
 import gzip
 import hashlib
@@ -7,6 +8,7 @@ import io
 import json
 import logging
 import os
+import re
 import socket
 import stat
 import struct
@@ -26,14 +28,14 @@ from hypothesis import strategies as st
 from layermanager.errors import PackError
 from layermanager.model import DesiredLayer, Digest, Limits
 from layermanager.pack import Compression, pack_layer
-from layermanager.pack.layer_tar import _content
+from layermanager.pack.layer_tar import _content, open_layer_tar
 from layermanager.testing.layers import LayerBuilder, compress
 from layermanager.unpack.compression import decompressed
 from layermanager.unpack.streams import ByteReader
 from layermanager.unpack.tar import Entry, TarReader
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 ROOT = os.geteuid() == 0
 needs_root = pytest.mark.skipif(not ROOT, reason="only root makes devices and trusted attributes")
@@ -684,6 +686,67 @@ class TestFailures:
 
         with pytest.raises(PackError, match=rf"^{path}: changed while it was packed"):
             list(_content(os.fsencode(path), before))
+
+
+def acting_after(name: str, source: Path, action: Callable[[], object]) -> Iterator[bytes]:
+    """The tar of *source*, which changes when the header of *name* is written."""
+    is_done = False
+    for chunk in open_layer_tar(source, source.stat()).chunks:
+        yield chunk
+        if not is_done and re.search(rf"(^|\n|\0){name}/?\0".encode(), chunk):
+            is_done = True
+            action()
+
+
+class TestOthersChangeTheSource:
+    """The upper directory of a container is packed while its users may write to it."""
+
+    @pytest.mark.parametrize("replacement", ["a symlink", "nothing", "a file"])
+    @pytest.mark.parametrize("after", ["a", "b", "b/d"])
+    def test_a_directory_that_is_replaced(
+        self, replacement: str, after: str, tmp_path: Path
+    ) -> None:
+        """What is outside is never packed: the package fails, or is of what was there."""
+        source, outside = tmp_path / "source", tmp_path / "outside"
+        for top in (source / "b", outside):
+            (top / "d").mkdir(parents=True)
+            for name in ("1", "d/2"):
+                (top / name).write_text("secret" if top == outside else "public")
+        (source / "a").touch()
+
+        def replace() -> None:
+            (source / "b").rename(outside / "moved")
+            if replacement == "a symlink":
+                (source / "b").symlink_to(outside)
+            elif replacement == "a file":
+                (source / "b").touch()
+
+        chunks: list[bytes] = []
+        with contextlib.suppress(PackError):
+            chunks.extend(acting_after(after, source, replace))
+        assert (outside / "moved").exists()
+        assert b"secret" not in b"".join(chunks)
+
+    def test_a_file_that_is_gone_fails_the_package(self, tmp_path: Path) -> None:
+        """It must not be left out in silence."""
+        for name in ("1", "2"):
+            (tmp_path / name).touch()
+        chunks = acting_after("1", tmp_path, (tmp_path / "2").unlink)
+        with pytest.raises(PackError, match=rf"^cannot read {tmp_path}/2: No such file"):
+            list(chunks)
+
+    @needs_root
+    def test_what_is_mounted_below_belongs_to_it(self, tmp_path: Path) -> None:
+        (tmp_path / "source/mount").mkdir(parents=True)
+        (tmp_path / "other").mkdir()
+        (tmp_path / "other/file").write_text("mounted")
+        mount_point = tmp_path / "source/mount"
+        subprocess.run(["mount", "--bind", tmp_path / "other", mount_point], check=True)
+        try:
+            tar = b"".join(open_layer_tar(tmp_path / "source", tmp_path.stat()).chunks)
+        finally:
+            subprocess.run(["umount", mount_point], check=True)
+        assert b"mounted" in tar
 
 
 def fill(tree: Path) -> None:

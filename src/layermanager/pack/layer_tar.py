@@ -17,17 +17,20 @@ import stat
 import sys
 import tarfile
 import zlib
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Final, Protocol
 
+from layermanager.directories import Directories
 from layermanager.errors import PackError
 from layermanager.unpack.fields import OPAQUE_MARKER, WHITEOUT_PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from layermanager.directories import File, Place
 
 _log: Final = logging.getLogger(__name__)
 
@@ -150,14 +153,16 @@ class _Entry:
     """Something in the source directory.
 
     Attributes:
-        path: where it is.
+        path: where it is, for messages.
         name: its path below the source; ``.`` is the source itself.
+        place: where it is found, good until the next entry.
         status: its ``lstat``.
         xattrs: its extended attributes, those of overlayfs included.
     """
 
     path: bytes
     name: bytes
+    place: Place
     status: os.stat_result
     xattrs: dict[str, bytes]
 
@@ -213,9 +218,7 @@ class _HardLinks:
 def _directory_tar(root: bytes, latest_ns: int | None) -> Iterator[bytes]:
     """The layer tar of the directory *root*: parents first, names in the order of their bytes."""
     links = _HardLinks()
-    pending = [b"."]
-    while pending:
-        entry = _read_entry(root, pending.pop())
+    for entry in _entries(root):
         if stat.S_ISSOCK(entry.mode):
             _log.warning("%s: is a socket and is left out", os.fsdecode(entry.path))
             continue
@@ -225,10 +228,8 @@ def _directory_tar(root: bytes, latest_ns: int | None) -> Iterator[bytes]:
             continue
         _refuse_incomplete(entry)
         yield from _member(entry, links.first_name(entry), latest_ns)
-        if stat.S_ISDIR(entry.mode):
-            if entry.is_opaque:
-                yield header(_marker(_join(entry.name, OPAQUE_MARKER)))
-            pending.extend(reversed(_children(entry)))
+        if stat.S_ISDIR(entry.mode) and entry.is_opaque:
+            yield header(_marker(_join(entry.name, OPAQUE_MARKER)))
     yield END_OF_ARCHIVE
 
 
@@ -240,7 +241,7 @@ def _member(entry: _Entry, first_name: bytes | None, latest_ns: int | None) -> I
     elif stat.S_ISREG(entry.mode):
         info.size = entry.status.st_size
         yield header(info)
-        yield from _content(entry.path, entry.status)
+        yield from _content(entry.path, entry.status, entry.place)
         yield padding(info.size)
     else:
         _set_type(info, entry)
@@ -254,7 +255,7 @@ def _set_type(info: tarfile.TarInfo, entry: _Entry) -> None:
         case stat.S_IFLNK:
             info.type = tarfile.SYMTYPE
             with _reading(entry.path):
-                info.linkname = _text(os.readlink(entry.path))  # noqa: PTH115 - a Path tidies up
+                info.linkname = _text(entry.place.link())
         case stat.S_IFIFO:
             info.type = tarfile.FIFOTYPE
         case stat.S_IFCHR | stat.S_IFBLK as kind:
@@ -301,22 +302,36 @@ def _refuse_incomplete(entry: _Entry) -> None:
             )
 
 
-def _read_entry(root: bytes, name: bytes) -> _Entry:
-    path = _join(root, name) if name != b"." else root
-    if name.rpartition(b"/")[2].startswith(WHITEOUT_PREFIX):
+def _entries(root: bytes) -> Iterator[_Entry]:
+    """Read the directory *root*, in which others may be able to write."""
+
+    def refuse(name: bytes, error: OSError) -> None:
+        raise PackError(
+            f"cannot read {os.fsdecode(_path(root, name))}: {error.strerror}"
+        ) from error
+
+    with ExitStack() as stack:
+        with _reading(root):
+            descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        stack.callback(os.close, descriptor)
+        # What is mounted below the directory belongs to it, as for other archivers.
+        directories = stack.enter_context(closing(Directories(descriptor, crosses_mounts=True)))
+        for file in directories.files(refuse):
+            yield _read_entry(root, file)
+
+
+def _read_entry(root: bytes, file: File) -> _Entry:
+    path = _path(root, file.path)
+    if file.path.rpartition(b"/")[2].startswith(WHITEOUT_PREFIX):
         raise PackError(
             f"{os.fsdecode(path)}: in a layer, names that begin with .wh. mean removed files"
         )
     with _reading(path):
-        return _Entry(path, name, os.lstat(path), _xattrs(path))
+        return _Entry(path, file.path, file.place, file.state, _xattrs(file.place, path))
 
 
-def _children(entry: _Entry) -> list[bytes]:
-    with _reading(entry.path), os.scandir(entry.path) as children:
-        return sorted(_join(entry.name, child.name) for child in children)
-
-
-def _xattrs(path: bytes) -> dict[str, bytes]:
+def _xattrs(place: Place, shown_path: bytes) -> dict[str, bytes]:
+    path = place.path()
     try:
         names = os.listxattr(path, follow_symlinks=False)
     except OSError as error:
@@ -324,7 +339,8 @@ def _xattrs(path: bytes) -> dict[str, bytes]:
             return {}
         raise
     return {
-        _xattr_name(path, name): os.getxattr(path, name, follow_symlinks=False) for name in names
+        _xattr_name(shown_path, name): os.getxattr(path, name, follow_symlinks=False)
+        for name in names
     }
 
 
@@ -339,11 +355,12 @@ def _xattr_name(path: bytes, name: str) -> str:
     return keyword
 
 
-def _content(path: bytes, status: os.stat_result) -> Iterator[bytes]:
-    """The content of a regular file, as long as its *status* says."""
-    # Should there meanwhile be a link or a fifo: follow no link and wait for no fifo's writer.
-    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-    with _reading(path), os.fdopen(os.open(path, flags), "rb", buffering=0) as file:
+def _content(path: bytes, status: os.stat_result, place: Place | None = None) -> Iterator[bytes]:
+    """Yield the content of a regular file, which must stay as its *status* says.
+
+    It is opened at *place*, or else at *path*.
+    """
+    with _reading(path), os.fdopen(_open(path, place), "rb", buffering=0) as file:
         left = status.st_size
         while left and (chunk := file.read(min(left, CHUNK_BYTES))):
             left -= len(chunk)
@@ -351,6 +368,13 @@ def _content(path: bytes, status: os.stat_result) -> Iterator[bytes]:
         after = os.fstat(file.fileno())
     if left or _state(after) != _state(status):
         raise PackError(f"{os.fsdecode(path)}: changed while it was packed")
+
+
+def _open(path: bytes, place: Place | None) -> int:
+    if place is not None:
+        return place.open()
+    # Should there meanwhile be a link or a fifo: follow no link and wait for no fifo's writer.
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def _state(status: os.stat_result) -> tuple[int, int, int]:
@@ -388,6 +412,10 @@ def header(info: tarfile.TarInfo) -> bytes:
 def padding(size: int) -> bytes:
     """What follows a content of *size* bytes, so that the next header begins with a block."""
     return bytes(-size % tarfile.BLOCKSIZE)
+
+
+def _path(root: bytes, name: bytes) -> bytes:
+    return root if name == b"." else _join(root, name)
 
 
 def _join(directory: bytes, name: bytes) -> bytes:
