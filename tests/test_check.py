@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import resource
 import shutil
 import stat
-from typing import TYPE_CHECKING
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace as replace_attributes
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from layermanager import linux
 from layermanager.cancellation import Cancellation
-from layermanager.check import MAX_DIFFERENCES, Depth, Problem, Status
+from layermanager.check import MAX_DIFFERENCES, Depth, Problem, Status, compare
 from layermanager.errors import CancelledError
 from layermanager.inventory import Inventory
 from layermanager.model import Repair
 from layermanager.testing.layers import LayerBuilder
+from layermanager.unpack.index import IndexEntry
 from manager_fixtures import Node
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
-    from layermanager.check import LayerReport
+    from layermanager.check import Difference, LayerReport
     from layermanager.inventory import CheckProgress
     from layermanager.model import LayerInfo
 
@@ -291,3 +298,203 @@ class TestLayers:
 
 def index(node: Node, layer: LayerInfo) -> Path:
     return node.config.index_dir / "sha256" / f"{layer.digest.encoded}.mtree.gz"
+
+
+# What is fed to it directly
+
+
+def entry(path: str, kind: str = "dir", **attributes: Any) -> IndexEntry:
+    """An entry of an index that was made by hand."""
+    made = IndexEntry(
+        path=os.fsencode(path),
+        kind=kind,
+        mode=0o755,
+        owner=(0, 0),
+        mtime_ns=5,
+        size=0,
+        sha256="",
+        link=b"",
+        hard_link=b"",
+        device=(0, 0),
+        xattrs={},
+    )
+    return replace_attributes(made, **attributes)
+
+
+def compared(
+    root: Path, entries: Iterable[IndexEntry], depth: Depth = Depth.CONTENT
+) -> list[Difference]:
+    descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with ThreadPoolExecutor(1) as threads:
+            return list(
+                compare(
+                    descriptor,
+                    entries,
+                    depth,
+                    threads=threads,
+                    cancellation=Cancellation(),
+                    on_bytes=lambda _: None,
+                )
+            )
+    finally:
+        os.close(descriptor)
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A tree ``c/d/e`` in which directories have files, beside one outside with the same names."""
+    for top in ("tree/c", "outside"):
+        (tmp_path / top / "d/e").mkdir(parents=True)
+        for name in ("1", "d/2", "d/e/3", "z"):
+            (tmp_path / top / name).write_text(top)
+    (tmp_path / "outside/secret").write_text("secret")
+    for path in (tmp_path / "outside").rglob("*"):
+        os.utime(path, ns=(1, 1))
+    return tmp_path / "tree"
+
+
+class TestIndexesThatLeadOut:
+    @pytest.mark.parametrize(
+        "path",
+        [
+            *("..", "../outside", "c/..", "c/../..", "c/../../outside/secret", "c/d/../../../x"),
+            *("", "/", "/etc", "/etc/passwd", "c//d", "c/", "./c", "c/./d", ".//", "c/d\0e"),
+        ],
+    )
+    @pytest.mark.parametrize("kind", ["dir", "file"])
+    def test_a_path_is_a_difference_and_not_looked_at(
+        self, path: str, kind: str, tree: Path
+    ) -> None:
+        bad = entry(path, kind, size=6, sha256="0" * 64)
+        good = [entry("."), entry("c")]
+        found = [one for one in compared(tree, [*good, bad]) if one.path == bad.path]
+        assert [(one.problem, one.expected, one.found) for one in found] == [
+            (Problem.INDEX, "a path inside the layer", path)
+        ]
+        told = {one.path for one in compared(tree, [*good, bad])}
+        assert told == {bad.path, b".", b"c", b"c/1", b"c/d", b"c/z"}
+
+    @pytest.mark.parametrize("other", ["../outside/1", "/etc/passwd", "c/../../outside/1", ".."])
+    def test_the_other_path_of_a_hard_link(self, other: str, tree: Path) -> None:
+        """Otherwise it would tell whether two files outside are the same."""
+        (tree / "c/1").unlink()
+        os.link(tree.parent / "outside/1", tree / "c/1")
+        link = entry("c/1", "file", hard_link=os.fsencode(other))
+        found = [one for one in compared(tree, [link]) if one.path == b"c/1"]
+        assert [(one.problem, one.found) for one in found] == [(Problem.INDEX, other)]
+
+    def test_nothing_of_a_layer_is_hidden_by_it(self, tree: Path) -> None:
+        entries = [entry("."), entry("c/../c/1", "file")]
+        assert (b"c", Problem.ADDED) in [(one.path, one.problem) for one in compared(tree, entries)]
+
+
+def symlink_instead(path: Path, outside: Path) -> None:
+    path.rename(outside.parent / "was here")
+    path.symlink_to(outside)
+
+
+TRICKS: dict[str, Callable[[Path, Path], object]] = {
+    "moved away": lambda path, outside: path.rename(outside / "d/d"),
+    "moved up": lambda path, _: path.rename(path.parent.parent / "moved"),
+    "replaced by a symlink": symlink_instead,
+    "exchanged": lambda path, outside: linux.exchange(
+        os.fsencode(path), os.fsencode(outside / "d")
+    ),
+}
+IN_ORDER = (".", "c", "c/1", "c/d", "c/d/2", "c/d/e", "c/d/e/3", "c/z")
+
+
+class TestOthersChangeTheLayer:
+    @pytest.mark.parametrize("trick", TRICKS)
+    @pytest.mark.parametrize("at", IN_ORDER)
+    def test_nothing_outside_is_looked_at(self, trick: str, at: str, tree: Path) -> None:
+        """The directory ``c/d`` goes before the entry *at* is compared."""
+        outside = tree.parent / "outside"
+        before = {path: path.stat().st_atime_ns for path in outside.rglob("*") if path.is_file()}
+
+        def entries() -> Iterator[IndexEntry]:
+            for path in IN_ORDER:
+                if path == at:
+                    TRICKS[trick](tree / "c/d", outside)
+                is_directory = (path.rpartition("/")[2] or ".") in ".cde"
+                yield entry(path, "dir" if is_directory else "file", size=6, sha256="0" * 64)
+
+        told = {os.fsdecode(one.path) for one in compared(tree, entries())}
+        known = {*IN_ORDER, "moved", "c/was here"}
+        if trick == "exchanged":
+            known |= {"c/d/2", "c/d/e"}  # what was brought in
+        assert told <= known
+        after = {path: path.stat().st_atime_ns for path in before if path.exists()}
+        if trick != "exchanged":
+            assert after == before
+
+    def test_a_file_becomes_a_fifo_before_it_is_opened(self, tree: Path) -> None:
+        """It was a file when its attributes were read; the fifo is not opened."""
+
+        class Swapping(dict[bytes, bytes]):
+            """Is asked for between the two."""
+
+            def items(self) -> Any:
+                (tree / "c/1").unlink()
+                os.mkfifo(tree / "c/1")
+                return super().items()
+
+        size = (tree / "c/1").stat().st_size
+        one = entry("c/1", "file", size=size, sha256="0" * 64, xattrs=Swapping())
+        found = [one.found for one in compared(tree, [one]) if one.problem is Problem.CONTENT]
+        assert found == ["not a regular file but of type `fifo`"]
+
+    def test_a_file_that_grows_is_read_to_its_size_only(self, tree: Path) -> None:
+        read = 0
+
+        def grow(size: int) -> None:
+            nonlocal read
+            read += size
+            with (tree / "c/1").open("ab") as file:
+                file.write(bytes(size))
+
+        content = (tree / "c/1").read_bytes()
+        one = entry("c/1", "file", size=len(content), sha256=hashlib.sha256(content).hexdigest())
+        root = os.open(tree, os.O_RDONLY)
+        with ThreadPoolExecutor(1) as threads:
+            found = compare(
+                root,
+                [one],
+                Depth.CONTENT,
+                threads=threads,
+                cancellation=Cancellation(),
+                on_bytes=grow,
+            )
+            problems = {one.problem for one in found if one.path == b"c/1"}
+        os.close(root)
+        assert read <= len(content) + 1
+        assert Problem.CONTENT in problems
+
+    @pytest.mark.usefixtures("needs_root")
+    def test_what_is_mounted_in_a_layer_is_not_looked_at(self, tree: Path) -> None:
+        outside = tree.parent / "outside"
+        subprocess.run(["mount", "--bind", outside, tree / "c/d"], check=True)
+        try:
+            told = compared(tree, [entry("."), entry("c"), entry("c/d"), entry("c/d/2", "file")])
+        finally:
+            subprocess.run(["umount", tree / "c/d"], check=True)
+        hidden = {one.path: one.found for one in told if one.problem is Problem.UNREADABLE}
+        assert hidden == {
+            b"c/d": "hidden by a mounted file system",
+            b"c/d/2": "hidden by a mounted file system",
+        }
+        assert b"c/d/secret" not in {one.path for one in told}
+
+    def test_a_layer_deeper_than_descriptors_are_many(self, tmp_path: Path) -> None:
+        depth = 300
+        tmp_path.joinpath(*["d"] * depth).mkdir(parents=True)
+        entries = [entry("/".join(["d"] * number)) for number in range(1, depth + 1)]
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        few = len(os.listdir("/proc/self/fd")) + 90  # noqa: PTH208 - counted, not used
+        resource.setrlimit(resource.RLIMIT_NOFILE, (few, limits[1]))
+        try:
+            told = compared(tmp_path, entries)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert {one.problem for one in told} == {Problem.TIME}
