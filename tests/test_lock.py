@@ -83,14 +83,16 @@ class Waiter:
 
 
 @contextmanager
-def waiting(lock: StoreLock, clock: FakeClock, waiters: int = 1) -> Iterator[Waiter]:
+def waiting(
+    lock: StoreLock, clock: FakeClock, waiters: int = 1, patience: timedelta = timedelta.max
+) -> Iterator[Waiter]:
     """A thread that waits for *lock*, and is cancelled at the end."""
     waiter = Waiter()
     end = threading.Event()
 
     def enter() -> None:
         try:
-            with lock.held(timedelta(hours=1), end):
+            with lock.held(patience, end):
                 waiter.outcome.append("entered")
                 waiter.settled.set()
                 end.wait()
@@ -311,7 +313,7 @@ class TestTurns:
         threads = []
 
         def enter(number: int) -> None:
-            with others[number].held(timedelta(hours=1), threading.Event()):
+            with others[number].held(timedelta.max, threading.Event()):
                 order.append(number)
 
         with lock.held(NONE, threading.Event()):
@@ -376,7 +378,10 @@ class TestTurns:
 
 def test_the_time_is_a_clocks(tmp_path: Path, lock: StoreLock, clock: FakeClock) -> None:
     """A machine that was busy, or suspended, has waited as long as its clock says."""
-    with other_process(tmp_path), waiting(lock, clock) as waiter:
+    with (
+        other_process(tmp_path),
+        waiting(lock, clock, patience=timedelta(hours=1)) as waiter,
+    ):
         clock.advance(timedelta(hours=2))
         waiter.settled.wait()
         assert waiter.outcome == ["StoreBusyError"]
