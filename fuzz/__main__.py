@@ -8,7 +8,20 @@ import importlib
 from pathlib import Path
 from typing import Final
 
-_TARGETS: Final = ("tar", "package", "compression")
+_TARGETS: Final = (
+    "tar",
+    "package",
+    "compression",
+    "challenge",
+    "noproxy",
+)
+_INSTRUMENTED: Final = (
+    "layermanager.documents",
+    "layermanager.unpack",
+    "layermanager.registry.challenge",
+    "layermanager.sources.proxies",
+    "layermanager.sources.scopes",
+)
 _STATE: Final = Path(".cache/fuzz")
 _LARGEST_INPUT_BYTES: Final = 16 * 1024
 _TIMEOUT_SECONDS: Final = 10
@@ -27,7 +40,7 @@ def main() -> None:
 def _fuzz(name: str, seconds: int) -> None:
     """Fuzz one target; libFuzzer then ends the process."""
     atheris = importlib.import_module("atheris")
-    with atheris.instrument_imports(include=["layermanager.documents", "layermanager.unpack"]):
+    with atheris.instrument_imports(include=list(_INSTRUMENTED)):
         corpus = importlib.import_module("hostile.corpus")
         targets = importlib.import_module("hostile.targets")
     directory = _STATE / name

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Final
 from hostile.packages import DIGEST
 from layermanager.errors import LayerError
 from layermanager.model import Limits
+from layermanager.registry.challenge import ChallengeError, parse_challenges
+from layermanager.sources.proxies import parse_no_proxy
 from layermanager.unpack.compression import decompressed, no_bomb
 from layermanager.unpack.package import PackageReader
 from layermanager.unpack.streams import CHUNK_BYTES, ByteReader, CountedChunks
@@ -62,10 +64,30 @@ def decompress(data: bytes) -> None:
         return
 
 
+def read_challenge(data: bytes) -> None:
+    """Read *data* as a header ``WWW-Authenticate``."""
+    try:
+        challenges = parse_challenges(data.decode("latin-1"))
+    except ChallengeError:
+        return
+    assert all(challenge.scheme for challenge in challenges)
+
+
+def read_no_proxy(data: bytes) -> None:
+    """Read the first line of *data* as ``NO_PROXY``, and ask for the second one as a host."""
+    text, _, host = data.decode("latin-1").partition("\n")
+    hosts = parse_no_proxy(text)
+    hosts.includes(host, 80)
+    assert hosts.includes("localhost", 80)
+    assert hosts.includes("127.0.0.1", 443)
+
+
 TARGETS: Final[Mapping[str, Callable[[bytes], None]]] = {
     "tar": read_tar,
     "package": read_package,
     "compression": decompress,
+    "challenge": read_challenge,
+    "noproxy": read_no_proxy,
 }
 
 

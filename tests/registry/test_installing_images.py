@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -65,9 +66,18 @@ def other() -> Iterator[LayerServer]:
         yield server
 
 
-def node(base: Path, registries: Mapping[str, Registry], **settings: Any) -> Node:
+def node(
+    base: Path,
+    registries: Mapping[str, Registry],
+    *,
+    retry_delay: timedelta = IMPATIENT.retry_delay,
+    **settings: Any,
+) -> Node:
     network = Network(
-        registries=registries, attempts=IMPATIENT.attempts, retry_delay=IMPATIENT.retry_delay
+        registries=registries,
+        attempts=IMPATIENT.attempts,
+        retry_delay=retry_delay,
+        longest_retry_delay=retry_delay,
     )
     return Node(base, network=network, **settings)
 
@@ -104,7 +114,10 @@ class TestLayers:
         other.answer(PATH, BROKEN)
         server.answer(PATH, REST)
         registries = {name_of(server): Registry(mirrors=(other.url,), is_plain=True)}
-        assert install(node(tmp_path, registries), reference) == [reference]
+        # A mirror whose delay is over is asked before the registry again. The registry, which did
+        # not fail, is asked without any delay.
+        patient = node(tmp_path, registries, retry_delay=timedelta(hours=1))
+        assert install(patient, reference) == [reference]
         assert (ranges(other), ranges(server)) == ([None], ["bytes=10-"])
 
     def test_that_a_mirror_has_wrong_come_from_the_registry(
