@@ -73,6 +73,13 @@ def test_a_layer_without_a_name_is_shown_by_its_digest() -> None:
     assert plain_line(LayerProgress(unnamed, Phase.INSTALLED)) == "sha256:abababababab: installed"
 
 
+@given(st.text(st.characters()), st.text(st.characters()))
+def test_whatever_fails_is_one_line(name: str, message: str) -> None:
+    named = DesiredLayer(Digest("sha256:" + "ab" * 32), "file:///layer", layer_id=name)
+    error = LayerManagerError(message)
+    assert plain_line(LayerProgress(named, Phase.FAILED, error=error)).isprintable()
+
+
 def test_a_long_list_is_summarised() -> None:
     rows = rows_of(
         *(LayerProgress(layer(f"done-{number}"), Phase.INSTALLED) for number in range(50)),
