@@ -183,8 +183,22 @@ def _overlay(lower: Sequence[Path], mount_point: Path) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def needs_overlay(tmp_path_factory: pytest.TempPathFactory, needs_trusted_xattrs: None) -> None:  # noqa: ARG001 - fixtures are asked for by argument
-    """Overlay mounts."""
+def needs_mount_namespace() -> None:
+    """Mount namespaces that keep their mounts; in a chroot whose root is no mount point none do."""
+    command = ["unshare", "--mount", "--propagation", "private", "true"]
+    _require(
+        "mount namespaces (is the root directory a mount point?)",
+        lambda: subprocess.run(command, check=True, capture_output=True),
+    )
+
+
+@pytest.fixture(scope="session")
+def needs_overlay(
+    tmp_path_factory: pytest.TempPathFactory,
+    needs_mount_namespace: None,  # noqa: ARG001 - fixtures are asked for by argument
+    needs_trusted_xattrs: None,  # noqa: ARG001 - as above
+) -> None:
+    """Overlay mounts, also in a mount namespace of their own."""
     base = tmp_path_factory.mktemp("overlay")
     for name in ("upper", "lower", "merged"):
         (base / name).mkdir()

@@ -133,7 +133,7 @@ def test_filter_that_is_no_program_is_refused() -> None:
     assert in_child(install) == "EINVAL"
 
 
-@pytest.mark.usefixtures("needs_root")
+@pytest.mark.usefixtures("needs_mount_namespace")
 def test_mounts_in_a_namespace_of_their_own(tmp_path: Path) -> None:
     (tmp_path / "here").mkdir()
     (tmp_path / "there").mkdir()
