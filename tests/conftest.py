@@ -68,6 +68,10 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
 # Set in many containers; where it is, no process that tests start ends with a full buffer.
 os.environ.pop("PYTHONUNBUFFERED", None)
 
+# Since version 2.39 mount(8) gives the kernel each option by fsconfig(2), which takes 255 bytes:
+# less than two directories of pytest as lowerdir.
+os.environ["LIBMOUNT_FORCE_MOUNT2"] = "always"
+
 
 @pytest.fixture(autouse=True)
 def _no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:

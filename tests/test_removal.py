@@ -132,6 +132,7 @@ LOCKED = """
     import os, stat, sys
     from pathlib import Path
     if os.geteuid() == 0:
+        os.setgroups([])  # a login of root has the group of root's directories
         os.setgid(65534)
         os.setuid(65534)
     base = os.open(sys.argv[1], os.O_RDONLY)

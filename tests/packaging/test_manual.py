@@ -38,7 +38,8 @@ def test_it_has_every_command_and_option() -> None:
 
 def test_troff_has_nothing_to_complain_of(needs_groff: None) -> None:  # noqa: ARG001
     formatted = subprocess.run(
-        ["groff", "-man", "-ww", "-Tutf8", "-K", "utf8"],
+        # For the terminal's driver: no colours, and neither bold nor underlined.
+        ["groff", "-man", "-ww", "-Tutf8", "-K", "utf8", "-P", "-cbou"],
         check=True,
         capture_output=True,
         text=True,
