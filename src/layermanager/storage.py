@@ -36,7 +36,7 @@ from layermanager.model import DesiredLayer, Digest, ImageInfo, LayerInfo
 from layermanager.reserve import Reserve
 from layermanager.steps import Step, unannounced
 from layermanager.timestamps import format_timestamp, parse_timestamp
-from layermanager.urls import without_credentials
+from layermanager.urls import file_url, without_credentials
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -818,7 +818,7 @@ def _create_file(path: Path, on_step: OnStep) -> None:
 def _connect(path: Path, query: str) -> sqlite3.Connection:
     """Open the existing database *path*; *query* says how, in the words of SQLite's addresses."""
     connection = sqlite3.connect(
-        f"{path.absolute().as_uri()}?{query}",
+        f"{file_url(path.absolute())}?{query}",
         timeout=_BUSY_SECONDS,
         isolation_level=None,
         check_same_thread=False,

@@ -1,9 +1,13 @@
-"""URLs as people may see them."""
+"""URLs as people may see them, and those of files."""
 
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import TYPE_CHECKING, Final
+from urllib.parse import quote
+
+if TYPE_CHECKING:
+    from pathlib import PurePath
 
 _CREDENTIALS: Final = re.compile(r"\A(?P<before>[^/?#\\]*//)[^/?#\\]*@")
 _QUERY: Final = re.compile(r"\?[^#]+")
@@ -52,3 +56,11 @@ def redacted(text: str) -> str:
 def _without_query(match: re.Match[str]) -> str:
     """Return the question mark of a query alone, but that of a sentence with all that follows."""
     return "?…" if any(map(str.isalnum, match[0])) else match[0]
+
+
+def file_url(path: PurePath) -> str:
+    """Return the file URL of an absolute path.
+
+    ``as_uri`` of Python 3.14 imports ``urllib.request`` for that, and with it OpenSSL.
+    """
+    return f"file://{quote(bytes(path))}"

@@ -18,6 +18,7 @@ from layermanager.pack.layer_tar import (
     regular,
 )
 from layermanager.pack.output import replacing, write
+from layermanager.urls import file_url
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,7 +76,7 @@ def pack_layer(
         raise PackError(f"cannot pack {source} as {output}: {error}") from error
     return DesiredLayer(
         digest=digest,
-        url=output.as_uri() if url is None else url,
+        url=file_url(output) if url is None else url,
         layer_id=layer_id,
         version=version,
         sha256=checked.checksum,
