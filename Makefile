@@ -51,7 +51,7 @@ openapi: $(READY)
 # FUZZ_SECONDS for each target; after hours, .cache/fuzz holds what to begin with the next time.
 fuzz: $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement fuzz/requirements.txt
-	for target in tar package compression challenge noproxy; do \
+	for target in $$($(BIN)/python -m fuzz --list); do \
 		PYTHONPATH=tests $(BIN)/python -m fuzz $$target --seconds $(FUZZ_SECONDS) || exit 1; \
 	done
 

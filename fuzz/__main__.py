@@ -14,6 +14,7 @@ _TARGETS: Final = (
     "compression",
     "challenge",
     "noproxy",
+    "mounts",
 )
 _INSTRUMENTED: Final = (
     "layermanager.documents",
@@ -21,6 +22,7 @@ _INSTRUMENTED: Final = (
     "layermanager.registry.challenge",
     "layermanager.sources.proxies",
     "layermanager.sources.scopes",
+    "layermanager.use",
 )
 _STATE: Final = Path(".cache/fuzz")
 _LARGEST_INPUT_BYTES: Final = 16 * 1024
@@ -31,9 +33,15 @@ _MEMORY_MIB: Final = 1024
 def main() -> None:
     """Fuzz what the command line names; the status is 0 if nothing was found."""
     parser = argparse.ArgumentParser(prog="python -m fuzz", description=__doc__)
-    parser.add_argument("target", choices=_TARGETS)
+    parser.add_argument("target", choices=_TARGETS, nargs="?")
+    parser.add_argument("--list", action="store_true", help="print the names of all targets")
     parser.add_argument("--seconds", type=int, default=60, help="how long (default 60)")
     arguments = parser.parse_args()
+    if arguments.list:
+        print(*_TARGETS, sep="\n")
+        return
+    if arguments.target is None:
+        parser.error("name a target, or use --list")
     _fuzz(arguments.target, arguments.seconds)
 
 
@@ -46,7 +54,7 @@ def _fuzz(name: str, seconds: int) -> None:
     directory = _STATE / name
     inputs = directory / "corpus"
     inputs.mkdir(parents=True, exist_ok=True)
-    for _, data in corpus.small_inputs():
+    for data in corpus.seeds(name):
         (inputs / hashlib.sha256(data).hexdigest()).write_bytes(data)
     options = [
         f"-max_total_time={seconds}",

@@ -239,6 +239,15 @@ def needs_fuse() -> None:
     _require("FUSE", lambda: os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)))
 
 
+@pytest.fixture(scope="session")
+def needs_nobody(needs_user_namespace: list[str]) -> tuple[str, ...]:
+    """How to run a program as the user ``nobody``, as the root of a user namespace."""
+    user = ("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups")
+    command = (*user, *needs_user_namespace)
+    _require("a user without rights", lambda: subprocess.run([*command, "true"], check=True))
+    return command
+
+
 @pytest.fixture
 def small_file_system(tmp_path: Path) -> Iterator[Path]:
     """An ext4 of 8 MiB."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -200,3 +201,13 @@ class Progress:
         """The phases of *layer* in order, each once."""
         phases = [progress.phase.value for progress in self.told if progress.desired == layer]
         return list(dict.fromkeys(phases))
+
+
+def wait_until_unused(manager: LayerManager) -> None:
+    """Return when no copy is left of what was unmounted.
+
+    A process that gets a mount namespace of its own, such as an unpacker of another test, has
+    copies of all mounts for a moment.
+    """
+    while manager.leases():
+        threading.Event().wait(0.01)

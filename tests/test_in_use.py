@@ -7,6 +7,7 @@ import os
 import shlex
 import subprocess
 import sys
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -63,6 +64,15 @@ class Layers:
         """Those that are found to be in use."""
         found = look(self.directory)
         return {path for path in (self.used, self.other, self.unused) if found.holders(path.name)}
+
+    def wait_until_unused(self) -> None:
+        """Return when no copy is left of a mount that was made in our own namespace.
+
+        A process that gets a mount namespace of its own, such as an unpacker of another test, has
+        copies of all mounts for a moment.
+        """
+        while self.in_use():
+            threading.Event().wait(0.01)
 
     def holder(self) -> Holder:
         """The only one that uses the first layer."""
@@ -350,7 +360,7 @@ class TestStacks:
         with shell(script, prefix=prefix):
             assert layers.in_use() == {layers.used, layers.other}
             assert look(layers.directory).has_stacked([layers.used.name])
-        assert layers.in_use() == set()
+        layers.wait_until_unused()
 
     def test_a_mount_point_that_is_not_empty(
         self, layers: Layers, base: Path, place: Path, tmp_path: Path

@@ -7,11 +7,12 @@ import sys
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from foreign_mounts import IN_A_MOUNT_NAMESPACE, mount_command, shell
+from foreign_mounts import IN_A_MOUNT_NAMESPACE, IN_A_USER_NAMESPACE, mount_command, shell
 from layermanager.check import Status
 from layermanager.errors import LayersFailedError, NotEnoughSpaceError
 from layermanager.inventory import Inventory
@@ -19,11 +20,10 @@ from layermanager.model import Repair
 from layermanager.space import DiskUsage, Partitions
 from layermanager.steps import Step
 from layermanager.testing.clock import FakeClock
-from manager_fixtures import MIB, Node, name_on_disk, names_in
+from manager_fixtures import MIB, Node, name_on_disk, names_in, wait_until_unused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from layermanager import DesiredLayer, LayerInfo, LayerManager
 
@@ -286,3 +286,109 @@ class TestNotEnoughSpace:
             manager.process_desired_layers([node.publish("new", 3 * MIB)])
         (error,) = caught.value.exceptions
         assert "in use" not in str(error)
+
+
+class TestStacks:
+    """An overlay of another user on top of one of ours, which is unmounted then."""
+
+    @pytest.fixture
+    def layers(self, node: Node) -> list[DesiredLayer]:
+        return [node.publish("used", MIB), node.publish("other", MIB)]
+
+    @pytest.mark.parametrize("read_only", [True, False])
+    def test_it_keeps_layers_and_what_was_written(
+        self,
+        node: Node,
+        layers: list[DesiredLayer],
+        target: Path,
+        empty: Path,
+        tmp_path: Path,
+        *,
+        read_only: bool,
+    ) -> None:
+        above = tmp_path / "above"
+        above.mkdir()
+        with node.manager() as manager:
+            (used, _) = cached(manager, *layers)
+            manager.mount("base", "used", target=target, read_only=read_only)
+            if not read_only:
+                (target / "written").write_text("by the mount")
+            command = mount_command([target, empty], above)
+            with shell(f"{command}; trap 'umount {above}' EXIT"):
+                manager.umount("base")
+                assert not target.is_mount()
+                assert manager.mounts() == ()
+                assert names_in(manager.remove_cached_layers(1 << 60)) == ["other"]
+                assert names_in(manager.remove_expired_layers(AT_ONCE)) == []
+                assert_whole(above, used)
+                assert read_only or (above / "written").read_text() == "by the mount"
+                (lease,) = manager.leases()
+                assert lease.owner == "mount base"
+                with manager.mount("base", "used", target=target):
+                    assert len(manager.leases()) == 2, "the name is free"
+            wait_until_unused(manager)
+            assert names_in(manager.remove_cached_layers(1 << 60)) == ["used"]
+            mounts = node.config.working_dir / "mounts"
+            assert not mounts.exists() or list(mounts.iterdir()) == []
+
+    def test_by_the_root_of_a_user_namespace(
+        self, node: Node, layers: list[DesiredLayer], target: Path, empty: Path, tmp_path: Path
+    ) -> None:
+        above = tmp_path / "above"
+        above.mkdir()
+        with node.manager() as manager:
+            (used, _) = cached(manager, *layers)
+            manager.mount("base", "used", target=target, read_only=True)
+            script = mount_command([target, empty], above, "ro,userxattr")
+            with shell(script, prefix=IN_A_USER_NAMESPACE) as process:
+                manager.umount("base")
+                assert names_in(manager.remove_cached_layers(1 << 60)) == ["other"]
+                assert_whole(Path(f"/proc/{process.pid}/root{above}"), used)
+            wait_until_unused(manager)
+            assert names_in(manager.remove_cached_layers(1 << 60)) == ["used"]
+
+
+class TestHostileMounts:
+    """No mount of a user without any rights fails an operation."""
+
+    @pytest.mark.parametrize("kind", ["tmpfs", "overlay"])
+    def test_names_with_characters_that_end_a_line(
+        self, node: Node, target: Path, needs_nobody: tuple[str, ...], kind: str
+    ) -> None:
+        script = rf"""
+            mount -t tmpfs none /mnt
+            cd /mnt
+            mkdir a b
+            for odd in '\r' '\v' '\f' '\034' '\035' '\036' '\205' '\377' '\n1 2 3:4 - overlay'; do
+                name="$(printf "x${{odd}}36 25 0:9 - overlay y ro,lowerdir=z")"
+                mkdir "$name"
+                mount -t {kind} -o {"ro" if kind == "tmpfs" else "lowerdir=a:b"} "$name" "$name"
+            done
+        """
+        with shell(script, prefix=needs_nobody):
+            self.assert_all_operations_work(node, target)
+
+    def test_more_components_than_a_recursion_can_take(
+        self, node: Node, target: Path, needs_nobody: tuple[str, ...]
+    ) -> None:
+        script = f"""
+            mount -t tmpfs none /mnt
+            cd /mnt
+            mkdir a b c
+            mount -t overlay -o lowerdir={"/." * 1900}/mnt/a:/mnt/b none /mnt/c
+        """
+        with shell(script, prefix=needs_nobody):
+            self.assert_all_operations_work(node, target)
+
+    def assert_all_operations_work(self, node: Node, target: Path) -> None:
+        layers = [node.publish("one"), node.publish("two")]
+        with node.manager() as manager:
+            manager.process_desired_layers(layers)
+            assert names_in(manager.process_desired_layers(layers[:1]).cached) == ["two"]
+            with manager.mount("app", "one", target=target, read_only=True):
+                assert [mount.name for mount in manager.mounts()] == ["app"]
+                assert (target / "etc/name").read_text() == "one"
+            assert manager.mounts() == ()
+            assert Inventory(node.config).usage().held == 0
+            assert names_in(manager.remove_cached_layers(1 << 60)) == ["two"]
+            node.assert_has(layers[:1])

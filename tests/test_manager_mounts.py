@@ -7,7 +7,6 @@ import stat
 import subprocess
 import sys
 import textwrap
-import threading
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -24,7 +23,7 @@ from layermanager.errors import (
     UseError,
 )
 from layermanager.testing.layers import LayerBuilder, compress
-from manager_fixtures import Node, names_in
+from manager_fixtures import Node, names_in, wait_until_unused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -84,16 +83,6 @@ def publish(node: Node, name: str) -> DesiredLayer:
 
 def names(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir())
-
-
-def wait_until_unused(manager: LayerManager) -> None:
-    """Return when no copy is left of what was unmounted.
-
-    A process that gets a mount namespace of its own, such as an unpacker of another test, has
-    copies of all mounts for a moment.
-    """
-    while manager.leases():
-        threading.Event().wait(0.01)
 
 
 def kept_by_mounts(node: Node) -> list[Path]:

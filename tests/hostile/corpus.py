@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Final
 
-from hostile import compressed, headers, links, packages, paths, sparse_files, whiteouts
+from hostile import (
+    compressed,
+    headers,
+    links,
+    mount_tables,
+    packages,
+    paths,
+    sparse_files,
+    whiteouts,
+)
 
 if TYPE_CHECKING:
     from hostile.cases import Case
@@ -20,6 +30,14 @@ CASES: Final[tuple[Case, ...]] = (
 )
 
 SMALL_BYTES: Final = 32 * 1024
+
+
+@cache
+def seeds(target: str) -> tuple[bytes, ...]:
+    """What is fuzzed as *target* begins with these. Some take their time to be built."""
+    if target == "mounts":
+        return mount_tables.TABLES
+    return tuple(data for _, data in small_inputs())
 
 
 def small_inputs() -> list[tuple[str, bytes]]:

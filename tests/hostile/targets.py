@@ -18,6 +18,9 @@ from layermanager.unpack.compression import decompressed, no_bomb
 from layermanager.unpack.package import PackageReader
 from layermanager.unpack.streams import CHUNK_BYTES, ByteReader, CountedChunks
 from layermanager.unpack.tar import BLOCK_BYTES, TarReader
+from layermanager.use.layer_places import layers_in, layers_named
+from layermanager.use.mountinfo import lower_directories, parse_table
+from layermanager.use.paths import resolve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -82,12 +85,29 @@ def read_no_proxy(data: bytes) -> None:
     assert hosts.includes("127.0.0.1", 443)
 
 
+def read_mount_table(data: bytes) -> None:
+    """Read *data* as a table of mounts, and follow all paths in it.
+
+    The sources of the mounts are taken for symlinks that are at the mount points.
+    """
+    lines = parse_table(data)
+    assert len(lines.mounts) + len(lines.unreadable) == len([*filter(None, data.split(b"\n"))])
+    links = {mount.mount_point: mount.source for mount in lines.mounts}
+    for mount in lines.mounts:
+        layers_in(mount.root)
+        for lower in lower_directories(mount.options):
+            layers_in(resolve(b"/" + lower, links.get))
+    for line in lines.unreadable:
+        layers_named(line)
+
+
 TARGETS: Final[Mapping[str, Callable[[bytes], None]]] = {
     "tar": read_tar,
     "package": read_package,
     "compression": decompress,
     "challenge": read_challenge,
     "noproxy": read_no_proxy,
+    "mounts": read_mount_table,
 }
 
 
