@@ -186,7 +186,7 @@ def test_malformed_pax_maps_are_refused(tar: bytes) -> None:
 
 def test_pax_1_0_maps_are_limited() -> None:
     with pytest.raises(LimitExceededError, match="headerBytes: 4096"):
-        read(format_1_0(b"1" * 10_000), Limits(header_bytes=4096))
+        read(format_1_0(b"9000\n" + b"1\n" * 5000), Limits(header_bytes=4096))
 
 
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50)), max_size=8), st.integers(0, 50))

@@ -916,3 +916,33 @@ def test_any_names_are_written_or_refused(names: list[bytes]) -> None:
         except LayerError:
             return
         assert set(base.iterdir()) == {base / "layer"}
+
+
+@pytest.mark.usefixtures("needs_trusted_xattrs")
+def test_attributes_of_a_directory_that_is_listed_often_are_limited(root: Path) -> None:
+    builder = LayerBuilder()
+    for value in (b"v" * 40, b"w" * 60, b"x" * 40):
+        builder.directory("d", xattrs={"user.a": value})
+    unpack(builder, root, limits=Limits(xattr_bytes=66))
+    assert os.getxattr(root / "d", "user.a") == b"x" * 40
+    builder.directory("d", xattrs={"user.b": b"v" * 21})
+    with pytest.raises(LimitExceededError, match=r"d/: .*xattrBytes: 66"):
+        unpack(builder, root.parent / "other", limits=Limits(xattr_bytes=66))
+
+
+def test_directories_that_no_entry_lists_are_limited(root: Path) -> None:
+    limits = Limits(entries=3, path_depth=5)
+    builder = LayerBuilder().file("1/2/3/4/f").file("5/6/7/8/f")
+    unpack(builder, root, limits=limits)
+    with pytest.raises(LimitExceededError, match="more directories than entries may be: 3"):
+        unpack(builder.file("9/f"), root.parent / "other", limits=limits)
+
+
+def test_opaque_markers_may_come_in_any_order_and_often(root: Path) -> None:
+    builder = LayerBuilder()
+    for path in ("a", "a/b", "a/b/c"):
+        builder.directory(path).whiteout(f"{path}/gone")
+    builder.opaque("a/b").opaque("a/b").whiteout("a/b/late").whiteout("a/late")
+    builder.opaque("a/b/c").opaque("a").opaque("a").whiteout("a/b/c/late")
+    unpack(builder, root)
+    assert kinds(root) == {"a": "opaque", "a/b": "opaque", "a/b/c": "opaque"}

@@ -12,6 +12,7 @@ from layermanager.documents import DocumentError, JsonObject, parse
 from layermanager.errors import ArchiveError, IntegrityError, LimitExceededError, PackageError
 from layermanager.unpack.compression import decompressed, no_bomb
 from layermanager.unpack.fields import shown
+from layermanager.unpack.messages import OS_VERSION_CHARACTERS
 from layermanager.unpack.streams import ByteReader, CountedChunks
 from layermanager.unpack.tar import EntryKind, TarReader
 
@@ -88,6 +89,10 @@ class PackageReader:
             self.os_version = descriptor.child("platform").text("os.version", "")
         except DocumentError as error:
             raise PackageError(f"layer.json: {error}") from error
+        if len(self.os_version) > OS_VERSION_CHARACTERS:
+            raise PackageError(
+                f"layer.json: platform.os.version is longer than {OS_VERSION_CHARACTERS} characters"
+            )
         if found != self._digest:
             raise IntegrityError("digest in layer.json", expected=self._digest, found=found)
         self._descriptor = descriptor

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _BLOCK_BYTES: Final = 512
 _FIELD_BYTES: Final = 12
+_LONGEST_NUMBER: Final = 30
 _OLD_GNU_MAP: Final = slice(386, 386 + 4 * 2 * _FIELD_BYTES)
 _OLD_GNU_IS_EXTENDED: Final = 482
 _OLD_GNU_REAL_SIZE: Final = slice(483, 483 + _FIELD_BYTES)
@@ -98,6 +99,8 @@ def _read_format_1_0(reader: Reader, file_size: int, content_size: int, *, limit
             raise ArchiveError("sparse map: longer than the entry")
         *complete, text = (text + reader.take(_BLOCK_BYTES)).split(b"\n")
         lines += complete
+        if len(text) > _LONGEST_NUMBER and len(lines) < wanted:
+            raise ArchiveError(f"sparse map: no number: {text[:80]!r}")
         if lines:
             wanted = 1 + 2 * decimal(lines[0])
     numbers = [decimal(line) for line in lines[1:wanted]]

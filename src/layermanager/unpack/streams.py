@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import queue
@@ -184,7 +185,10 @@ class PrefetchedChunks:
         self._thread = threading.Thread(target=self._produce, name="prefetch", daemon=True)
 
     def __enter__(self) -> Iterator[bytes]:
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:  # which says no more than that it cannot
+            raise OSError(errno.EAGAIN, "cannot start a thread") from error
         return self._consume()
 
     def __exit__(

@@ -31,7 +31,9 @@ _ZERO_BLOCK: Final = bytes(BLOCK_BYTES)
 _XATTR_PREFIX: Final = b"SCHILY.xattr."
 _NOTHING: Final[Mapping[bytes, bytes]] = {}
 _LARGEST_ID: Final = 2**32 - 2  # 2**32 - 1 means "leave it as it is" to chown(2)
-_GLOBAL_RECORDS: Final = 100  # each entry pays for all of them; git writes one
+# Each entry pays for all of them; git writes one.
+_GLOBAL_RECORDS: Final = 100
+_GLOBAL_BYTES: Final = 4096
 _LARGEST_SIZE: Final = 2**63 - 1
 _LARGEST_TIME_NS: Final = 2**62 * 1_000_000_000
 
@@ -195,13 +197,7 @@ class TarReader:
                 extensions.records += self._read_records(header, extensions)
             case b"g":
                 self._global_records.update(self._read_records(header, extensions))
-                if len(self._global_records) > _GLOBAL_RECORDS:
-                    raise LimitExceededError(
-                        f"more than {_GLOBAL_RECORDS} records in global headers"
-                    )
-                size = sum(len(key) + len(value) for key, value in self._global_records.items())
-                if size > self._limits.header_bytes:
-                    raise LimitExceededError("global headers exceed headerBytes")
+                self._require_few_global_records()
             case b"L":
                 extensions.path = text(self._read_extension_data(header, extensions))
             case b"K":
@@ -210,6 +206,13 @@ class TarReader:
                 raise ArchiveError(
                     f"{shown(text(header[:100]))}: unknown kind of tar entry {typeflag!r}"
                 )
+
+    def _require_few_global_records(self) -> None:
+        if len(self._global_records) > _GLOBAL_RECORDS:
+            raise LimitExceededError(f"more than {_GLOBAL_RECORDS} records in global headers")
+        size = sum(len(key) + len(value) for key, value in self._global_records.items())
+        if size > _GLOBAL_BYTES:
+            raise LimitExceededError(f"global headers of more than {_GLOBAL_BYTES} bytes")
 
     def _read_extension_data(self, header: bytes, extensions: _Extensions) -> bytes:
         size = number(header[124:136])

@@ -53,6 +53,7 @@ _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLO
 _OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_DIRECTORIES: Final = 128
 _MAX_SYMLINKS: Final = 40  # as in the kernel's path resolution
+_NAMES_PER_DEPTH: Final = 16  # to follow on the way to an entry, those in symlinks included
 _SPECIAL_BITS: Final = 0o7000
 _ZEROS: Final = memoryview(bytes(CHUNK_BYTES))
 _NO_XATTRS: Final[dict[bytes, bytes]] = {}
@@ -113,6 +114,7 @@ class _Directory:
         "parent",
         "path",
         "whiteouts",
+        "xattr_bytes",
         "xattrs",
     )
 
@@ -130,11 +132,20 @@ class _Directory:
         self.owner: tuple[int, int] | None = None
         self.mtime_ns = 0
         self.xattrs: dict[bytes, bytes] = {}
+        self.xattr_bytes = 0
         self.file_descriptor = -1
 
     def path_of(self, name: bytes) -> bytes:
         """The path of *name* in this directory, relative to the layer's root."""
         return self.path + b"/" + name if self.path else name
+
+    def add_xattrs(self, xattrs: Mapping[bytes, bytes]) -> int:
+        """Add or replace extended attributes; return the bytes of all."""
+        for name, value in xattrs.items():
+            old = self.xattrs.get(name)
+            self.xattr_bytes += len(value) + (len(name) if old is None else -len(old))
+            self.xattrs[name] = value
+        return self.xattr_bytes
 
     def hides_all_below(self) -> bool:
         """Whether nothing of the layers below is seen here: it, or one that it is in, is opaque."""
@@ -150,6 +161,15 @@ class _Directory:
             directory = stack.pop()
             yield directory
             stack.extend(directory.children.values())
+
+    def merged_subtree(self) -> Iterator[_Directory]:
+        """The directory and all below it but for what is opaque, parents first."""
+        stack = [self]
+        while stack:
+            directory = stack.pop()
+            if not directory.is_opaque:
+                yield directory
+                stack.extend(directory.children.values())
 
 
 class TreeWriter:
@@ -185,6 +205,7 @@ class TreeWriter:
         self._open: OrderedDict[_Directory, None] = OrderedDict()
         self._last: tuple[bytes, _Directory, int] | None = None
         self._content_bytes = 0
+        self._directories = 0
         self.notes: dict[str, int] = {}
         """What was left out or not honoured, and how often."""
         # With the setgid bit, files would get the directory's group instead of this process's.
@@ -278,9 +299,12 @@ class TreeWriter:
         """Follow *names* from the root; missing directories are made."""
         pending = names[::-1]
         directory = self._root
-        symlinks = 0
+        symlinks = followed = 0
         while pending:
             name = pending.pop()
+            followed += 1
+            if followed > _NAMES_PER_DEPTH * self._limits.path_depth:
+                raise ArchiveError(f"too many names on the way to {shown(shown_path)}")
             if name == b"..":  # in the target of a symlink; the root's parent is the root
                 directory = directory.parent or directory
                 continue
@@ -526,10 +550,21 @@ class TreeWriter:
         parent.whiteouts.add(hidden)
 
     def _make_opaque(self, directory: _Directory) -> None:
+        if directory.is_opaque:
+            return  # an archive may repeat the marker as often as it likes
         os.setxattr(self._descriptor(directory), self._rights.opaque_xattr, b"y")
+        if not directory.hides_all_below():
+            self._remove_whiteouts(directory)
         directory.is_opaque = True
-        # Where nothing is merged, overlayfs would list whiteouts like files that cannot be opened.
-        for below in directory.subtree():
+
+    def _remove_whiteouts(self, directory: _Directory) -> None:
+        """Remove all whiteouts of *directory* and below it.
+
+        Where nothing is merged, overlayfs would list them like files that cannot be opened. Below
+        an opaque directory there are none, and none are made any more; so each directory is looked
+        at once, however many markers there are.
+        """
+        for below in directory.merged_subtree():
             for name in below.whiteouts:
                 os.unlink(name, dir_fd=self._descriptor(below))
             below.whiteouts.clear()
@@ -542,6 +577,11 @@ class TreeWriter:
         self._names(path)  # symlinks on the way may have made it longer than the entry's own path
         if name.startswith(WHITEOUT_PREFIX):
             raise ArchiveError(f"a whiteout marker as a directory: {shown(path)}")
+        self._directories += 1
+        if self._directories > self._limits.entries + self._limits.path_depth:
+            raise LimitExceededError(
+                f"more directories than entries may be: {self._limits.entries}: {shown(path)}"
+            )
         self._spend(self._block_bytes)
         descriptor = self._descriptor(parent)
         made_mode = mode & 0o777 | 0o700
@@ -563,8 +603,16 @@ class TreeWriter:
         if owner != (directory.owner or self._rights.owner):
             os.fchown(self._descriptor(directory), *owner)
         directory.owner = owner
-        directory.xattrs |= self._kept_xattrs(entry)
-        for attribute, value in directory.xattrs.items():
+        kept = self._kept_xattrs(entry)
+        if not kept:
+            return
+        # An archive may list a directory often, with other attributes each time.
+        if directory.add_xattrs(kept) > self._limits.xattr_bytes:
+            raise LimitExceededError(
+                f"{shown(entry.path)}: extended attributes exceed xattrBytes: "
+                f"{self._limits.xattr_bytes}"
+            )
+        for attribute, value in kept.items():
             with _named(attribute, entry):
                 os.setxattr(self._descriptor(directory), attribute, value)
 
