@@ -15,6 +15,8 @@ _TARGETS: Final = (
     "challenge",
     "noproxy",
     "mounts",
+    "index",
+    "messages",
 )
 _INSTRUMENTED: Final = (
     "layermanager.documents",

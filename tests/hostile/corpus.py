@@ -14,6 +14,7 @@ from hostile import (
     paths,
     sparse_files,
     whiteouts,
+    worker_output,
 )
 
 if TYPE_CHECKING:
@@ -37,6 +38,10 @@ def seeds(target: str) -> tuple[bytes, ...]:
     """What is fuzzed as *target* begins with these. Some take their time to be built."""
     if target == "mounts":
         return mount_tables.TABLES
+    if target == "index":
+        return worker_output.INDEXES
+    if target == "messages":
+        return worker_output.CONVERSATIONS
     return tuple(data for _, data in small_inputs())
 
 

@@ -6,15 +6,21 @@ so. Therefore the checksums are made right before an archive is read.
 
 from __future__ import annotations
 
+import gzip
+import io
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from hostile.packages import DIGEST
-from layermanager.errors import LayerError
+from layermanager.documents import DocumentError, JsonObject, parse
+from layermanager.errors import LayerError, StoreError
 from layermanager.model import Limits
 from layermanager.registry.challenge import ChallengeError, parse_challenges
 from layermanager.sources.proxies import parse_no_proxy
 from layermanager.unpack.compression import decompressed, no_bomb
+from layermanager.unpack.conversation import Conversation, most_on_disk
+from layermanager.unpack.index import read_index
+from layermanager.unpack.messages import Job
 from layermanager.unpack.package import PackageReader
 from layermanager.unpack.streams import CHUNK_BYTES, ByteReader, CountedChunks
 from layermanager.unpack.tar import BLOCK_BYTES, TarReader
@@ -32,6 +38,7 @@ _LIMITS: Final = Limits(
     xattr_bytes=16 * 1024,
     zstd_window_bytes=8 * 1024 * 1024,
 )
+_JOB: Final = Job(digest=DIGEST, is_package=False, limits=_LIMITS, granted=0, block_bytes=4096)
 _MAGIC: Final = slice(257, 262)
 _CHECKSUM: Final = slice(148, 156)
 _CHUNK_BYTES: Final = 700  # so that headers lie across chunks, too
@@ -101,6 +108,42 @@ def read_mount_table(data: bytes) -> None:
         layers_named(line)
 
 
+def read_layer_index(data: bytes) -> None:
+    """Read *data*, and *data* compressed, as the index of a layer."""
+    for file in (data, gzip.compress(data, 1)):
+        try:
+            for entry in read_index(io.BytesIO(file), "index", _LIMITS):
+                require_inside(entry.path)
+                if entry.hard_link:
+                    require_inside(entry.hard_link)
+        except StoreError:
+            continue
+
+
+def require_inside(path: bytes) -> None:
+    """Fail if *path* leads out of the layer that it is in."""
+    names = [] if path == b"." else path.split(b"/")
+    assert not {b"", b".", b".."}.intersection(names)
+    assert b"\0" not in path
+
+
+def hear_worker(data: bytes) -> None:
+    """Take each line of *data* as a message of a worker, and grant whatever it asks for."""
+    conversation = Conversation(_JOB)
+    fed = 0
+    for line in data.split(b"\n"):
+        fed += len(line)
+        try:
+            need = conversation.hear(JsonObject.of(parse(line), "message"), fed)
+        except (DocumentError, LayerError):
+            return
+        if need is not None:
+            conversation.granted = need.written + need.more
+            assert conversation.granted <= most_on_disk(_JOB, fed)
+    verdict = conversation.verdict
+    assert verdict is None or 0 <= verdict.size <= conversation.granted
+
+
 TARGETS: Final[Mapping[str, Callable[[bytes], None]]] = {
     "tar": read_tar,
     "package": read_package,
@@ -108,6 +151,8 @@ TARGETS: Final[Mapping[str, Callable[[bytes], None]]] = {
     "challenge": read_challenge,
     "noproxy": read_no_proxy,
     "mounts": read_mount_table,
+    "index": read_layer_index,
+    "messages": hear_worker,
 }
 
 
