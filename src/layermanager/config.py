@@ -192,7 +192,7 @@ class Config:
         parallel_installs: how many layers are installed at once.
         durable: whether what was done is on the disk when it is told to be done. Without that a
             power cut may leave damaged layers, which only a check finds.
-        unpack_timeout: how long an unpacker may take in nothing and say nothing.
+        unpack_timeout: how long an unpacker may make no progress.
         network: how files are fetched.
         limits: bounds of what is accepted as a layer.
 

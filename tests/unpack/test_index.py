@@ -340,25 +340,25 @@ def test_a_line_that_is_never_written_is_refused(what: str) -> None:
         entries(compressed(good, BAD_LINES[what], good))
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"",
-        b"\x1f\x8b",
-        HEADER,
-        gzip.compress(b"", mtime=0),
-        gzip.compress(HEADER[:-1], mtime=0),
-        gzip.compress(HEADER.replace(b"1\n", b"2\n"), mtime=0),
-        gzip.compress(HEADER, mtime=0)[:-1],
-        gzip.compress(HEADER, mtime=0) + b"more",
-        compressed(HOLDER + SIZED)[:-9],
-        gzip.compress(HEADER + HOLDER + SIZED, mtime=0),
-        b"\x28\xb5\x2f\xfd" + bytes(20),
-    ],
-)
-def test_a_file_that_is_no_index_is_refused(data: bytes) -> None:
+NO_INDEXES: Final = {
+    "nothing": b"",
+    "the mark of gzip": b"\x1f\x8b",
+    "not compressed": HEADER,
+    "nothing, compressed": gzip.compress(b""),
+    "half a header": gzip.compress(HEADER[:-1]),
+    "another version": gzip.compress(HEADER.replace(b"1\n", b"2\n")),
+    "cut off": gzip.compress(HEADER)[:-1],
+    "more behind": gzip.compress(HEADER) + b"more",
+    "cut off in a line": compressed(HOLDER + SIZED)[:-9],
+    "a line without an end": gzip.compress(HEADER + HOLDER + SIZED),
+    "zstd": b"\x28\xb5\x2f\xfd" + bytes(20),
+}
+
+
+@pytest.mark.parametrize("what", NO_INDEXES)
+def test_a_file_that_is_no_index_is_refused(what: str) -> None:
     with pytest.raises(StoreError, match=r"^index: "):
-        entries(data)
+        entries(NO_INDEXES[what])
 
 
 # Costs are bounded
