@@ -20,6 +20,7 @@ without a digest or an absolute path says nothing; it is passed over. Each is lo
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -54,6 +55,7 @@ _LOGGER: Final = logging.getLogger(__name__)
 _FILE_MODE: Final = 0o644
 _BUSY_SECONDS: Final = 60.0
 _POLL_SECONDS: Final = 0.01
+_DESCRIPTORS_TO_READ: Final = 3  # the database, its log and the log's index
 _READ_ATTEMPTS: Final = 10
 
 _COLUMNS: Final = (
@@ -575,6 +577,7 @@ def _read_only(path: Path, read: Callable[[sqlite3.Connection], Content]) -> Con
             except sqlite3.OperationalError as error:
                 if not _is(error, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
                     raise
+            _require_descriptors(path)
             found = _read_at_rest(path, read)
             if found is not None:
                 return found
@@ -893,6 +896,21 @@ def _user_version(connection: sqlite3.Connection) -> int:
 def _columns(connection: sqlite3.Connection, table: str) -> tuple[str, ...]:
     rows = connection.execute("SELECT name FROM pragma_table_info(:table)", {"table": table})
     return tuple(name for (name,) in rows)
+
+
+def _require_descriptors(path: Path) -> None:
+    """Raise ``OSError`` if it is for want of descriptors that *path* cannot be opened.
+
+    SQLite itself says no more than that it cannot.
+    """
+    with contextlib.ExitStack() as stack:
+        for _ in range(_DESCRIPTORS_TO_READ):
+            try:
+                stack.enter_context(path.open("rb"))
+            except OSError as error:
+                if error.errno in {errno.EMFILE, errno.ENFILE}:
+                    raise
+                return
 
 
 def _is(error: sqlite3.Error, *primary_codes: int) -> bool:

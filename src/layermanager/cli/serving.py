@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from layermanager.boundary import Boundary
 from layermanager.cli.settings import Settings, json_option, log_as
 from layermanager.cli.signals import Signals
-from layermanager.errors import ConfigError
+from layermanager.errors import ConfigError, ExhaustedError, UnexpectedError
 
 # The daemon, and h11, are imported when it is to run.
 # ruff: noqa: PLC0415
@@ -116,8 +117,9 @@ class _Serving:
         while self._heard(service) == signal.SIGHUP:
             self.supervisor.reloading()
             try:
-                return self._new_setup()
-            except ConfigError as error:
+                with service.node.guard.failing(Boundary.OPERATION, "a new configuration"):
+                    return self._new_setup()
+            except (ConfigError, UnexpectedError, ExhaustedError) as error:
                 # The daemon goes on, so that a better one can be given to it.
                 _LOGGER.error("the configuration is not taken over: %s", error)  # noqa: TRY400 - no bug
         self.supervisor.stopping()
@@ -133,8 +135,7 @@ class _Serving:
             if not service.node.is_ready:
                 self.supervisor.starting(service.status)
             elif not is_known_to_be_ready:
-                self.supervisor.ready(service.status)
-                is_known_to_be_ready = True
+                is_known_to_be_ready = self.supervisor.ready(service.status)
             elif service.is_alive:
                 self.supervisor.alive(service.status)
             heard = self.signals.wait(seconds if is_known_to_be_ready else _SECONDS_WHILE_STARTING)

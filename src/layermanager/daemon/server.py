@@ -173,7 +173,7 @@ class Server:
         except OSError as error:
             # Out of descriptors, most likely: which go with the connections that there are.
             if not self._is_short:
-                _LOGGER.warning("cannot accept connections: %s; trying on", error)
+                _LOGGER.warning("cannot accept connections: %s; trying on", error.strerror)
             self._is_short = True
             self._pause()
             return

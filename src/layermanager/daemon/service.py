@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from layermanager.boundary import Boundary
 from layermanager.clock import SystemClock
 from layermanager.daemon.api import Api
 from layermanager.daemon.events import Events
@@ -15,6 +16,7 @@ from layermanager.daemon.resources import ENDPOINTS
 from layermanager.daemon.schemas import COMPONENTS
 from layermanager.daemon.server import Server
 from layermanager.daemon.state_sources import state_source
+from layermanager.errors import LayerManagerError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -45,7 +47,17 @@ class Service:
 
     @property
     def status(self) -> str:
-        """What it does, on a line."""
+        """What it does, on a line; the thread that asks for it must live, whatever fails."""
+        try:
+            with self.node.guard.failing(Boundary.THREAD, "the status"):
+                return self._status()
+        except LayerManagerError as error:
+            return f"its status cannot be told: {error}"
+
+    def _status(self) -> str:
+        troubles = self.node.troubles
+        if troubles:
+            return ", ".join(troubles)
         operations = self.node.operations.current()
         if not operations:
             return f"{len(self.node.layers.get())} layers"

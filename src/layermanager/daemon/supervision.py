@@ -62,9 +62,9 @@ class Supervisor:
         microseconds = _PATIENCE // timedelta(microseconds=1)
         self._tell(f"EXTEND_TIMEOUT_USEC={microseconds}", f"STATUS={status}")
 
-    def ready(self, status: str) -> None:
-        """Tell that the store is clean and operations are done, the first time or again."""
-        self._tell("READY=1", f"STATUS={status}")
+    def ready(self, status: str) -> bool:
+        """Tell that the store is clean and operations are done; return whether it could be told."""
+        return self._tell("READY=1", f"STATUS={status}")
 
     def alive(self, status: str) -> None:
         """Tell that it lives."""
@@ -79,17 +79,21 @@ class Supervisor:
         """Tell that it ends."""
         self._tell("STOPPING=1", "STATUS=ending")
 
-    def _tell(self, *lines: str) -> None:
+    def _tell(self, *lines: str) -> bool:
+        """Tell *lines*; return False if descriptors ran out, so that they can be told later."""
         if not self.address:
-            return
+            return True
         address = self.address
         if address.startswith("@"):
             address = "\0" + address[1:]
-        with (
-            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as telling,
-            suppress(OSError),  # it is gone, or does not listen: it will draw its own conclusions
-        ):
+        try:
+            telling = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        except OSError:
+            return False
+        # Where it is gone, or does not listen, it draws its own conclusions.
+        with telling, suppress(OSError):
             telling.sendto("\n".join(map(escaped, lines)).encode(), address)
+        return True
 
 
 def handed_over_sockets(environment: MutableMapping[str, str]) -> Sequence[socket.socket]:
