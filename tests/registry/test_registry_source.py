@@ -456,7 +456,7 @@ class TestTokens:
         assert sent == ["", "Bearer first", "Bearer first", "", "Bearer second"]
 
     @pytest.mark.parametrize(
-        "seconds", [-1, 0, -(10**30), 10**300, 1e300, "60", "soon", None, True, [], 0.5]
+        "seconds", [-1, 0, -(10**17), 10**17, 1e300, "60", "soon", None, True, [], 0.5]
     )
     def test_may_expire_at_no_time_that_makes_sense(
         self, server: LayerServer, ask: Asking, seconds: object
