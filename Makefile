@@ -16,7 +16,7 @@ run: $(READY)
 	$(BIN)/python examples/tour.py
 
 test: $(READY)
-	$(BIN)/pytest -n auto -m "not slow"
+	$(BIN)/pytest -n auto -m "not slow" $(TESTS)
 
 slow: $(READY)
 	$(BIN)/pytest -n auto -m slow
