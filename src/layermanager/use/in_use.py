@@ -27,11 +27,12 @@ import os
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
 
 from layermanager.errors import StoreError
 from layermanager.leases import Holder
-from layermanager.use.inspection import OverlayView
+from layermanager.use.inspection import Comparison, OverlayView
 from layermanager.use.inspector import Inspector
 from layermanager.use.layer_places import layer_below, layer_places, layers_in, layers_named
 from layermanager.use.mountinfo import OVERLAY, Mount, lower_directories
@@ -43,11 +44,14 @@ from layermanager.use.namespaces import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from layermanager.use.inspection import OpenedFile
     from layermanager.use.namespaces import DetachedFile, MountTable
+
+
+_A_FILE_IS_OPEN: Final = Holder("an unmounted overlay, of which a process has a file open")
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +144,7 @@ class Look:
         detached: mounts that are in no table.
         places: where the layers are, by the hex digits of their digests.
         inspector: looks at mounts.
-        known: the devices of overlays whose layers are known, so that they need no look.
+        known: the layers of overlays that need no look, by their devices.
     """
 
     def __init__(
@@ -153,7 +157,7 @@ class Look:
         detached: DetachedMounts,
         places: Mapping[str, Sequence[str]],
         inspector: Inspector,
-        known: frozenset[str] = frozenset(),
+        known: Mapping[str, Sequence[str]] = MappingProxyType({}),
     ) -> None:
         self.overlays = overlays
         self._named = named
@@ -163,9 +167,15 @@ class Look:
         self._places = places
         self._inspector = inspector
         self._known = known
+        self._gone: set[str] = set()
+        self._silent: set[str] = set()
 
-    def without(self, devices: Collection[str]) -> Look:
-        """Return the same without the overlays of these *devices*, whose layers are known."""
+    def knowing(self, layers: Mapping[str, Sequence[str]]) -> Look:
+        """Return the same, which need not look at overlays whose *layers* are known.
+
+        Args:
+            layers: the layers of overlays, by their devices.
+        """
         return Look(
             named=self._named,
             any_layer=self._any_layer,
@@ -174,7 +184,7 @@ class Look:
             detached=self._detached,
             places=self._places,
             inspector=self._inspector,
-            known=self._known | frozenset(devices),
+            known={**self._known, **layers},
         )
 
     def holders(self, encoded: str) -> tuple[Holder, ...]:
@@ -214,35 +224,56 @@ class Look:
     def _uses(self, suspect: Suspect, encoded: str) -> bool:
         if suspect.is_silent:
             return True
-        places = self._places.get(encoded, ())
-        if not places:
-            return False
         candidate = suspect.candidate
-        shows = self._inspector.shows(candidate.view, places, is_foreign=candidate.is_foreign)
-        return not candidate.is_foreign if shows is None else shows
+        device = candidate.view.device
+        places = self._places.get(encoded, ())
+        if not places or device in self._gone:
+            return False
+        if device not in self._silent:
+            compared = self._inspector.compare(
+                candidate.view, places, is_foreign=candidate.is_foreign
+            )
+            match compared:
+                case Comparison.SHOWN | Comparison.NOT_SHOWN:
+                    return compared is Comparison.SHOWN
+                case Comparison.GONE:
+                    self._gone.add(device)
+                    return False
+            self._silent.add(device)  # it is not waited for again
+        return not candidate.is_foreign
 
     @cached_property
     def _findings(self) -> Findings:
         """Look at all overlays, first at those that no user without rights can have made."""
         by_name: dict[str, list[Holder]] = defaultdict(list)
         suspects: list[Suspect] = []
-        candidates = [one for one in self._candidates if one.view.device not in self._known]
-        for one in sorted(candidates, key=lambda one: one.is_foreign):
-            examined = self._inspector.examine(one.view, is_foreign=one.is_foreign)
-            names = _names_in(one.view.lower) if examined is None else examined.layers
+        for one in sorted(self._candidates, key=lambda one: one.is_foreign):
+            names, suspect = self._examined(one)
             for name in names:
                 by_name[name].append(one.holder)
-            if examined is None and not one.is_foreign:
-                suspects.append(Suspect(one, is_silent=True))
-            elif examined is not None and examined.is_vague:
-                suspects.append(Suspect(one, is_stacked=examined.is_stacked))
+            suspects += filter(None, [suspect])
         for device, detached in self._detached.overlays:
+            holder = detached.holder if detached else _A_FILE_IS_OPEN
+            for name in self._known.get(device, ()):
+                by_name[name].append(holder)
             if detached is not None and device not in self._known:
                 suspects.append(Suspect(detached))
         for file, opened in self._detached.opened:
             for name in opened.layers:
                 by_name[name].append(_holder_of_detached(file, "bind mount"))
         return Findings(by_name, suspects)
+
+    def _examined(self, candidate: Candidate) -> tuple[Sequence[str], Suspect | None]:
+        """Return the layers that an overlay has for sure, and a suspect if it may have others."""
+        view = candidate.view
+        if view.device in self._known:
+            return self._known[view.device], None
+        examined = self._inspector.examine(view, is_foreign=candidate.is_foreign)
+        if examined is None:
+            suspect = None if candidate.is_foreign else Suspect(candidate, is_silent=True)
+            return _names_in(view.lower), suspect
+        suspect = Suspect(candidate, is_stacked=examined.is_stacked) if examined.is_vague else None
+        return examined.layers, suspect
 
 
 def look(layers_dir: Path, inspector: Inspector | None = None) -> Look:

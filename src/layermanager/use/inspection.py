@@ -14,11 +14,13 @@ Overlays that are vague are compared with layers: their paths say nothing certai
 
 from __future__ import annotations
 
+import enum
 import errno
 import os
 import stat
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 from layermanager import linux
@@ -101,6 +103,18 @@ class OpenedFile:
     layers: tuple[str, ...] = ()
 
 
+class Comparison(enum.StrEnum):
+    """What comparing an overlay with a layer has told."""
+
+    SHOWN = "shown"
+    NOT_SHOWN = "not shown"
+    GONE = "gone"
+    """No process sees the overlay any more."""
+
+    SILENT = "silent"
+    """The overlay does not answer."""
+
+
 class Inspection:
     """Looks at what mounts hold of the layers in *layers_dir*, which are where they are now."""
 
@@ -108,6 +122,7 @@ class Inspection:
         self._layers_dir = layers_dir
         places = layer_places(layers_dir)
         self._names = {identity: name for name, identity, _ in places}
+        self._stacked: dict[str, bool] = {}  # by device; an overlay stays what it is
 
     def examine(self, view: OverlayView) -> Examined:
         """Follow the lower directories of a mounted overlay.
@@ -169,13 +184,13 @@ class Inspection:
 
         If the layers are on an overlay themselves, none of theirs can have another one on top.
         """
-        if linux.file_system_magic(os.fsencode(self._layers_dir)) == linux.OVERLAYFS_MAGIC:
-            return False
-        try:
-            _try_to_stack(view)
-        except OSError:
-            return True
-        return False
+        if view.device not in self._stacked:
+            self._stacked[view.device] = not self._layers_are_on_overlay and not _can_stack(view)
+        return self._stacked[view.device]
+
+    @cached_property
+    def _layers_are_on_overlay(self) -> bool:
+        return linux.file_system_magic(os.fsencode(self._layers_dir)) == linux.OVERLAYFS_MAGIC
 
     def _layers_around(
         self, directory: int, status: os.stat_result, stack: ExitStack
@@ -197,13 +212,30 @@ class Inspection:
                 yield from layer_below(path.removeprefix(above))
 
 
-def shows(view: OverlayView, places: Sequence[str]) -> bool:
+def compare(view: OverlayView, places: Sequence[str]) -> Comparison:
     """Return whether an overlay shows a file of a layer that is at one of *places*."""
-    return any(_shows(view, place) for place in places)
+    with ExitStack() as stack:
+        root = _root_by_all(view, stack)
+        if root is None:
+            return Comparison.GONE
+        is_shown = any(_shows(root, place) for place in places)
+        return Comparison.SHOWN if is_shown else Comparison.NOT_SHOWN
 
 
 def _is_there(view: OverlayView) -> bool:
     return bool(view.process) and os.path.exists(view.process)
+
+
+def _can_stack(view: OverlayView) -> bool:
+    """Return whether the kernel puts another overlay on top of the overlay.
+
+    If it cannot be tried, as without the right to mount, the answer is no.
+    """
+    try:
+        _try_to_stack(view)
+    except OSError:
+        return False
+    return True
 
 
 def _try_to_stack(view: OverlayView) -> None:
@@ -257,16 +289,13 @@ def _closed_by(stack: ExitStack, descriptor: int) -> int:
 # Comparing
 
 
-def _shows(view: OverlayView, layer: str) -> bool:
-    """Return whether the overlay shows a file of *layer*, at its place."""
+def _shows(root: str, layer: str) -> bool:
+    """Return whether a file of *layer* is shown below *root*, at its place."""
     with ExitStack() as stack:
         try:
             directory = _open(layer, _OPEN_DIRECTORY, stack)
         except FileNotFoundError:
             return False
-        root = _root_by_all(view, stack)
-        if root is None:
-            return False  # it is gone, too, or another one has its place
         files = stack.enter_context(closing(Directories(directory))).files(_pass_over)
         return any(
             _is_same(file.state, f"{root}/{os.fsdecode(file.path)}")

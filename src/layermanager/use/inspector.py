@@ -28,7 +28,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from layermanager.errors import StoreError
 from layermanager.use.first_reports import FirstReports
-from layermanager.use.inspection import Examined, Inspection, OpenedFile, OverlayView, shows
+from layermanager.use.inspection import (
+    Comparison,
+    Examined,
+    Inspection,
+    OpenedFile,
+    OverlayView,
+    compare,
+)
 from layermanager.use.namespaces import table_inside
 
 if TYPE_CHECKING:
@@ -44,8 +51,9 @@ _FOREIGN_SECONDS: Final = 30.0
 _IDLE_SECONDS: Final = 2.0
 _RECEIVED_BYTES: Final = 64 * 1024
 _BOOT: Final = (
-    "import sys; sys.path[:] = sys.argv[3:]; "
-    "from layermanager.use.inspector import serve; serve(int(sys.argv[1]), sys.argv[2])"
+    "import sys; sys.path[:] = sys.argv[4:]; "
+    "from layermanager.use.inspector import serve; "
+    "serve(int(sys.argv[1]), float(sys.argv[2]), sys.argv[3])"
 )
 
 
@@ -56,6 +64,7 @@ class Inspector:
         layers_dir: the layers' directory.
         patience: how many seconds one answer may take.
         foreign_seconds: how many seconds all answers about other users' mounts may take.
+        idle_seconds: how many seconds after its last answer the helper ends.
     """
 
     def __init__(
@@ -64,10 +73,12 @@ class Inspector:
         *,
         patience: float = _PATIENCE_SECONDS,
         foreign_seconds: float = _FOREIGN_SECONDS,
+        idle_seconds: float = _IDLE_SECONDS,
     ) -> None:
         self._layers_dir = layers_dir.absolute()
         self._patience = patience
         self._foreign_seconds = foreign_seconds
+        self._idle_seconds = idle_seconds
         self._lock = threading.Lock()
         self._helper: _Helper | None = None
 
@@ -88,13 +99,10 @@ class Inspector:
             return None
         return OpenedFile(**{**answer, "layers": tuple(answer["layers"])})
 
-    def shows(self, view: OverlayView, places: Sequence[str], *, is_foreign: bool) -> bool | None:
-        """Return whether an overlay shows a file of a layer that is at one of *places*.
-
-        None if that cannot be found out in time.
-        """
-        answer = self._ask("shows", is_foreign=is_foreign, view=asdict(view), places=[*places])
-        return None if answer is None else bool(answer)
+    def compare(self, view: OverlayView, places: Sequence[str], *, is_foreign: bool) -> Comparison:
+        """Compare an overlay with a layer that is at one of *places*."""
+        answer = self._ask("compare", is_foreign=is_foreign, view=asdict(view), places=[*places])
+        return Comparison.SILENT if answer is None else Comparison(answer)
 
     def table_inside(self, file: str) -> bytes:
         """Return the table of the mount namespace of *file*.
@@ -135,7 +143,7 @@ class Inspector:
     def _answer(self, question: bytes, patience: float) -> Mapping[str, Answer] | None:
         for helper in (self._helper, None):
             # A helper that had nothing to do may just have ended.
-            current = helper or _Helper(self._layers_dir)
+            current = helper or _Helper(self._layers_dir, self._idle_seconds)
             self._helper = None
             with suppress(ConnectionError):
                 answer = current.ask(question, patience)
@@ -151,11 +159,11 @@ class _Helper:
         StoreError: it cannot be started.
     """
 
-    def __init__(self, layers_dir: Path) -> None:
+    def __init__(self, layers_dir: Path, idle_seconds: float) -> None:
         with ExitStack() as stack:
             try:
                 ours, theirs = map(stack.enter_context, socket.socketpair())
-                self._process = _start(theirs.fileno(), layers_dir)
+                self._process = _start(theirs.fileno(), layers_dir, idle_seconds)
             except (OSError, ValueError) as error:
                 raise StoreError(
                     f"cannot tell which layers are in use: cannot start the helper: {error}"
@@ -188,7 +196,7 @@ class _Helper:
         return bytes(received)
 
 
-def _start(descriptor: int, layers_dir: Path) -> int:
+def _start(descriptor: int, layers_dir: Path, idle_seconds: float) -> int:
     """Start a helper that answers on the socket *descriptor*, and return its process.
 
     Raises:
@@ -196,7 +204,8 @@ def _start(descriptor: int, layers_dir: Path) -> int:
         ValueError: it has not come as far as to tell its number.
     """
     path = [entry for entry in sys.path if entry]
-    command = [sys.executable, "-I", "-S", "-c", _BOOT, str(descriptor), str(layers_dir), *path]
+    arguments = [str(descriptor), str(idle_seconds), str(layers_dir)]
+    command = [sys.executable, "-I", "-S", "-c", _BOOT, *arguments, *path]
     started = subprocess.run(
         command,
         cwd="/",
@@ -218,7 +227,7 @@ def _named(question: Mapping[str, object]) -> str:
 # The helper's side
 
 
-def serve(descriptor: int, layers_dir: str) -> None:
+def serve(descriptor: int, idle_seconds: float, layers_dir: str) -> None:
     """Answer questions that come by a socket, in a process of its own."""
     process = os.fork()
     if process:
@@ -228,12 +237,11 @@ def serve(descriptor: int, layers_dir: str) -> None:
     os.dup2(0, 1)
     with socket.socket(fileno=descriptor) as channel, channel.makefile("rwb") as file:
         inspection = _Inspection(Path(layers_dir))
-        while select.select([channel], [], [], _IDLE_SECONDS)[0]:
-            question = file.readline()
-            if not question:
-                break
+        while question := file.readline():
             file.write(json.dumps(inspection.answer(json.loads(question))).encode() + b"\n")
             file.flush()
+            if not select.select([channel], [], [], idle_seconds)[0]:
+                break
     os._exit(0)
 
 
@@ -255,8 +263,8 @@ class _Inspection:
 
     def _result(self, question: Mapping[str, Answer]) -> Answer:
         match question:
-            case {"what": "shows", "view": view, "places": places}:
-                return shows(_view(view), places)
+            case {"what": "compare", "view": view, "places": places}:
+                return compare(_view(view), places)
             case {"what": "table", "file": file}:
                 return _table(file)
         if self._inspection is None:

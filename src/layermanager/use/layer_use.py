@@ -196,22 +196,26 @@ def users_of(layers_dir: Path, leases: Sequence[Lease], clock: Clock) -> Users:
 
     present = [lease for lease in leases if is_present(lease)]
     # Which layers these have is known.
-    known = {lease.bond.device for lease in present if isinstance(lease.bond, OverlayBond)}
-    others = mounted.without(known)
+    known = {
+        lease.bond.device: [layer.encoded for layer in lease.layers]
+        for lease in present
+        if isinstance(lease.bond, OverlayBond)
+    }
+    mounted = mounted.knowing(known)
 
     def is_alive(lease: Lease, bond: Bond) -> bool:
         if lease in present:
             return True
         if isinstance(bond, OverlayBond):
             layers = [layer.encoded for layer in lease.layers]
-            return bond.boot == boot_name() and others.has_stacked(layers)
+            return bond.boot == boot_name() and mounted.has_stacked(layers)
         return bond not in ended
 
     live: list[Lease] = []
     over: list[Lease] = []
     for lease in leases:
         (over if is_over(lease, now, is_alive) else live).append(lease)
-    return Users(live, over, others)
+    return Users(live, over, mounted)
 
 
 def mounts_among(mounts: Iterable[LayerMount], users: Users) -> tuple[LayerMount, ...]:
