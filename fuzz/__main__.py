@@ -17,9 +17,12 @@ _TARGETS: Final = (
     "mounts",
     "index",
     "messages",
+    "desired",
 )
 _INSTRUMENTED: Final = (
+    "layermanager.desired",
     "layermanager.documents",
+    "layermanager.oci",
     "layermanager.unpack",
     "layermanager.registry.challenge",
     "layermanager.sources.proxies",

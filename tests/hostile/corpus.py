@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from hostile import (
     compressed,
+    desired_states,
     headers,
     links,
     mount_tables,
@@ -36,6 +37,8 @@ SMALL_BYTES: Final = 32 * 1024
 @cache
 def seeds(target: str) -> tuple[bytes, ...]:
     """What is fuzzed as *target* begins with these. Some take their time to be built."""
+    if target == "desired":
+        return desired_states.STATES
     if target == "mounts":
         return mount_tables.TABLES
     if target == "index":

@@ -8,13 +8,19 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from hostile.packages import DIGEST
+from layermanager.daemon.desired_state import DesiredState
+from layermanager.desired import desired_to_json, read_desired
 from layermanager.documents import DocumentError, JsonObject, parse
-from layermanager.errors import LayerError, StoreError
+from layermanager.errors import InputError, LayerError, ManifestError, StoreError
 from layermanager.model import Limits
+from layermanager.oci.manifest import read_config, read_manifest_or_index
+from layermanager.oci.manifest import read_index as read_image_index
+from layermanager.oci.platform import parse_platform
 from layermanager.registry.challenge import ChallengeError, parse_challenges
 from layermanager.sources.proxies import parse_no_proxy
 from layermanager.unpack.compression import decompressed, no_bomb
@@ -39,6 +45,8 @@ _LIMITS: Final = Limits(
     zstd_window_bytes=8 * 1024 * 1024,
 )
 _JOB: Final = Job(digest=DIGEST, is_package=False, limits=_LIMITS, granted=0, block_bytes=4096)
+_PLATFORM: Final = parse_platform("linux/arm/v7")
+_LONGEST_MESSAGE: Final = 4000
 _MAGIC: Final = slice(257, 262)
 _CHECKSUM: Final = slice(148, 156)
 _CHUNK_BYTES: Final = 700  # so that headers lie across chunks, too
@@ -144,6 +152,32 @@ def hear_worker(data: bytes) -> None:
     assert verdict is None or 0 <= verdict.size <= conversation.granted
 
 
+def read_documents(data: bytes) -> None:
+    """Read *data* as a desired state and as each of the documents of an image."""
+    try:
+        state = DesiredState.read(data, "it")
+    except InputError as error:
+        require_short(error)
+    else:
+        again = json.dumps([desired_to_json(layer) for layer in state.layers])
+        assert read_desired(again, "again") == list(state.layers)
+        assert all(0 <= (layer.size or 0) < 2**63 for layer in state.layers)
+    for read in (
+        lambda: read_manifest_or_index(data),
+        lambda: read_image_index(data).choose(_PLATFORM),
+        lambda: read_config(data, 1),
+    ):
+        try:
+            read()
+        except ManifestError as error:
+            require_short(error)
+
+
+def require_short(error: Exception) -> None:
+    """Fail if the message of *error* grows with what it is about."""
+    assert len(str(error)) < _LONGEST_MESSAGE
+
+
 TARGETS: Final[Mapping[str, Callable[[bytes], None]]] = {
     "tar": read_tar,
     "package": read_package,
@@ -153,6 +187,7 @@ TARGETS: Final[Mapping[str, Callable[[bytes], None]]] = {
     "mounts": read_mount_table,
     "index": read_layer_index,
     "messages": hear_worker,
+    "desired": read_documents,
 }
 
 
