@@ -61,6 +61,15 @@ def decimal(text: bytes) -> int:
     return int(text)
 
 
+def signed_decimal(text: bytes) -> int:
+    """Return a number of a PAX record that may be negative.
+
+    Raises:
+        ArchiveError: it is not made of decimal digits after an optional minus sign.
+    """
+    return -decimal(text[1:]) if text.startswith(b"-") else decimal(text)
+
+
 def time_ns(text: bytes) -> int:
     """A time of a PAX record in nanoseconds; finer fractions are cut.
 

@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from layermanager.errors import ArchiveError, LimitExceededError
 from layermanager.unpack import sparse
-from layermanager.unpack.fields import decimal, number, repeated_number, shown, text, time_ns
+from layermanager.unpack.fields import (
+    decimal,
+    number,
+    repeated_number,
+    shown,
+    signed_decimal,
+    text,
+    time_ns,
+)
 from layermanager.unpack.streams import EndOfStreamError
 
 if TYPE_CHECKING:
@@ -50,6 +58,8 @@ class EntryKind(enum.Enum):
     FIFO = "fifo"
 
 
+_VOLUME_LABEL: Final = ord("V")  # GNU
+_DUMP_DIRECTORY: Final = ord("D")  # its content is a list of the files in it
 _KINDS: Final = {
     ord("0"): EntryKind.FILE,
     0: EntryKind.FILE,  # before POSIX
@@ -60,6 +70,7 @@ _KINDS: Final = {
     ord("3"): EntryKind.CHARACTER_DEVICE,
     ord("4"): EntryKind.BLOCK_DEVICE,
     ord("5"): EntryKind.DIRECTORY,
+    _DUMP_DIRECTORY: EntryKind.DIRECTORY,  # GNU, incremental
     ord("6"): EntryKind.FIFO,
 }
 
@@ -73,7 +84,8 @@ class Entry(NamedTuple):
         mode: permission bits with setuid, setgid and sticky.
         uid: the owner.
         gid: the group.
-        size: bytes of content in the archive; 0 for all but files.
+        size: bytes of content in the archive; 0 for all but files, and directories of incremental
+            archives of GNU tar, where it means nothing here.
         mtime_ns: modification time, nanoseconds since 1970.
         link: the target of a symlink, or the path that a hard link names.
         device: major and minor number of a device.
@@ -170,6 +182,10 @@ class TarReader:
                 is_plain = header[156] == ord("0") and not (extensions or self._global_records)
                 entry = _plain_file(header) if is_plain else None
                 return entry or self._entry(header, kind, extensions)
+            if header[156] == _VOLUME_LABEL:
+                self._skip_volume_label(header)
+                extensions = None  # they were about the label
+                continue
             extensions = extensions or _Extensions()
             self._read_extension(header, extensions)
         if extensions is not None and (extensions.records or extensions.path or extensions.link):
@@ -202,6 +218,11 @@ class TarReader:
                 extensions.path = text(self._read_extension_data(header, extensions))
             case b"K":
                 extensions.link = text(self._read_extension_data(header, extensions))
+            case b"M":
+                raise ArchiveError(
+                    f"{shown(text(header[:100]))}: the continuation of a file in another volume: "
+                    "archives of several volumes are not read; join them first"
+                )
             case typeflag:
                 raise ArchiveError(
                     f"{shown(text(header[:100]))}: unknown kind of tar entry {typeflag!r}"
@@ -213,6 +234,15 @@ class TarReader:
         size = sum(len(key) + len(value) for key, value in self._global_records.items())
         if size > _GLOBAL_BYTES:
             raise LimitExceededError(f"global headers of more than {_GLOBAL_BYTES} bytes")
+
+    def _skip_volume_label(self, header: bytes) -> None:
+        size = number(header[124:136])
+        if not 0 <= size <= _LARGEST_SIZE:
+            raise ArchiveError(f"volume label of an impossible size {size}")
+        try:
+            self._reader.skip(size + -size % BLOCK_BYTES)
+        except EndOfStreamError:
+            raise ArchiveError("the tar ends within a volume label") from None
 
     def _read_extension_data(self, header: bytes, extensions: _Extensions) -> bytes:
         size = number(header[124:136])
@@ -249,7 +279,8 @@ class TarReader:
         if header[156] == 0 and path.endswith(b"/"):
             kind = EntryKind.DIRECTORY
         content = _Content(0, None, 0)
-        if kind is EntryKind.FILE:  # Go reads none after other kinds, whatever their headers say
+        # Go reads none after other kinds, whatever their headers say; but it does not know GNU's.
+        if kind is EntryKind.FILE or header[156] == _DUMP_DIRECTORY:
             content = self._content(header, records, said, path)
         return Entry(
             path=path,
@@ -351,7 +382,9 @@ def _ustar_path(header: bytes) -> bytes:
 
 
 def _owner(record: bytes | None, header_field: bytes, path: bytes) -> int:
-    owner = repeated_number(header_field) if record is None else decimal(record)
+    owner = repeated_number(header_field) if record is None else signed_decimal(record)
+    if -(2**31) <= owner < -1:  # what a user ID is to C programs that take it for a signed number
+        owner += 2**32
     if not 0 <= owner <= _LARGEST_ID:
         raise ArchiveError(f"{shown(path)}: impossible owner {owner}")
     return owner
