@@ -250,6 +250,31 @@ class TestLayouts:
         place = write_layout(tmp_path / "place", {"1": unsaid})
         assert resolve(f"oci:{place}:1").platform == "linux/amd64"
 
+    @pytest.mark.parametrize("transport", ["oci", "oci-archive"])
+    def test_a_configuration_without_a_type_is_one(self, transport: str, tmp_path: Path) -> None:
+        config = {
+            "mediaType": "application/octet-stream",
+            "digest": digest_of(PLAIN.config),
+            "size": len(PLAIN.config),
+        }
+        image = build_image([LOWER, UPPER], changes={"config": config})
+        place = PLACES[transport](tmp_path / "place", {"app:1": image})
+        found = resolve(f"{transport}:{place}:app:1")
+        assert (found.config, found.diff_ids) == (
+            PLAIN.config,
+            (digest_of(LOWER), digest_of(UPPER)),
+        )
+
+    def test_other_content_without_a_type_is_no_image(self, tmp_path: Path) -> None:
+        config = {
+            "mediaType": "application/octet-stream",
+            "digest": digest_of(LOWER),
+            "size": len(LOWER),
+        }
+        image = build_image([LOWER, UPPER], changes={"config": config})
+        place = PLACES["oci"](tmp_path / "place", {"1": image})
+        assert "image configuration" in str(failure(f"oci:{place}:1"))
+
     def test_an_artifact_is_refused(self, tmp_path: Path) -> None:
         config = {
             "mediaType": "application/vnd.oci.empty.v1+json",

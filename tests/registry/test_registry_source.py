@@ -38,7 +38,7 @@ from layermanager.errors import (
 from layermanager.oci.manifest import MAX_DOCUMENT_BYTES
 from layermanager.oci.reference import parse_reference
 from layermanager.testing.clock import FakeClock, PassingClock
-from layermanager.testing.images import build_index
+from layermanager.testing.images import build_image, build_index
 from layermanager.testing.layers import digest_of
 from layermanager.testing.tls import Authority
 from layermanager.testing.web import Answer, Framing, LayerServer, Stall
@@ -99,6 +99,15 @@ class TestImages:
             "application/vnd.docker.distribution.manifest.v2+json",
         ]
         assert "accept" not in server.requests[1].headers
+
+    def test_have_configurations_without_a_type(self, server: LayerServer, ask: Asking) -> None:
+        config = {
+            "mediaType": "application/octet-stream",
+            "digest": digest_of(IMAGE.config),
+            "size": len(IMAGE.config),
+        }
+        image = build_image(IMAGE.layers, changes={"config": config})
+        assert ask.resolve(put(server, image)).config == IMAGE.config
 
     def test_are_found_by_digest(self, server: LayerServer, ask: Asking) -> None:
         put(server, IMAGE)

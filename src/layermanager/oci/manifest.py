@@ -45,10 +45,11 @@ OCI_CONFIG: Final = "application/vnd.oci.image.config.v1+json"
 DOCKER_LIST: Final = "application/vnd.docker.distribution.manifest.list.v2+json"
 DOCKER_MANIFEST: Final = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_CONFIG: Final = "application/vnd.docker.container.image.v1+json"
+_UNTYPED: Final = "application/octet-stream"  # what Docker 1.10 called its configurations
 
 INDEX_TYPES: Final = (OCI_INDEX, DOCKER_LIST)
 MANIFEST_TYPES: Final = (OCI_MANIFEST, DOCKER_MANIFEST)
-CONFIG_TYPES: Final = (OCI_CONFIG, DOCKER_CONFIG)
+CONFIG_TYPES: Final = (OCI_CONFIG, DOCKER_CONFIG, _UNTYPED)
 
 OCI_LAYER: Final = "application/vnd.oci.image.layer.v1.tar"
 DOCKER_LAYER: Final = "application/vnd.docker.image.rootfs.diff.tar"
