@@ -15,6 +15,8 @@ from layermanager.use.mountinfo import Mount, lower_directories, parse_line
 from layermanager.use.overlay import (
     MAX_LOWER_DIRECTORIES,
     Overlay,
+    _options,
+    _plain_options,
     device_text,
     mount,
     mount_by_descriptors,
@@ -158,6 +160,28 @@ def test_what_the_kernel_has_to_say_about_it(tmp_path: Path, merged: Path) -> No
     lower = [tmp_path] * (MAX_LOWER_DIRECTORIES + 1)
     with pytest.raises(MountError, match="too many lower directories"):
         mount_by_descriptors(Overlay(lower), merged, lambda _: None)
+
+
+@pytest.mark.parametrize("label", ["u:r:t", "system_u:object_r:container_file_t:s0:c1,c2"])
+def test_a_label_is_for_all_files(label: str) -> None:
+    """No machine of these tests has SELinux, so what is passed to the kernel is compared."""
+    overlay = Overlay([Path("/top"), Path("/low")], context=label)
+    assert (b"context", label.encode()) in list(_plain_options(overlay))
+    expected = f'context="{label}"' if "," in label else f"context={label}"
+    assert expected.encode() + b",lowerdir=/top:/low" in _options(overlay, [b"/top", b"/low"])
+
+
+def test_no_label_is_no_option() -> None:
+    overlay = Overlay([Path("/top"), Path("/low")])
+    assert b"context" not in _options(overlay, [b"/top", b"/low"])
+
+
+def test_a_label_without_selinux(tmp_path: Path, merged: Path) -> None:
+    if "selinuxfs" in Path("/proc/filesystems").read_text():
+        pytest.skip("this machine has SELinux")
+    lower = [layer(tmp_path, "top"), layer(tmp_path, "low")]
+    with pytest.raises(MountError, match=r"with context=u:r:t: SELinux is not in force"):
+        mount(Overlay(lower, context="u:r:t"), merged, lambda _: None)
 
 
 def test_a_directory_that_is_not_there(way: Mounter, tmp_path: Path, merged: Path) -> None:

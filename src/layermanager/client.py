@@ -361,6 +361,7 @@ class Client:
         target: Path,
         upper: Path | None = None,
         read_only: bool = False,
+        context: str = "",
     ) -> None:
         """Mount layers, the uppermost first, as one tree on a directory of the node.
 
@@ -370,10 +371,13 @@ class Client:
             target: an existing directory.
             upper: gets what is written; without it, that is thrown away.
             read_only: that nothing can be written.
+            context: the SELinux label of all files in the mount.
         """
         body: dict[str, object] = {"name": name, "layers": list(layers), "target": str(target)}
         if upper is not None:
             body["upper"] = str(upper)
+        if context:
+            body["context"] = context
         self._ask("POST", "/v1/mounts", _members, {**body, "readOnly": read_only})
 
     def mounts(self) -> Sequence[Mapping[str, object]]:

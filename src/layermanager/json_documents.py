@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     )
     from layermanager.plan import Plan
     from layermanager.unpack.index import IndexEntry
+    from layermanager.use.layer_use import HeldLease
 
 
 def layer_json(layer: LayerInfo) -> dict[str, object]:
@@ -151,6 +152,11 @@ def lease_json(lease: Lease) -> dict[str, object]:
         case OverlayBond():
             document["overlay"] = lease.bond.device
     return document
+
+
+def taken_lease_json(taken: HeldLease) -> dict[str, object]:
+    """A lease that was just taken, with the directories to mount."""
+    return {**lease_json(taken.lease), "lowerDirs": [str(path) for path in taken.lower]}
 
 
 def mount_json(mount: LayerMount) -> dict[str, object]:

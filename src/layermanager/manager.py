@@ -502,6 +502,7 @@ class LayerManager:
         upper: Path | None = None,
         work: Path | None = None,
         read_only: bool = False,
+        context: str = "",
     ) -> MountedLayers:
         """Mount installed *layers* as one tree: an overlay.
 
@@ -518,6 +519,7 @@ class LayerManager:
             work: an empty directory on the file system of *upper*, for overlayfs; by default one
                 that is made beside it.
             read_only: that nothing can be written.
+            context: the SELinux label of all files in the mount, ``USER:ROLE:TYPE[:LEVEL]``.
 
         Returns:
             What is mounted, which unmounts itself at the end of a ``with`` block.
@@ -527,7 +529,13 @@ class LayerManager:
             MountError: it cannot be mounted, or something is mounted by that name.
         """
         return self._use.mount(
-            name, layers, target=target, upper=upper, work=work, read_only=read_only
+            name,
+            layers,
+            target=target,
+            upper=upper,
+            work=work,
+            read_only=read_only,
+            context=context,
         )
 
     def bundle(
@@ -538,6 +546,7 @@ class LayerManager:
         directory: Path,
         arguments: Sequence[str] = (),
         read_only: bool = False,
+        context: str = "",
     ) -> MountedLayers:
         """Make a bundle of an installed *image*, from which an OCI runtime can run it.
 
@@ -551,6 +560,7 @@ class LayerManager:
             arguments: the command's arguments instead of the image's; without an entrypoint, the
                 command as a whole.
             read_only: that the container can write nothing to its root file system.
+            context: the SELinux label of all files in its root file system.
 
         Returns:
             What is mounted, as from ``mount``.
@@ -567,6 +577,7 @@ class LayerManager:
             name=name,
             arguments=arguments,
             read_only=read_only,
+            context=context,
         )
 
     def umount(self, name: str, *, lazy: bool = False) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,12 +12,11 @@ from cli_fixtures import CommandLine, busy, write_desired
 
 from layermanager import Config, LayerManager
 from layermanager.testing.images import build_image, layout_files, write_files
-from layermanager.testing.layers import compress
+from layermanager.testing.layers import LayerBuilder, compress
 from manager_fixtures import Node, layer_tar
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from layermanager import DesiredLayer
 
@@ -96,6 +96,28 @@ class TestMounting:
         assert run("umount", "app").status == 0
         assert (upper / "new").read_text() == "written"
 
+    @pytest.mark.parametrize(
+        "label", ["u:r", "u:r:t,upperdir=/etc", 'u:r:t"', "u:r:t s0", "::", f"u:r:{'t' * 260}"]
+    )
+    def test_a_label_that_is_none(
+        self, run: CommandLine, layers: list[DesiredLayer], target: Path, label: str
+    ) -> None:
+        refused = run("mount", "app", target, layers[0].layer_id, "--context", label)
+        assert refused.status == 1
+        assert "not an SELinux label" in refused.err
+        assert not target.is_mount()
+
+    def test_a_label_where_there_is_no_selinux(
+        self, run: CommandLine, layers: list[DesiredLayer], target: Path
+    ) -> None:
+        if "selinuxfs" in Path("/proc/filesystems").read_text():
+            pytest.skip("this machine has SELinux")
+        label = "system_u:object_r:container_file_t:s0:c1,c2"
+        refused = run("mount", "app", target, layers[0].layer_id, "--context", label)
+        assert refused.status == 1
+        assert f"with context={label}: SELinux is not in force here" in refused.err
+        assert run("ls", "--mounts").out == "nothing is mounted\n"
+
     def test_what_is_in_use(
         self, run: CommandLine, layers: list[DesiredLayer], target: Path
     ) -> None:
@@ -140,6 +162,20 @@ class TestMounting:
 
 
 class TestLeases:
+    def test_the_directories_to_mount(self, run: CommandLine, node: Node) -> None:
+        tars = {name: LayerBuilder().file(name) for name in ("top", "middle", "low")}
+        tars["middle"].opaque(".")
+        desired = [
+            node.publish_bytes(name, compress(tar.tar(), "gzip")) for name, tar in tars.items()
+        ]
+        assert run("apply", write_desired(node.published / "desired.json", desired)).status == 0
+        paths = {row.layer_id: str(row.path) for row in node.rows()}
+        expected = [paths["top"], paths["middle"]]
+        taken = run("lease", "add", "--owner", "me", "--paths", *tars)
+        assert taken.lines[1:] == expected
+        taken = run("lease", "add", "--owner", "me", "--paths", "--json", *tars)
+        assert taken.document["lowerDirs"] == expected
+
     def test_one_that_is_released(self, run: CommandLine, layers: list[DesiredLayer]) -> None:
         taken = run("lease", "add", "--owner", "me", layers[0].layer_id)
         assert taken.status == 0

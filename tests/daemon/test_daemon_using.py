@@ -13,7 +13,7 @@ from daemon_fixtures import Daemon, daemon
 from layermanager.client import ApiError
 from layermanager.model import DesiredImage
 from layermanager.testing.images import build_image, layout_files, write_files
-from layermanager.testing.layers import compress, digest_of
+from layermanager.testing.layers import LayerBuilder, compress, digest_of
 from manager_fixtures import Node, layer_tar
 
 if TYPE_CHECKING:
@@ -121,6 +121,23 @@ class TestLeases:
         served.done(served.client.collect_garbage(ttl_days=0))
         node.assert_has([])
 
+    def test_the_directories_to_mount(self, node: Node, served: Daemon) -> None:
+        tars = {name: LayerBuilder().file(name) for name in ("top", "middle", "low")}
+        tars["middle"].opaque(".")
+        served.done(
+            served.client.put_desired(
+                [
+                    node.publish_bytes(name, compress(tar.tar(), "gzip"))
+                    for name, tar in tars.items()
+                ]
+            )
+        )
+        paths = {row.layer_id: str(row.path) for row in node.rows()}
+        body = {"layers": ["top", "middle", "low"], "owner": "a test"}
+        answer = served.ask("POST", "/v1/leases", body)
+        assert answer.document["lowerDirs"] == [paths["top"], paths["middle"]]
+        assert len(answer.document["layers"]) == 3
+
     def test_one_of_a_process(self, node: Node, served: Daemon) -> None:
         served.done(served.client.put_desired([node.publish("one")]))
         served.client.lease(["one"], owner="a test", process=os.getpid())
@@ -148,6 +165,13 @@ class TestMounts:
         assert (mount["name"], mount["target"], mount["mounted"]) == ("app", str(target), True)
         served.client.umount("app")
         assert not target.is_mount()
+        assert served.client.mounts() == ()
+
+    def test_a_label_that_is_none(self, served: Daemon, image: DesiredImage, target: Path) -> None:
+        served.done(served.client.put_desired([image]))
+        with pytest.raises(ApiError, match="not an SELinux label: 'label'") as caught:
+            served.client.mount("app", [image.reference], target=target, context="label")
+        assert caught.value.error == "MountError"
         assert served.client.mounts() == ()
 
     def test_one_that_is_busy_goes_lazily(

@@ -23,6 +23,14 @@ if TYPE_CHECKING:
     from layermanager.leases import Lease
 
 
+_context_option = click.option(
+    "--context",
+    metavar="LABEL",
+    default="",
+    help="SELinux label of all files in the mount: USER:ROLE:TYPE[:LEVEL].",
+)
+
+
 @click.command("mount")
 @click.argument("name")
 @click.argument("target", type=click.Path(file_okay=False, path_type=Path))
@@ -38,6 +46,7 @@ if TYPE_CHECKING:
     help="Empty directory beside it, for overlayfs.  [default: one is made]",
 )
 @click.option("--read-only", is_flag=True, help="Let nothing be written.")
+@_context_option
 @json_option
 @click.pass_obj
 def mount(
@@ -49,6 +58,7 @@ def mount(
     upper: Path | None,
     work: Path | None,
     read_only: bool,
+    context: str,
 ) -> None:
     """Mount installed layers, or an image, as one tree on the directory TARGET.
 
@@ -60,7 +70,13 @@ def mount(
     references = names.references(layers, settings.inventory.layers())
     with open_use(settings.config) as use:
         mounted = use.mount(
-            name, references, target=target, upper=upper, work=work, read_only=read_only
+            name,
+            references,
+            target=target,
+            upper=upper,
+            work=work,
+            read_only=read_only,
+            context=context,
         )
     if settings.is_json:
         from layermanager.json_documents import mount_json
@@ -78,6 +94,7 @@ def mount(
 @click.argument("arguments", nargs=-1)
 @click.option("--name", help="What to unmount it by.  [default: the name of DIRECTORY]")
 @click.option("--read-only", is_flag=True, help="Let the container write nothing there.")
+@_context_option
 @json_option
 @click.pass_obj
 def bundle(
@@ -88,6 +105,7 @@ def bundle(
     *,
     name: str | None,
     read_only: bool,
+    context: str,
 ) -> None:
     """Make a bundle of an installed IMAGE, for `crun run --bundle DIRECTORY`.
 
@@ -105,6 +123,7 @@ def bundle(
             name=name or directory.resolve().name,
             arguments=arguments,
             read_only=read_only,
+            context=context,
         )
     if settings.is_json:
         from layermanager.json_documents import mount_json
@@ -147,6 +166,11 @@ def lease() -> None:
 @click.option(
     "--process", type=click.IntRange(min=1), help="Number of a process with which it ends."
 )
+@click.option(
+    "--paths",
+    is_flag=True,
+    help="Print also the directories to mount, the uppermost first, as `mount` would take them.",
+)
 @json_option
 @click.pass_obj
 def add(
@@ -156,19 +180,22 @@ def add(
     owner: str,
     ttl: timedelta | None,
     process: int | None,
+    paths: bool,
 ) -> None:
     """Keep layers, or those of an image, and print what the lease is released by."""
     from layermanager.use.layer_use import open_use
 
     references = names.references(layers, settings.inventory.layers())
     with open_use(settings.config) as use:
-        taken = use.lease(references, owner=owner, ttl=ttl, process=process).lease
+        taken = use.lease(references, owner=owner, ttl=ttl, process=process)
     if settings.is_json:
-        from layermanager.json_documents import lease_json
+        from layermanager.json_documents import lease_json, taken_lease_json
 
-        write_json(lease_json(taken))
+        write_json(taken_lease_json(taken) if paths else lease_json(taken.lease))
         return
-    write(taken.lease_id)
+    write(taken.lease.lease_id)
+    for path in taken.lower if paths else ():
+        write(str(path))
 
 
 @lease.command("ls")

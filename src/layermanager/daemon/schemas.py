@@ -259,6 +259,10 @@ COMPONENTS: Final[Mapping[str, Schema]] = {
         optional={
             "process": _described({"type": "integer"}, "With which it is over."),
             "overlay": _described(TEXT, "The overlay with which it is over."),
+            "lowerDirs": _described(
+                array_of(TEXT),
+                "Of a lease that was just taken: the directories to mount, the uppermost first.",
+            ),
         },
     ),
     "NewLease": {
@@ -305,6 +309,11 @@ COMPONENTS: Final[Mapping[str, Schema]] = {
             "upper": _described(_PATH, "Gets what is written; without it, that is thrown away."),
             "work": _described(_PATH, "An empty directory beside upper, for overlayfs."),
             "readOnly": FLAG,
+            "context": {
+                "type": "string",
+                "maxLength": 255,
+                "description": "The SELinux label of all files: USER:ROLE:TYPE[:LEVEL].",
+            },
         },
         "required": ["name", "layers", "target"],
         "additionalProperties": False,

@@ -42,6 +42,7 @@ def write_bundle(
     name: str,
     arguments: Sequence[str] = (),
     read_only: bool = False,
+    context: str = "",
 ) -> MountedLayers:
     """Make a bundle of *image*; see ``LayerManager.bundle``."""
     config = read_config(image.config, len(image.layers))
@@ -49,7 +50,9 @@ def write_bundle(
         make_directories(directory, PRIVATE_DIRECTORY)
         make_directory(directory / "rootfs", PRIVATE_DIRECTORY)
     # A runtime makes the directories that it mounts on, also where the container cannot.
-    mounted = use.mount(name, tuple(reversed(image.layers)), target=directory / "rootfs")
+    mounted = use.mount(
+        name, tuple(reversed(image.layers)), target=directory / "rootfs", context=context
+    )
     try:
         with _bundle_errors(directory):
             passwd, group = _read_inside(mounted.mount.target, image, ("etc/passwd", "etc/group"))

@@ -14,7 +14,8 @@ where a crash came between.
 
     <workingDir>/mounts/<lease>/
         upper/, work/            what is written to a mount that throws it away
-        bottom/                  nothing: an overlay that cannot be written wants two directories
+        bottom/                  empty directories: an overlay that cannot be written wants two
+                                 lower ones, and one above an opaque root those of its whiteouts
 """
 
 from __future__ import annotations
@@ -56,8 +57,10 @@ from layermanager.storage import SqliteLayerStorage
 from layermanager.use import overlay
 from layermanager.use.in_use import Look, look
 from layermanager.use.namespaces import mounts_seen_by
+from layermanager.use.opaque import directories_of_whiteouts, has_opaque_root, visible_layers
 from layermanager.use.overlay import Overlay
 from layermanager.use.processes import boot_name, is_process_alive, process_bond
+from layermanager.xattrs import acls_of, remove_acls
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -72,6 +75,9 @@ if TYPE_CHECKING:
     from layermanager.use.overlay import Mounter
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
+# user:role:type, and on most systems a level: sensitivity and categories
+_LABEL: Final = re.compile(r"[\w.-]+(:[\w.-]+){2}(:[\w.,:-]+)?", re.ASCII)
+_LABEL_BYTES: Final = 255  # the longest text that fsconfig(2) takes
 _ALL_USERS: Final = ["0", "0", "4294967295"]
 
 
@@ -92,10 +98,13 @@ class HeldLease:
 
     Attributes:
         lease: the lease.
+        lower: the directories to mount, the uppermost first, if that is how the layers were named:
+            without those below a layer whose root is opaque.
     """
 
-    def __init__(self, lease: Lease, use: LayerUse) -> None:
+    def __init__(self, lease: Lease, use: LayerUse, lower: Sequence[Path]) -> None:
         self.lease = lease
+        self.lower = tuple(lower)
         self._use = use
 
     def release(self) -> None:
@@ -267,16 +276,19 @@ class LayerUse:
         now = self._clock.now()
         bond = None if process is None else process_bond(process)
         with self._transaction():
+            found = self._found(layers)
+            with _store_errors("cannot read a layer"):
+                lower = visible_layers([layer.path for layer in found])
             lease = Lease(
                 lease_id=secrets.token_hex(4),
                 owner=owner,
-                layers=tuple(layer.digest for layer in self._found(layers)),
+                layers=tuple(layer.digest for layer in found),
                 created=now,
                 expires=None if ttl is None else now + ttl,
                 bond=bond,
             )
             self._record.add_lease(lease)
-        return HeldLease(lease, self)
+        return HeldLease(lease, self, lower)
 
     def leases(self) -> tuple[Lease, ...]:
         """The leases that are not over."""
@@ -313,8 +325,11 @@ class LayerUse:
         upper: Path | None = None,
         work: Path | None = None,
         read_only: bool = False,
+        context: str = "",
     ) -> MountedLayers:
         """Mount installed *layers*; see ``LayerManager.mount``."""
+        if context and not (_LABEL.fullmatch(context) and len(context) <= _LABEL_BYTES):
+            raise MountError(f"not an SELinux label: {context!r:.300}: USER:ROLE:TYPE[:LEVEL]")
         if not _NAME.fullmatch(name):
             raise MountError(f"not a name for a mount: {name!r}: letters, digits, . _ and -")
         if upper and read_only:
@@ -324,6 +339,7 @@ class LayerUse:
         lease, found = self._begin(name, layers)
         try:
             what = self._overlay(lease, found, upper, work, read_only=read_only)
+            what = replace(what, context=context)
             mount = LayerMount(name, lease.lease_id, target, lease.layers, what.upper)
             self._record.add_mount(mount)
             with _store_errors("cannot mount"):
@@ -448,8 +464,10 @@ class LayerUse:
         *,
         read_only: bool,
     ) -> Overlay:
-        lower = [layer.path for layer in layers]
         with _store_errors("cannot prepare a mount"):
+            lower = visible_layers([layer.path for layer in layers])
+            if has_opaque_root(lower[-1]) and len(lower) < overlay.MAX_LOWER_DIRECTORIES:
+                lower.append(self._make_bottom(lease.lease_id, lower))
             if upper:
                 upper, work = _given(upper, work)
             elif not read_only:
@@ -493,9 +511,25 @@ class LayerUse:
         """Make directories for what is written; the root of the overlay is to be as in *top*."""
         upper, work = self._make(lease_id, "upper"), self._make(lease_id, "work")
         status = top.stat()
-        os.chown(upper, status.st_uid, status.st_gid)
-        upper.chmod(stat.S_IMODE(status.st_mode))
+        descriptor = os.open(upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            remove_acls(descriptor)  # of the working directory, which all that is written would get
+            for attribute, value in acls_of(os.fsencode(top)).items():
+                os.setxattr(descriptor, attribute, value)
+            os.fchown(descriptor, status.st_uid, status.st_gid)
+            os.fchmod(descriptor, stat.S_IMODE(status.st_mode))
+        finally:
+            os.close(descriptor)
         return upper, work
+
+    def _make_bottom(self, lease_id: str, layers: Sequence[Path]) -> Path:
+        """Make a lowest layer of the directories in which *layers* have whiteouts."""
+        bottom = self._make(lease_id, "bottom")
+        for layer in layers:
+            for directory in directories_of_whiteouts(layer):
+                self._on_step(Step.MAKE_MOUNT_DIRECTORY)
+                (bottom / directory).mkdir(parents=True, exist_ok=True)
+        return bottom
 
     def _make(self, lease_id: str, name: str) -> Path:
         path = self._mounts_dir / lease_id / name

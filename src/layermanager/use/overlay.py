@@ -15,6 +15,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 
 from layermanager import linux
@@ -23,7 +24,6 @@ from layermanager.use.mountinfo import OVERLAY, escaped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
 
     Mounter: TypeAlias = "Callable[[Overlay, Path, Callable[[str], None]], None]"
 
@@ -50,6 +50,7 @@ class Overlay:
         source: a name for it in the table of mounts.
         has_user_attributes: whether the layers are marked by ``user.overlay.*`` attributes, as
             those are that an ordinary user unpacked, instead of ``trusted.overlay.*``.
+        context: the SELinux label of all files; empty: each has its own.
     """
 
     lower: Sequence[Path]
@@ -57,6 +58,7 @@ class Overlay:
     work: Path | None = None
     source: str = "overlay"
     has_user_attributes: bool = False
+    context: str = ""
 
 
 def mount(overlay: Overlay, target: Path, on_made: Callable[[str], None]) -> None:
@@ -70,6 +72,11 @@ def mount(overlay: Overlay, target: Path, on_made: Callable[[str], None]) -> Non
     Raises:
         MountError: it cannot be mounted.
     """
+    if overlay.context and not _has_selinux():
+        raise MountError(
+            f"cannot mount on {target} with context={overlay.context}: SELinux is not in force "
+            "here; mount without a label"
+        )
     way = mount_by_descriptors if takes_descriptors() else mount_by_options
     way(overlay, target, on_made)
 
@@ -186,15 +193,26 @@ def _plain_options(overlay: Overlay) -> Iterator[tuple[bytes, bytes]]:
     yield b"metacopy", b"off"
     if overlay.has_user_attributes:
         yield b"userxattr", b""
+    if overlay.context:
+        yield b"context", overlay.context.encode("ascii")
 
 
 def _options(overlay: Overlay, lower: Sequence[bytes]) -> bytes:
-    options = [b"=".join(filter(None, pair)) for pair in _plain_options(overlay)]
+    options = [b"=".join(filter(None, _quoted(*pair))) for pair in _plain_options(overlay)]
     options.append(b"lowerdir=" + b":".join(lower))
     if overlay.upper and overlay.work:
         options.append(b"upperdir=" + escaped(os.fsencode(overlay.upper)))
         options.append(b"workdir=" + escaped(os.fsencode(overlay.work)))
     return b",".join(options)
+
+
+def _quoted(key: bytes, value: bytes) -> tuple[bytes, bytes]:
+    """Quote a *value* with commas, as labels have them, for SELinux to take it as a whole."""
+    return key, b'"%b"' % value if b"," in value else value
+
+
+def _has_selinux() -> bool:
+    return "selinuxfs" in Path("/proc/filesystems").read_text(encoding="ascii").split()
 
 
 def with_own_directory(call: Callable[[], Result]) -> Result:

@@ -14,7 +14,7 @@ from layermanager.daemon.http import Answer
 from layermanager.daemon.problems import RefusedError
 from layermanager.daemon.schema import reference
 from layermanager.daemon.schemas import FLAG, NAME, array_of
-from layermanager.json_documents import lease_json, mount_json
+from layermanager.json_documents import lease_json, mount_json, taken_lease_json
 from layermanager.use.layer_use import open_use
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ def _lease(node: Node, call: Call) -> Answer:
             owner=body["owner"],
             ttl=None if seconds is None else timedelta(seconds=seconds),
             process=body.get("process"),
-        ).lease
-    return _created("leases", taken.lease_id, lease_json(taken))
+        )
+    return _created("leases", taken.lease.lease_id, taken_lease_json(taken))
 
 
 def _release(node: Node, call: Call) -> Answer:
@@ -62,6 +62,7 @@ def _mount(node: Node, call: Call) -> Answer:
             upper=Path(body["upper"]) if "upper" in body else None,
             work=Path(body["work"]) if "work" in body else None,
             read_only=body.get("readOnly", False),
+            context=body.get("context", ""),
         ).mount
     return _created("mounts", mounted.name, mount_json(mounted))
 
