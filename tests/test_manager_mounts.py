@@ -22,12 +22,15 @@ from layermanager.errors import (
     MountNotExistError,
     UseError,
 )
+from layermanager.model import DesiredImage
+from layermanager.testing.images import build_image, layout_files, write_files
 from layermanager.testing.layers import LayerBuilder, compress
 from manager_fixtures import Node, names_in, wait_until_unused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from conftest import Overlay
     from layermanager import DesiredLayer, LayerManager
 
 AT_ONCE = timedelta(0)
@@ -358,3 +361,88 @@ def test_more_layers_than_have_room_on_a_page(node: Node, target: Path) -> None:
         with manager.mount("app", order, target=target, read_only=True):
             assert (target / "who").read_text() == "layer-0"
             assert len(names(target)) == len(order) + 1
+
+
+# Layers whose root is opaque
+
+BASE = (
+    LayerBuilder()
+    .directory("etc")
+    .file("etc/secret", b"secret")
+    .file("etc/kept", b"base")
+    .directory("var")
+    .file("var/log", b"base")
+)
+OPAQUE_LAYERS = {
+    "the mark first": LayerBuilder().opaque(".").directory("etc").whiteout("etc/secret"),
+    "the mark last": LayerBuilder().directory("etc").whiteout("etc/secret").opaque("."),
+}
+
+
+def publish_tar(node: Node, name: str, builder: LayerBuilder) -> DesiredLayer:
+    return node.publish_bytes(name, compress(builder.tar(), "gzip"))
+
+
+def everything_in(directory: Path) -> list[str]:
+    """All names, each of which has to be there when it is asked for."""
+    paths = list(directory.rglob("*"))
+    assert all(path.lstat() for path in paths)
+    return sorted(str(path.relative_to(directory)) for path in paths)
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+@pytest.mark.parametrize("name", OPAQUE_LAYERS)
+class TestOpaqueRoots:
+    def test_nothing_of_the_layers_below_is_seen(
+        self, name: str, read_only: bool, node: Node, target: Path
+    ) -> None:
+        opaque = OPAQUE_LAYERS[name]
+        top = LayerBuilder().directory("var").whiteout("var/log").file("top", b"top")
+        with node.manager() as manager:
+            manager.process_desired_layers(
+                [
+                    publish_tar(node, "top", top),
+                    publish_tar(node, "opaque", opaque),
+                    publish_tar(node, "base", BASE),
+                ]
+            )
+            layers = ["top", "opaque", "base"]
+            with manager.mount("m", layers, target=target, read_only=read_only) as mounted:
+                assert everything_in(target) == ["etc", "top", "var"]
+                assert len(mounted.mount.layers) == 3
+            with manager.mount("m", layers[1:], target=target, read_only=read_only):
+                assert everything_in(target) == ["etc"]
+            with manager.mount("m", layers[1], target=target, read_only=read_only):
+                assert everything_in(target) == ["etc"]
+            with manager.lease(layers, owner="a test") as lease:
+                paths = {row.layer_id: row.path for row in node.rows()}
+                assert lease.lower == (paths["top"], paths["opaque"])
+            manager.remove_expired_layers()
+            assert kept_by_mounts(node) == []
+
+    def test_of_images(
+        self, name: str, read_only: bool, node: Node, target: Path, tmp_path: Path
+    ) -> None:
+        tars = [BASE.tar(), OPAQUE_LAYERS[name].tar()]
+        image = build_image(tars, config={"os": None, "config": {"Cmd": ["sh"]}})
+        write_files(tmp_path / "image", layout_files({"": image}))
+        reference = f"oci:{tmp_path / 'image'}"
+        with node.manager() as manager:
+            manager.process_desired_layers([DesiredImage(reference)])
+            with manager.mount("m", reference, target=target, read_only=read_only):
+                assert everything_in(target) == ["etc"]
+            bundle = tmp_path / "bundle"
+            with manager.bundle("m", reference, directory=bundle, read_only=read_only):
+                assert everything_in(bundle / "rootfs") == ["etc"]
+
+    def test_whiteouts_serve_those_who_mount_the_layers_otherwise(
+        self, name: str, read_only: bool, node: Node, overlay: Overlay
+    ) -> None:
+        del read_only
+        with node.manager() as manager:
+            manager.process_desired_layers(
+                [publish_tar(node, "opaque", OPAQUE_LAYERS[name]), publish_tar(node, "base", BASE)]
+            )
+        paths = {row.layer_id: row.path for row in node.rows()}
+        with overlay([paths["opaque"], paths["base"]]) as merged:
+            assert everything_in(merged) == ["etc", "etc/kept", "var", "var/log"]

@@ -28,6 +28,7 @@ from layermanager.unpack.index import (
     file_keywords,
     link_keywords,
 )
+from layermanager.xattrs import SET_BY_KERNEL
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 _LOGGER: Final = logging.getLogger(__name__)
 
-_OPAQUE_XATTR: Final = "trusted.overlay.opaque"
+_OPAQUE_XATTR: Final = b"trusted.overlay.opaque"
 _READ_BYTES: Final = 1024 * 1024
 _BLOCK_BYTES: Final = 512
 """What ``st_blocks`` counts, whatever the file system's blocks are: stat(2)."""
@@ -181,7 +182,9 @@ def _add(writer: IndexWriter, file: File, cancellation: Cancellation) -> None:
             keywords = device_keywords((os.major(state.st_rdev), os.minor(state.st_rdev)))
         case "socket":
             raise StoreError(f"{os.fsdecode(file.path)}: a socket is no part of a layer; remove it")
-    xattrs = {os.fsencode(name): value for name, value in file.place.xattrs().items()}
+    xattrs = {
+        name: value for name, value in file.place.xattrs().items() if name not in SET_BY_KERNEL
+    }
     owner = state.st_uid, state.st_gid
     attributes = Attributes(stat.S_IMODE(state.st_mode), owner, state.st_mtime_ns, xattrs)
     writer.add(file.path, kind.encode(), attributes, keywords)

@@ -20,9 +20,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from layermanager.directories import Directories, Place, is_plain, kind_of
+from layermanager.xattrs import SELINUX_LABEL, SET_BY_KERNEL
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from concurrent.futures import Executor, Future
 
     from layermanager.cancellation import Cancellation
@@ -200,11 +201,9 @@ def _compare_readable_entry(
     for problem, expected, found in _attributes(entry, state):
         if expected != found:
             yield Difference(entry.path, problem, expected, found)
-    xattrs = place.xattrs()
-    if xattrs != {os.fsdecode(name): value for name, value in entry.xattrs.items()}:
-        expected_names = ", ".join(sorted(map(os.fsdecode, entry.xattrs))) or "none"
-        found_names = ", ".join(sorted(xattrs)) or "none"
-        yield Difference(entry.path, Problem.XATTRS, expected_names, found_names)
+    expected_xattrs, found_xattrs = _comparable_xattrs(entry, place)
+    if expected_xattrs != found_xattrs:
+        yield Difference(entry.path, Problem.XATTRS, _names(expected_xattrs), _names(found_xattrs))
     if kind == "link" and (target := place.link()) != entry.link:
         yield Difference(entry.path, Problem.LINK, _text(entry.link), _text(target))
     if kind == "file" and depth is Depth.CONTENT and state.st_size == entry.size:
@@ -222,6 +221,27 @@ def _attributes(entry: IndexEntry, state: os.stat_result) -> Iterator[tuple[Prob
     if entry.kind in ("char", "block"):
         device = os.major(state.st_rdev), os.minor(state.st_rdev)
         yield Problem.DEVICE, "{}:{}".format(*entry.device), "{}:{}".format(*device)
+
+
+def _comparable_xattrs(
+    entry: IndexEntry, place: Place
+) -> tuple[dict[bytes, bytes], dict[bytes, bytes]]:
+    """Return the extended attributes that should be there and those that are.
+
+    Labels of SELinux are the host's, also where an older version took them from a layer. What else
+    the kernel sets by itself counts where the layer brought it.
+    """
+    expected = {name: value for name, value in entry.xattrs.items() if name != SELINUX_LABEL}
+    found = {
+        name: value
+        for name, value in place.xattrs().items()
+        if name in expected or name not in SET_BY_KERNEL
+    }
+    return expected, found
+
+
+def _names(xattrs: Mapping[bytes, bytes]) -> str:
+    return ", ".join(sorted(map(os.fsdecode, xattrs))) or "none"
 
 
 def _compare_hard_link(

@@ -54,8 +54,6 @@ _KINDS: Final = {
     stat.S_IFBLK: "block",
     stat.S_IFIFO: "fifo",
 }
-# The kernel gives every file a label where SELinux is in force; no layer brought it.
-_OF_THE_SYSTEM: Final = frozenset({"security.selinux"})
 
 
 def kind_of(state: os.stat_result) -> str:
@@ -124,13 +122,12 @@ class Place:
         """Return the target of a symlink."""
         return os.readlink(self.name, dir_fd=self.directory)
 
-    def xattrs(self) -> dict[str, bytes]:
-        """Return the extended attributes, except those that the system gives every file."""
+    def xattrs(self) -> dict[bytes, bytes]:
+        """Return all extended attributes."""
         path = self.path()
         return {
-            name: os.getxattr(path, name, follow_symlinks=False)
+            os.fsencode(name): os.getxattr(path, name, follow_symlinks=False)
             for name in os.listxattr(path, follow_symlinks=False)
-            if name not in _OF_THE_SYSTEM
         }
 
     def path(self) -> bytes:

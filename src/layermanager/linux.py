@@ -66,6 +66,15 @@ MS_PRIVATE: Final = 1 << 18
 MNT_DETACH: Final = 2
 UMOUNT_NOFOLLOW: Final = 8
 OVERLAYFS_MAGIC: Final = 0x794C7630
+
+CAP_CHOWN: Final = 0
+CAP_DAC_OVERRIDE: Final = 1
+CAP_FOWNER: Final = 3
+CAP_FSETID: Final = 4
+CAP_SYS_ADMIN: Final = 21
+CAP_MKNOD: Final = 27
+CAP_SETFCAP: Final = 31
+
 MOUNT_ATTR_RDONLY: Final = 1
 
 # These numbers are the same on all architectures.
@@ -289,13 +298,33 @@ def bound_capabilities(kept: Iterable[int]) -> None:
 
 def keep_capabilities(kept: Iterable[int]) -> None:
     """Give up all capabilities but those of *kept* that this process has, for good (capset(2))."""
+    _, permitted_low, _, _, permitted_high, _ = _capabilities()
+    mask = _capability_mask(kept)
+    low, high = mask & permitted_low, mask >> 32 & permitted_high
+    header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
+    _require_success(_libc.capset(header, _CAPABILITIES.pack(low, low, 0, high, high, 0)))
+
+
+def effective_capabilities() -> int:
+    """Return the capabilities of this thread that are in force, as a mask (capget(2))."""
+    low, _, _, high, _, _ = _capabilities()
+    return high << 32 | low
+
+
+def _capabilities() -> tuple[int, int, int, int, int, int]:
     header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
     data = ctypes.create_string_buffer(_CAPABILITIES.size)
     _require_success(_libc.capget(header, data))
-    _, permitted_low, _, _, permitted_high, _ = _CAPABILITIES.unpack(data.raw)
-    mask = _capability_mask(kept)
-    low, high = mask & permitted_low, mask >> 32 & permitted_high
-    _require_success(_libc.capset(header, _CAPABILITIES.pack(low, low, 0, high, high, 0)))
+    effective_low, permitted_low, inheritable_low, *high = _CAPABILITIES.unpack(data.raw)
+    effective_high, permitted_high, inheritable_high = high
+    return (
+        effective_low,
+        permitted_low,
+        inheritable_low,
+        effective_high,
+        permitted_high,
+        inheritable_high,
+    )
 
 
 def _capability_mask(capabilities: Iterable[int]) -> int:

@@ -258,3 +258,18 @@ def test_worker_keeps_what_an_unpacker_needs_in_every_interpreter(
         builder.file(f"d{number}", b"replaced")
     unpack("layer", builder.tar())
     assert len(list((directory / "layer").iterdir())) == 400
+
+
+def test_lists_of_the_parent_directory_change_no_modes(
+    directory: Path, run: Run, unpack: Callable[[str, bytes], Mapping[str, object]]
+) -> None:
+    if shutil.which("setfacl") is None:
+        pytest.skip("needs the program setfacl")
+    run("setfacl", "--default", "--modify=u:1234:rwx,g::---,m:rwx,o::r-x", directory)
+    tar = LayerBuilder().directory("d", mode=0o755).file("d/file", b"1", mode=0o755)
+    unpack("layer", tar.file("d/private", b"1", mode=0o640).tar())
+    layer = directory / "layer"
+    names = (".", "d", "d/file", "d/private")
+    modes = [stat.S_IMODE((layer / name).stat().st_mode) for name in names]
+    assert modes == [0o755, 0o755, 0o755, 0o640]
+    assert [os.listxattr(layer / name) for name in names] == [[], [], [], []]

@@ -174,6 +174,31 @@ PLAIN: Final[Mapping[str, bytes]] = {
     "a sparse file by PAX 0.0": _sparse(0, 0),
     "a sparse file by PAX 0.1": _sparse(0, 1),
     "a sparse file by PAX 1.0": _sparse(1, 0),
+    "a volume label": raw_entry(b"label", b"", b"V", magic=b"ustar  \0")
+    + _layer().file("file", b"1", mtime_ns=_TIME).members()
+    + END_OF_ARCHIVE,
+    "an incremental archive": raw_entry(b"d/", b"Yfile\0\0", b"D", magic=b"ustar  \0")
+    + raw_entry(b"d/file", b"1")
+    + END_OF_ARCHIVE,
+    "the continuation of a volume": raw_entry(b"file", b"1", b"M", magic=b"ustar  \0")
+    + END_OF_ARCHIVE,
+    "the owner -2 in base 256": raw_entry(
+        b"file", b"1", uid=b"\xff" * 7 + b"\xfe", gid=b"\xff" * 7 + b"\xfe"
+    )
+    + END_OF_ARCHIVE,
+    "an SELinux label": _layer()
+    .file(
+        "file", b"1", mtime_ns=_TIME, xattrs={"security.selinux": b"system_u:object_r:etc_t:s0\0"}
+    )
+    .tar(),
+    "user attributes of a symlink": _layer()
+    .symlink("link", "nowhere", mtime_ns=_TIME, xattrs={"user.a": b"1"})
+    .tar(),
+    "a default access control list": _layer()
+    .directory("d", mtime_ns=_TIME, xattrs={"system.posix_acl_default": _ACL})
+    .file("d/file", b"1", mode=0o755, mtime_ns=_TIME)
+    .directory("d/sub", mode=0o750, mtime_ns=_TIME)
+    .tar(),
     "no end": _layer().file("file", b"1").members(),
     "one block of zeros at the end": _layer().file("file", b"1").members() + bytes(512),
     "one block of zeros amid": _layer().file("a", b"1").members()
@@ -234,6 +259,19 @@ OVER_A_BASE: Final[Mapping[str, tuple[bytes, bytes]]] = {
         .file("d/new", b"2", mtime_ns=_TIME)
         .opaque("d"),
         "the root opaque": _layer().opaque(".").file("new", b"2", mtime_ns=_TIME),
+        "the root opaque, and a whiteout": _layer()
+        .opaque(".")
+        .whiteout("d/old")
+        .file("new", b"2", mtime_ns=_TIME),
+        "a whiteout, and the root opaque": _layer()
+        .directory("d", mtime_ns=_TIME)
+        .whiteout("d/old")
+        .opaque("."),
+        "a directory removed as old umoci did": _layer().whiteout("d").whiteout("d/d"),
+        "a directory removed as old umoci did, in the other order": _layer()
+        .whiteout("d/d")
+        .whiteout("d"),
+        "a whiteout in a directory that is removed": _layer().whiteout("d").whiteout("d/sub/old"),
         "what is not there removed": _layer().whiteout("nothing"),
         "bookkeeping of AUFS": _layer().file(".wh..wh.plnk", b"").directory(".wh..wh.orph"),
         "a file over a directory": _layer().file("d", b"2", mtime_ns=_TIME),

@@ -21,9 +21,11 @@ from layermanager.model import Limits
 from layermanager.testing.layers import LayerBuilder
 from layermanager.testing.trees import FileState, snapshot
 from layermanager.unpack.index import IndexWriter
+from layermanager.unpack.rights import Rights
 from layermanager.unpack.streams import ByteReader
 from layermanager.unpack.tar import TarReader
-from layermanager.unpack.tree import Rights, TreeWriter
+from layermanager.unpack.tree import TreeWriter
+from layermanager.use.opaque import visible_layers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 BLOCK = 4096
 FILE_CAPABILITY = bytes.fromhex("0100000200200000000000000000000000000000")  # CAP_SYS_ADMIN, v2
 BEHIND: Final = 1_600_000_000_123_456_789
-UNPRIVILEGED = Rights(owner=(os.geteuid(), os.getegid()), is_privileged=False)
+UNPRIVILEGED = Rights(owner=(os.geteuid(), os.getegid()), is_privileged=False, keeps_owners=False)
 
 
 @dataclass(frozen=True)
@@ -408,7 +410,7 @@ def test_nothing_outside_is_ever_touched(tmp_path: Path, root: Path) -> None:
         ),
         (
             LayerBuilder().opaque("d").whiteout("d/e/a").whiteout("d/e"),
-            {"d": "opaque", "d/e": "directory"},
+            {"d": "opaque"},
         ),
         (
             LayerBuilder().opaque("d").directory("d/a").whiteout("d/a"),
@@ -423,6 +425,35 @@ def test_nothing_outside_is_ever_touched(tmp_path: Path, root: Path) -> None:
             {"s": "-> d", "d": "directory", "d/a": "whiteout", "d/e": "opaque"},
         ),
         (LayerBuilder().whiteout("a.wh.b").file("x.wh.y"), {"a.wh.b": "whiteout", "x.wh.y": ""}),
+        # Plain whiteouts stay at and below an opaque root, whose mark overlayfs does not look at.
+        (
+            LayerBuilder().opaque(".").whiteout("a").whiteout("etc/secret"),
+            {"a": "whiteout", "etc": "directory", "etc/secret": "whiteout"},
+        ),
+        (
+            LayerBuilder().whiteout("a").whiteout("etc/secret").opaque("."),
+            {"a": "whiteout", "etc": "directory", "etc/secret": "whiteout"},
+        ),
+        (
+            LayerBuilder().whiteout("d/e/a").opaque(".").opaque("d").whiteout("d/b").whiteout("a"),
+            {"a": "whiteout", "d": "opaque", "d/e": "directory"},
+        ),
+        (
+            LayerBuilder().opaque(".").directory("d").whiteout("d").whiteout("d/a"),
+            {"d": "opaque"},
+        ),
+        # Old umoci: a directory that is there for markers only, and is hidden itself, is gone.
+        (LayerBuilder().whiteout("test").whiteout("test/test"), {"test": "whiteout"}),
+        (LayerBuilder().whiteout("test/test").whiteout("test"), {"test": "whiteout"}),
+        (LayerBuilder().whiteout("a/b/c").whiteout("a"), {"a": "whiteout"}),
+        (LayerBuilder().whiteout("a").opaque("a/b"), {"a": "whiteout"}),
+        (LayerBuilder().whiteout("a/b/c").whiteout("a/b"), {"a": "directory", "a/b": "whiteout"}),
+        (LayerBuilder().whiteout("a/b").whiteout("a").directory("a"), {"a": "opaque"}),
+        (LayerBuilder().whiteout("a/b").directory("a").whiteout("a"), {"a": "opaque"}),
+        (
+            LayerBuilder().whiteout("a").whiteout("a/b/c").file("a/d/e", b"1"),
+            {"a": "opaque", "a/b": "directory", "a/d": "directory", "a/d/e": "1"},
+        ),
     ],
 )
 @pytest.mark.parametrize("is_privileged", [True, False])
@@ -443,7 +474,7 @@ def test_markers_take_the_form_of_overlayfs(
 
 def test_the_root_can_be_opaque(root: Path) -> None:
     unpack(LayerBuilder().whiteout("a").file(".wh..wh..opq").file("b", b"1"), root)
-    assert kinds(root) == {"b": "1"}
+    assert kinds(root) == {"a": "whiteout", "b": "1"}
     assert list(snapshot(root)[b"."].xattrs.values()) == [b"y"]
 
 
@@ -481,10 +512,10 @@ def test_only_markers_can_hide_what_is_below(root: Path) -> None:
 def test_without_rights_the_rest_is_left_out_and_noted(root: Path) -> None:
     builder = LayerBuilder().character_device("c", 1, 3).fifo("p").block_device("b", 7, 0)
     builder.file("f", b"1", uid=5, gid=6, xattrs={"user.a": b"1", "security.capability": b"x"})
-    assert unpack(builder, root, rights=UNPRIVILEGED).notes == {
-        "devices left out": 2,
-        "privileged extended attributes left out": 1,
-    }
+    expected = {"devices left out": 2, "privileged extended attributes left out": 1}
+    if os.geteuid() == 0:  # of root one expects more than of an ordinary user
+        expected["owners that this process may not set: files belong to its own user"] = 1
+    assert unpack(builder, root, rights=UNPRIVILEGED).notes == expected
     states = snapshot(root)
     assert set(states) == {b".", b"f", b"p"}
     assert (states[b"f"].owner, states[b"f"].xattrs) == (UNPRIVILEGED.owner, {"user.a": b"1"})
@@ -624,12 +655,21 @@ class Node:
     children: dict[str, Node | str] = field(default_factory=dict)
     hidden: set[str] = field(default_factory=set)
     is_opaque: bool = False
+    is_listed: bool = False
+
+    @property
+    def is_real(self) -> bool:
+        """Whether it is there for more than markers."""
+        children = self.children.values()
+        return self.is_listed or any(isinstance(one, str) or one.is_real for one in children)
 
 
 Operation = tuple[str, tuple[str, ...]]
 PATHS = st.lists(st.sampled_from("abc"), min_size=1, max_size=3).map(tuple)
 OPERATIONS = st.lists(
-    st.tuples(st.sampled_from(["file", "directory", "whiteout", "opaque"]), PATHS), max_size=12
+    st.tuples(st.sampled_from(["file", "directory", "whiteout", "opaque"]), PATHS)
+    | st.just(("opaque", ())),
+    max_size=12,
 )
 
 
@@ -647,6 +687,10 @@ def modelled(operations: Sequence[Operation], label: str) -> tuple[Node, LayerBu
     """A layer as a model and as a tar; operations that make no sense are left out of both."""
     model, builder = Node(), LayerBuilder()
     for number, (what, path) in enumerate(operations):
+        if not path:
+            model.is_opaque = True
+            builder.opaque(".")
+            continue
         *parents, name = path
         joined = "/".join(path)
         depth = path if what == "opaque" else parents
@@ -664,8 +708,10 @@ def modelled(operations: Sequence[Operation], label: str) -> tuple[Node, LayerBu
             parent.children[name] = f"{label}{number}"
             builder.file(joined, f"{label}{number}".encode())
         else:
-            if not isinstance(parent.children.get(name), Node):
-                parent.children[name] = Node()
+            child = parent.children.get(name)
+            if not isinstance(child, Node):
+                child = parent.children[name] = Node()
+            child.is_listed = True
             builder.directory(joined)
     return model, builder
 
@@ -688,7 +734,10 @@ def applied(below: Tree | str | None, layer: Node) -> Tree:
     if isinstance(below, dict) and not layer.is_opaque:
         merged = {name: node for name, node in below.items() if name not in layer.hidden}
     for name, child in layer.children.items():
-        merged[name] = child if isinstance(child, str) else applied(merged.get(name), child)
+        if isinstance(child, str):
+            merged[name] = child
+        elif child.is_real or name not in layer.hidden:
+            merged[name] = applied(merged.get(name), child)
     return merged
 
 
@@ -740,7 +789,9 @@ def test_a_mount_shows_what_applying_the_layers_shows(
             unpack(builder, base / label)
             tree = applied(tree, model)
             paths.insert(0, base / label)
-        with overlay(paths) as merged:
+        bottom = base / "bottom"
+        bottom.mkdir()  # there have to be two
+        with overlay([*visible_layers(paths), bottom]) as merged:
             assert openable(merged) == flat(tree)
 
 

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from layermanager.directories import Directories
 from layermanager.errors import PackError
 from layermanager.unpack.fields import OPAQUE_MARKER, WHITEOUT_PREFIX
+from layermanager.xattrs import SELINUX_LABEL
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,6 +40,7 @@ _GZIP_LEVEL: Final = 9
 _ZSTD_LEVEL: Final = 19  # the highest that asks no more than 8 MiB of whoever decompresses
 END_OF_ARCHIVE: Final = bytes(2 * tarfile.BLOCKSIZE)
 
+_SELINUX_LABEL: Final = os.fsdecode(SELINUX_LABEL)  # the host's, and none of the image's
 _OVERLAY_NAMESPACES: Final = ("trusted.overlay.", "user.overlay.")
 
 
@@ -278,7 +280,7 @@ def _described(entry: _Entry, latest_ns: int | None) -> tarfile.TarInfo:
     info.pax_headers = {
         f"SCHILY.xattr.{name}": _text(value)
         for name, value in sorted(entry.xattrs.items())
-        if not name.startswith(_OVERLAY_NAMESPACES)
+        if not name.startswith(_OVERLAY_NAMESPACES) and name != _SELINUX_LABEL
     }
     if mtime_ns % 10**9:
         info.pax_headers["mtime"] = _decimal_seconds(mtime_ns)

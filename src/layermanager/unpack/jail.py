@@ -33,21 +33,14 @@ _NAMESPACES: Final = {
     "host name namespace": linux.CLONE_NEWUTS,
 }
 
-_CAP_CHOWN: Final = 0
-_CAP_DAC_OVERRIDE: Final = 1
-_CAP_FOWNER: Final = 3
-_CAP_FSETID: Final = 4
-_CAP_SYS_ADMIN: Final = 21  # for trusted.* attributes; what else it allows, the filter forbids
-_CAP_MKNOD: Final = 27
-_CAP_SETFCAP: Final = 31
 _KEPT_CAPABILITIES: Final = (
-    _CAP_CHOWN,
-    _CAP_DAC_OVERRIDE,
-    _CAP_FOWNER,
-    _CAP_FSETID,
-    _CAP_SYS_ADMIN,
-    _CAP_MKNOD,
-    _CAP_SETFCAP,
+    linux.CAP_CHOWN,
+    linux.CAP_DAC_OVERRIDE,
+    linux.CAP_FOWNER,
+    linux.CAP_FSETID,
+    linux.CAP_SYS_ADMIN,  # for trusted.* attributes; what else it allows, the filter forbids
+    linux.CAP_MKNOD,
+    linux.CAP_SETFCAP,
 )
 
 # landlock(7): LANDLOCK_ACCESS_FS_*, and by which version of the interface they came.

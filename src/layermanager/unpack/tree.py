@@ -10,18 +10,19 @@ they become what overlayfs understands (kernel documentation, overlayfs.rst): a 
 0:0 in place of what is removed, and an ``opaque`` attribute on a directory that hides all below
 it. A marker speaks of the layers below only: what the same layer holds under that name stays,
 whichever comes first.
+
+The index tells what is on disk: where the file system cannot hold a time, or changes an access
+control list, what it made of it is read back.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import functools
 import hashlib
 import os
 import stat
 from collections import OrderedDict
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from layermanager.errors import ArchiveError, LimitExceededError
@@ -35,6 +36,8 @@ from layermanager.unpack.index import (
 )
 from layermanager.unpack.streams import CHUNK_BYTES
 from layermanager.unpack.tar import EntryKind
+from layermanager.unpack.times import exact_times
+from layermanager.xattrs import ACL_ACCESS, ACL_DEFAULT, acls_of, remove_acls
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -42,12 +45,12 @@ if TYPE_CHECKING:
 
     from layermanager.model import Limits
     from layermanager.unpack.index import IndexWriter
+    from layermanager.unpack.rights import Rights
     from layermanager.unpack.tar import Entry, TarReader
 
 _AUFS_PREFIX: Final = b".wh..wh."
-_XATTR_NAMESPACES: Final = (b"user.", b"trusted.", b"security.", b"system.")  # xattr(7)
-_OVERLAY_PREFIXES: Final = (b"trusted.overlay.", b"user.overlay.")
-_PROBE: Final = b"trusted.layermanager"
+_AUFS_FILE_LINKS: Final = b".wh..wh.plnk"
+_NO_SUCH_OWNER_HERE: Final = (errno.EPERM, errno.EINVAL)  # the latter: not mapped
 _WHITEOUT_DEVICE: Final = os.makedev(0, 0)
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -57,55 +60,22 @@ _NAMES_PER_DEPTH: Final = 16  # to follow on the way to an entry, those in symli
 _SPECIAL_BITS: Final = 0o7000
 _ZEROS: Final = memoryview(bytes(CHUNK_BYTES))
 _NO_XATTRS: Final[dict[bytes, bytes]] = {}
+_ACLS: Final = (ACL_ACCESS, ACL_DEFAULT)
+_BOOKKEEPING: Final = "AUFS bookkeeping left out"
+_OTHER_OWNERS: Final = "owners that this process may not set: files belong to its own user"
 _IMPLICIT_MODE: Final = 0o755
-
-
-@dataclass(frozen=True, slots=True)
-class Rights:
-    """What this process may do to files, and with it the form in which a layer is written.
-
-    Attributes:
-        owner: the user and group that new files get by themselves.
-        is_privileged: owners, devices and all extended attributes can be set as they are archived.
-            Otherwise all files belong to the user, devices are left out, of the extended
-            attributes only ``user.*`` are kept, and the overlay has to be mounted with
-            ``userxattr``.
-    """
-
-    owner: tuple[int, int]
-    is_privileged: bool
-
-    @classmethod
-    def below(cls, root: int) -> Rights:
-        """The rights of the calling process below the empty directory *root*.
-
-        Being root is not enough: in a container, or in a user namespace, much may be missing. Who
-        may set ``trusted.*`` attributes has ``CAP_SYS_ADMIN`` where it counts.
-        """
-        owner = (os.geteuid(), os.getegid())
-        if owner[0] != 0:
-            return cls(owner, is_privileged=False)
-        try:
-            os.setxattr(root, _PROBE, b"")
-            os.removexattr(root, _PROBE)
-        except PermissionError:
-            return cls(owner, is_privileged=False)
-        return cls(owner, is_privileged=True)
-
-    @property
-    def opaque_xattr(self) -> bytes:
-        """The attribute by which overlayfs knows an opaque directory."""
-        return b"trusted.overlay.opaque" if self.is_privileged else b"user.overlay.opaque"
 
 
 class _Directory:
     """A directory of the layer as it is on disk, and what is still to be done to it."""
 
     __slots__ = (
+        "acls",
         "children",
         "file_descriptor",
         "hidden",
         "is_opaque",
+        "is_real",
         "made_mode",
         "mode",
         "mtime_ns",
@@ -127,12 +97,14 @@ class _Directory:
         self.hidden: set[bytes] = set()  # by markers, also where this layer has a file of the name
         self.whiteouts: set[bytes] = set()  # the devices that stand for some of these
         self.is_opaque = False
+        self.is_real = False  # the layer lists it, or holds something in it other than markers
         # A directory that the archive does not list gets the same attributes each time.
         self.mode = _IMPLICIT_MODE
         self.owner: tuple[int, int] | None = None
         self.mtime_ns = 0
         self.xattrs: dict[bytes, bytes] = {}
         self.xattr_bytes = 0
+        self.acls: dict[bytes, bytes] = {}  # set at the end, or files made here would inherit them
         self.file_descriptor = -1
 
     def path_of(self, name: bytes) -> bytes:
@@ -142,17 +114,21 @@ class _Directory:
     def add_xattrs(self, xattrs: Mapping[bytes, bytes]) -> int:
         """Add or replace extended attributes; return the bytes of all."""
         for name, value in xattrs.items():
-            old = self.xattrs.get(name)
+            kept = self.acls if name in _ACLS else self.xattrs
+            old = kept.get(name)
             self.xattr_bytes += len(value) + (len(name) if old is None else -len(old))
-            self.xattrs[name] = value
+            kept[name] = value
         return self.xattr_bytes
 
     def hides_all_below(self) -> bool:
-        """Whether nothing of the layers below is seen here: it, or one that it is in, is opaque."""
-        directory: _Directory | None = self
-        while directory is not None and not directory.is_opaque:
+        """Whether nothing of the layers below is seen here: it, or one that it is in, is opaque.
+
+        The root does not count: overlayfs does not look at its mark.
+        """
+        directory = self
+        while directory.parent is not None and not directory.is_opaque:
             directory = directory.parent
-        return directory is not None
+        return directory.parent is not None
 
     def subtree(self) -> Iterator[_Directory]:
         """The directory and all below it, parents first."""
@@ -208,10 +184,12 @@ class TreeWriter:
         self._directories = 0
         self.notes: dict[str, int] = {}
         """What was left out or not honoured, and how often."""
-        # With the setgid bit, files would get the directory's group instead of this process's.
-        if rights.is_privileged:
-            os.fchown(root, *rights.owner)
+        # What the root got from its parent would go on to all that is made in it: the group of
+        # this process and the modes of the archive are wanted, not those of the store's directory.
+        remove_acls(root)
+        os.fchown(root, *rights.owner)
         os.fchmod(root, stat.S_IRWXU)
+        self._exact_times = exact_times(root)
 
     def write(self, entry: Entry, tar: TarReader) -> None:
         """Write one entry, taking its content from *tar*.
@@ -221,6 +199,8 @@ class TreeWriter:
             LimitExceededError: its path or the content so far exceeds the limits.
             OSError: the file system refuses.
         """
+        if _AUFS_PREFIX in entry.path and self._write_bookkeeping(entry, tar):
+            return
         raw_parent, _, name = entry.path.rstrip(b"/").rpartition(b"/")
         if name in (b"", b".", b".."):
             *parents, name = self._names(entry.path) or [b""]
@@ -231,10 +211,13 @@ class TreeWriter:
         parent, descriptor = self._parent(raw_parent)
         if name.startswith(WHITEOUT_PREFIX):
             self._write_marker(parent, descriptor, name)
-        elif entry.kind is EntryKind.FILE:
-            self._write_file(parent, descriptor, name, entry, tar)
-        elif entry.kind is EntryKind.DIRECTORY:
+            return
+        if entry.kind is EntryKind.DIRECTORY:
             self._write_directory(parent, name, entry)
+            return
+        parent.is_real = True
+        if entry.kind is EntryKind.FILE:
+            self._write_file(parent, descriptor, name, entry, tar)
         elif entry.kind is EntryKind.SYMLINK:
             self._write_symlink(parent, descriptor, name, entry)
         elif entry.kind is EntryKind.HARD_LINK:
@@ -243,15 +226,38 @@ class TreeWriter:
             self._write_special(parent, descriptor, name, entry)
 
     def finish(self) -> None:
-        """Give the directories the modes and times that writing below them would have changed."""
+        """Give the directories the attributes that writing below them would have changed."""
+        if _AUFS_FILE_LINKS in self._root.children:
+            self._clear(self._root, _AUFS_FILE_LINKS)
         for directory in reversed(list(self._root.subtree())):
-            path = directory.path or b"."
-            if directory.mode != directory.made_mode:
-                os.chmod(path, directory.mode, dir_fd=self._root_descriptor)
-            times = (directory.mtime_ns, directory.mtime_ns)
-            os.utime(path, ns=times, dir_fd=self._root_descriptor, follow_symlinks=False)
+            parent = directory.parent
+            if parent is not None and directory.is_real:
+                parent.is_real = True
+            elif parent is not None and directory.name in parent.hidden:
+                self._replace_by_whiteout(parent, directory.name)
+                continue
+            self._complete(directory)
         for directory in self._root.subtree():
             self._add_to_index(directory)
+
+    def _complete(self, directory: _Directory) -> None:
+        """Set what is left to the end, in the order in which one thing undoes another."""
+        path = directory.path or b"."
+        if directory.owner not in (None, self._rights.owner):
+            chown = functools.partial(
+                os.chown, path, dir_fd=self._root_descriptor, follow_symlinks=False
+            )
+            directory.owner = self._changed_owner(directory.owner, chown)
+        if directory.acls:
+            self._set_xattrs(self._descriptor(directory), path, directory.acls)
+        if directory.mode != directory.made_mode or directory.acls:
+            os.chmod(path, directory.mode, dir_fd=self._root_descriptor)
+        if directory.acls:
+            directory.xattrs |= acls_of(self._descriptor(directory))
+        times = (directory.mtime_ns, directory.mtime_ns)
+        os.utime(path, ns=times, dir_fd=self._root_descriptor, follow_symlinks=False)
+        if directory.mtime_ns not in self._exact_times:
+            directory.mtime_ns = self._mtime_ns(path, self._root_descriptor)
 
     def _add_to_index(self, directory: _Directory) -> None:
         """Note a directory and its whiteouts; both may change until the end of the layer."""
@@ -373,6 +379,23 @@ class TreeWriter:
             raise ArchiveError(f"the layer's root is a {entry.kind.value}")
         self._set_directory_attributes(self._root, entry)
 
+    def _write_bookkeeping(self, entry: Entry, tar: TarReader) -> bool:
+        """Leave out what is in a directory of AUFS's own; return whether *entry* is.
+
+        A file in ``.wh..wh.plnk`` is the one to which hard links elsewhere lead. It is there until
+        the end of the layer.
+        """
+        *directories, name = self._names(entry.path)
+        if not any(_is_bookkeeping(directory) for directory in directories):
+            return False
+        self._note(_BOOKKEEPING)
+        if directories == [_AUFS_FILE_LINKS] and entry.kind is EntryKind.FILE:
+            parent = self._root.children.get(_AUFS_FILE_LINKS) or self._make_plain_directory(
+                self._root, _AUFS_FILE_LINKS, stat.S_IRWXU
+            )
+            self._write_file(parent, self._descriptor(parent), name, entry, tar)
+        return True
+
     def _write_directory(self, parent: _Directory, name: bytes, entry: Entry) -> None:
         directory = parent.children.get(name)
         if directory is None:
@@ -405,20 +428,24 @@ class TreeWriter:
             # chown(2) clears setuid and file capabilities, so it comes before both.
             owner = self._owner(entry)
             if owner != self._rights.owner:
-                os.fchown(file, *owner)
+                owner = self._changed_owner(owner, functools.partial(os.fchown, file))
             xattrs = self._kept_xattrs(entry) if entry.xattrs else _NO_XATTRS
-            for attribute, value in xattrs.items():
-                with _named(attribute, entry):
-                    os.setxattr(file, attribute, value)
-            if entry.mode & _SPECIAL_BITS:
+            if xattrs:
+                self._set_xattrs(file, entry.path, xattrs)
+            if entry.mode & _SPECIAL_BITS or ACL_ACCESS in xattrs:
                 os.fchmod(file, entry.mode)
-            os.utime(file, ns=(entry.mtime_ns, entry.mtime_ns))
+            if ACL_ACCESS in xattrs:
+                xattrs = _with_acls_on_disk(xattrs, file)
+            mtime_ns = entry.mtime_ns
+            os.utime(file, ns=(mtime_ns, mtime_ns))
+            if mtime_ns not in self._exact_times:
+                mtime_ns = os.fstat(file).st_mtime_ns
         finally:
             os.close(file)
         self._index.add(
             parent.path_of(name),
             b"file",
-            Attributes(entry.mode, owner, entry.mtime_ns, xattrs),
+            Attributes(entry.mode, owner, mtime_ns, xattrs),
             file_keywords(entry.file_size, content.hexdigest()),
         )
 
@@ -531,8 +558,8 @@ class TreeWriter:
         if name == OPAQUE_MARKER:
             self._make_opaque(parent)
             return
-        if name.startswith(_AUFS_PREFIX):
-            self._note("AUFS bookkeeping left out")
+        if _is_bookkeeping(name):
+            self._note(_BOOKKEEPING)
             return
         hidden = name.removeprefix(WHITEOUT_PREFIX)
         if hidden in (b"", b".", b".."):
@@ -553,7 +580,8 @@ class TreeWriter:
         if directory.is_opaque:
             return  # an archive may repeat the marker as often as it likes
         os.setxattr(self._descriptor(directory), self._rights.opaque_xattr, b"y")
-        if not directory.hides_all_below():
+        # Overlayfs does not look at the mark of the root, but at the whiteouts in it.
+        if directory is not self._root and not directory.hides_all_below():
             self._remove_whiteouts(directory)
         directory.is_opaque = True
 
@@ -569,6 +597,16 @@ class TreeWriter:
                 os.unlink(name, dir_fd=self._descriptor(below))
             below.whiteouts.clear()
 
+    def _replace_by_whiteout(self, parent: _Directory, name: bytes) -> None:
+        """Remove a directory of which the layer only says that it is gone, and what was in it.
+
+        Old versions of umoci remove a directory by ``.wh.NAME`` and ``NAME/.wh.NAME``.
+        """
+        self._clear(parent, name)
+        if not parent.hides_all_below():
+            os.mknod(name, stat.S_IFCHR, _WHITEOUT_DEVICE, dir_fd=self._descriptor(parent))
+            parent.whiteouts.add(name)
+
     # What several kinds of entries need
 
     def _make_directory(self, parent: _Directory, name: bytes, mode: int) -> _Directory:
@@ -582,6 +620,9 @@ class TreeWriter:
             raise LimitExceededError(
                 f"more directories than entries may be: {self._limits.entries}: {shown(path)}"
             )
+        return self._make_plain_directory(parent, name, mode)
+
+    def _make_plain_directory(self, parent: _Directory, name: bytes, mode: int) -> _Directory:
         self._spend(self._block_bytes)
         descriptor = self._descriptor(parent)
         made_mode = mode & 0o777 | 0o700
@@ -596,13 +637,11 @@ class TreeWriter:
         return directory
 
     def _set_directory_attributes(self, directory: _Directory, entry: Entry) -> None:
-        """Set what writing below the directory does not change; the rest is for ``finish``."""
+        """Set what changes nothing of what is written below the directory; ``finish`` the rest."""
+        directory.is_real = True
         directory.mode = entry.mode
         directory.mtime_ns = entry.mtime_ns
-        owner = self._owner(entry)
-        if owner != (directory.owner or self._rights.owner):
-            os.fchown(self._descriptor(directory), *owner)
-        directory.owner = owner
+        directory.owner = self._owner(entry)
         kept = self._kept_xattrs(entry)
         if not kept:
             return
@@ -612,45 +651,76 @@ class TreeWriter:
                 f"{shown(entry.path)}: extended attributes exceed xattrBytes: "
                 f"{self._limits.xattr_bytes}"
             )
-        for attribute, value in kept.items():
-            with _named(attribute, entry):
-                os.setxattr(self._descriptor(directory), attribute, value)
+        plain = {name: value for name, value in kept.items() if name not in _ACLS}
+        self._set_xattrs(self._descriptor(directory), entry.path, plain)
 
     def _set_attributes(self, descriptor: int, name: bytes, entry: Entry) -> Attributes:
         """Set the attributes of what cannot be opened: symlinks, devices and fifos."""
         owner = self._owner(entry)
         if owner != self._rights.owner:
-            os.chown(name, *owner, dir_fd=descriptor, follow_symlinks=False)
-        xattrs = self._kept_xattrs(entry)
+            chown = functools.partial(os.chown, name, dir_fd=descriptor, follow_symlinks=False)
+            owner = self._changed_owner(owner, chown)
+        xattrs: Mapping[bytes, bytes] = self._kept_xattrs(entry)
         if xattrs:
             os.fchdir(descriptor)  # there is no setxattr relative to a directory
-            for attribute, value in xattrs.items():
-                with _named(attribute, entry):
-                    os.setxattr(name, attribute, value, follow_symlinks=False)
+            self._set_xattrs(name, entry.path, xattrs)
         mode = 0o777  # what all symlinks have
         if entry.kind is not EntryKind.SYMLINK:
             mode = entry.mode
-            if mode & _SPECIAL_BITS:
+            if mode & _SPECIAL_BITS or ACL_ACCESS in xattrs:
                 os.chmod(name, mode, dir_fd=descriptor)
-        times = (entry.mtime_ns, entry.mtime_ns)
-        os.utime(name, ns=times, dir_fd=descriptor, follow_symlinks=False)
-        return Attributes(mode, owner, entry.mtime_ns, xattrs)
+        if ACL_ACCESS in xattrs:
+            xattrs = _with_acls_on_disk(xattrs, name)
+        mtime_ns = entry.mtime_ns
+        os.utime(name, ns=(mtime_ns, mtime_ns), dir_fd=descriptor, follow_symlinks=False)
+        if mtime_ns not in self._exact_times:
+            mtime_ns = self._mtime_ns(name, descriptor)
+        return Attributes(mode, owner, mtime_ns, xattrs)
+
+    def _set_xattrs(self, file: int | bytes, path: bytes, xattrs: Mapping[bytes, bytes]) -> None:
+        """Set *xattrs* of *file*, a descriptor or a name; *path* is what errors call it."""
+        for attribute, value in xattrs.items():
+            try:
+                os.setxattr(file, attribute, value, follow_symlinks=isinstance(file, int))
+            except OSError as error:
+                # ext4 says "no space" of one that is too large for it.
+                raise ArchiveError(
+                    f"{shown(path)}: the extended attribute {shown(attribute)} cannot be set "
+                    f"here: {error.strerror}"
+                ) from error
+
+    def _mtime_ns(self, name: bytes, directory: int) -> int:
+        return os.stat(name, dir_fd=directory, follow_symlinks=False).st_mtime_ns
 
     def _owner(self, entry: Entry) -> tuple[int, int]:
-        return (entry.uid, entry.gid) if self._rights.is_privileged else self._rights.owner
+        owner = entry.uid, entry.gid
+        if self._rights.keeps_owners:
+            return owner
+        if self._rights.is_root and owner != self._rights.owner:
+            self._note(_OTHER_OWNERS)
+        return self._rights.owner
+
+    def _changed_owner(
+        self, owner: tuple[int, int], chown: Callable[[int, int], None]
+    ) -> tuple[int, int]:
+        """Change the owner by *chown*; return who it is then."""
+        try:
+            chown(*owner)
+        except OSError as error:
+            if error.errno not in _NO_SUCH_OWNER_HERE:
+                raise
+            self._note(_OTHER_OWNERS)
+            return self._rights.owner
+        return owner
 
     def _kept_xattrs(self, entry: Entry) -> dict[bytes, bytes]:
         kept = {}
         for attribute, value in entry.xattrs.items():
-            if attribute.startswith(_OVERLAY_PREFIXES):
-                # They would let an archive hide or redirect what the layers below hold.
-                self._note("overlayfs attributes in the archive not honoured")
-            elif not attribute.startswith(_XATTR_NAMESPACES):
-                self._note("extended attributes of other systems left out")
-            elif self._rights.is_privileged or attribute.startswith(b"user."):
-                kept[attribute] = value
+            reason = self._rights.reason_to_drop(attribute, entry.kind)
+            if reason:
+                self._note(reason)
             else:
-                self._note("privileged extended attributes left out")
+                kept[attribute] = value
         return kept
 
     def _clear(self, parent: _Directory, name: bytes) -> None:
@@ -693,16 +763,13 @@ def _hash_zeros(content: Hash, size: int) -> None:
         size -= len(_ZEROS)
 
 
-@contextlib.contextmanager
-def _named(attribute: bytes, entry: Entry) -> Iterator[None]:
-    """Tell which attribute cannot be set; ext4 says "no space" of one that is too large for it."""
-    try:
-        yield
-    except OSError as error:
-        raise ArchiveError(
-            f"{shown(entry.path)}: the extended attribute {shown(attribute)} cannot be set here: "
-            f"{error.strerror}"
-        ) from error
+def _is_bookkeeping(name: bytes) -> bool:
+    return name.startswith(_AUFS_PREFIX) and name != OPAQUE_MARKER
+
+
+def _with_acls_on_disk(xattrs: Mapping[bytes, bytes], file: int | bytes) -> dict[bytes, bytes]:
+    others = {name: value for name, value in xattrs.items() if name not in _ACLS}
+    return others | acls_of(file)
 
 
 def _write_all(file: int, content: bytes | memoryview) -> None:

@@ -24,6 +24,7 @@ from layermanager.unpack.messages import (
     read_job,
 )
 from layermanager.unpack.package import PackageReader
+from layermanager.unpack.rights import Rights
 from layermanager.unpack.streams import (
     ByteReader,
     CountedChunks,
@@ -32,7 +33,7 @@ from layermanager.unpack.streams import (
     chunks_of_file,
 )
 from layermanager.unpack.tar import TarReader
-from layermanager.unpack.tree import Rights, TreeWriter
+from layermanager.unpack.tree import TreeWriter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
