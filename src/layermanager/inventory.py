@@ -169,6 +169,7 @@ class Inventory:
         *,
         cancellation: Cancellation | None = None,
         on_progress: Callable[[CheckProgress], None] = lambda _: None,
+        is_locked: bool = False,
     ) -> tuple[LayerReport, ...]:
         """Compare *layers* with their indexes, file by file.
 
@@ -180,6 +181,7 @@ class Inventory:
             depth: how much is compared.
             cancellation: ends it early.
             on_progress: is told how far it is, from several threads; it must not block.
+            is_locked: whether the caller holds the store's lock: no layer is replaced meanwhile.
 
         Raises:
             CancelledError: the cancellation was called.
@@ -199,7 +201,7 @@ class Inventory:
                     cancellation=cancellation,
                     on_bytes=counter.add,
                 )
-                report = self._settled(layer, check)
+                report = check(layer)[0] if is_locked else self._settled(layer, check)
                 if report is not None:
                     reports.append(report)
         return tuple(reports)

@@ -27,6 +27,7 @@ from layermanager.errors import (
     LayerNotExistError,
     LayersFailedError,
     NotEnoughSpaceError,
+    StoreError,
     UnexpectedError,
     UseError,
 )
@@ -59,6 +60,7 @@ from layermanager.store import Store
 from layermanager.transfer.fetcher import Fetcher
 from layermanager.transfer.spool import Spools
 from layermanager.unpack.client import Unpacker
+from layermanager.unpack.fields import shown
 from layermanager.use.bundle import write_bundle
 from layermanager.use.layer_use import LayerUse
 
@@ -309,6 +311,8 @@ class LayerManager:
         layers, images = layers_and_images(desired_layers)
         cancellation = cancellation or Cancellation()
         with self._operation("applying the desired layers", cancellation):
+            if layers or images:
+                self._store.require_whiteouts()
             installed_layers = self._recover()
             installed_images = self._images.installed()
             steps = plan(
@@ -372,7 +376,8 @@ class LayerManager:
 
         The damaged layer stays in its place until the new one is complete and verified. It keeps
         its state and its age. Overlays that were mounted with it as a lower directory go on with
-        the old files, as far as they have them open, until they are mounted anew.
+        the old files, as far as they have them open, until they are mounted anew. Afterwards it is
+        compared with its index: a repair that did not help has failed.
 
         Args:
             repairs: the layers.
@@ -382,8 +387,8 @@ class LayerManager:
             The layers that were repaired.
 
         Raises:
-            LayersFailedError: some layers failed, and are as they were; it holds their errors and,
-                as installed, what was repaired.
+            LayersFailedError: some layers failed, and are as they were or are damaged again; it
+                holds their errors and, as installed, what was repaired.
             StoreBusyError: another process is changing the store; nothing was done.
             CancelledError: it was cancelled, or the manager closed; what had been done by then
                 stays.
@@ -394,10 +399,20 @@ class LayerManager:
             self._recover()
             for repair in repairs:  # it must not be evicted to make room for itself
                 self._allocator.restore_outdated_item(repair.layer.digest)
-            repaired, failed = self._install(
+            replaced, not_installed = self._install(
                 tuple(repair.source for repair in repairs),
                 cancellation,
                 {repair.layer.digest: repair.layer for repair in repairs},
+            )
+            damaged = self._still_damaged(replaced, cancellation)
+            repaired = tuple(layer for layer in replaced if layer.digest not in damaged)
+            failed = (
+                *not_installed,
+                *(
+                    FailedLayer(repair.source, damaged[repair.layer.digest])
+                    for repair in repairs
+                    if repair.layer.digest in damaged
+                ),
             )
             self._tell_allocator(self._storage.get_layers_info(), self._use.users())
         if failed:
@@ -846,6 +861,25 @@ class LayerManager:
         installed.sort(key=lambda layer: order[layer.digest])
         failed.sort(key=lambda layer: order[layer.desired.digest])
         return tuple(installed), tuple(failed)
+
+    def _still_damaged(
+        self, layers: Sequence[LayerInfo], cancellation: Cancellation
+    ) -> dict[Digest, StoreError]:
+        """Return the errors of those *layers*, just repaired, that are not what they should be."""
+        # Here and not above: most operations repair nothing.
+        from layermanager.check import Status  # noqa: PLC0415
+        from layermanager.inventory import Inventory  # noqa: PLC0415
+
+        reports = Inventory(self._config).check(layers, cancellation=cancellation, is_locked=True)
+        return {
+            report.layer.digest: StoreError(
+                f"the repair did not help: {report.count} differences are left, the first in "
+                f"{shown(report.differences[0].path)} ({report.differences[0].problem}); "
+                "check the disk that holds the layers"
+            )
+            for report in reports
+            if report.status is Status.DAMAGED
+        }
 
     def _verify(self, desired: DesiredLayer, cancellation: Cancellation) -> VerifiedLayer:
         """Bring a layer up to the commit, in a thread of its own; whatever fails is its failure."""

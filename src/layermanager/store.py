@@ -139,6 +139,21 @@ class Store:
         with _store_errors("cannot reach an index"):
             return self.index_path_of(digest).exists()
 
+    def require_whiteouts(self) -> None:
+        """Make sure that the file system of the layers can hold what hides files of other layers.
+
+        Raises:
+            StoreError: it cannot: it is an overlay itself, as the root directory of a container is.
+        """
+        with _store_errors("cannot tell the file system of the layers"):
+            magic = linux.file_system_magic(os.fsencode(self.layers_dir))
+        if magic == linux.OVERLAYFS_MAGIC:
+            raise StoreError(
+                f"cannot install layers in {self.layers_dir}: it is on overlayfs, which can hold "
+                "no whiteouts; set layersDir to a directory on ext4, XFS, btrfs or tmpfs, such as "
+                "a volume of the container"
+            )
+
     def digests(self) -> list[Digest]:
         """The layers whose directory is there; other files are passed over."""
         found = []

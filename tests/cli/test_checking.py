@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 import pytest
 from cli_fixtures import CommandLine
 
+from layermanager.store import Store
 from manager_fixtures import Node
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from layermanager.model import LayerInfo
+    from layermanager.model import Digest, LayerInfo
 
 
 @pytest.fixture
@@ -125,6 +126,29 @@ def test_a_layer_that_cannot_be_repaired(
     assert done.status == 1
     assert sorted(line.split()[0] for line in done.lines[1:3]) == ["damaged", "repaired"]
     assert f"error: {short(layers[0])}: " in done.err
+
+
+def test_a_repair_that_does_not_help(
+    layermanager: CommandLine,
+    layers: tuple[LayerInfo, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The disk gives other bytes than were written, now and ever."""
+    place = Store._place_index
+
+    def place_and_damage(self: Store, path: Path, digest: Digest) -> None:
+        place(self, path, digest)
+        if digest == layers[0].digest:
+            damage(layers[0])
+
+    monkeypatch.setattr(Store, "_place_index", place_and_damage)
+    damage(layers[0])
+    damage(layers[1])
+    done = layermanager("check", "--repair")
+    assert done.status == 1
+    assert sorted(line.split()[0] for line in done.lines[1:3]) == ["damaged", "repaired"]
+    assert f"error: {short(layers[0])}: the repair did not help" in done.err
+    assert layermanager("check").status == 1
 
 
 def test_a_layer_of_another_program(
