@@ -305,15 +305,6 @@ class TestAccessControlLists:
         assert states(layer)[b"."].xattrs == {}
         assert check(node) == {}
 
-    def test_the_group_of_the_stores_own_directory(self, tmp_path: Path) -> None:
-        node = Node(tmp_path)
-        node.config.working_dir.mkdir()
-        os.chown(node.config.working_dir, 0, 1234)
-        node.config.working_dir.chmod(0o2775)
-        layer = install(node, files_of_all_kinds(LayerBuilder()))
-        assert {state.owner for state in states(layer).values()} == {(0, 0)}
-        assert check(node) == {}
-
     def test_lists_of_files_are_as_the_disk_has_them(self, tmp_path: Path) -> None:
         node = Node(tmp_path)
         layer = install(

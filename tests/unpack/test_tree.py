@@ -521,6 +521,19 @@ def test_without_rights_the_rest_is_left_out_and_noted(root: Path) -> None:
     assert (states[b"f"].owner, states[b"f"].xattrs) == (UNPRIVILEGED.owner, {"user.a": b"1"})
 
 
+@pytest.mark.usefixtures("needs_root")
+@pytest.mark.parametrize("rights", [None, UNPRIVILEGED])
+def test_the_group_of_the_directory_above_goes_to_nothing(
+    root: Path, rights: Rights | None
+) -> None:
+    root.mkdir()
+    os.chown(root, 0, 1234)
+    root.chmod(0o2775)
+    unpack(LayerBuilder().directory("d", gid=0).file("d/f", gid=0).file("f"), root, rights=rights)
+    assert {state.owner for state in snapshot(root).values()} == {UNPRIVILEGED.owner}
+    assert snapshot(root)[b"d"].mode == 0o755
+
+
 # Limits, space, and large trees
 
 
