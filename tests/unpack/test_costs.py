@@ -16,9 +16,10 @@ from layermanager.errors import LayerError
 from layermanager.model import Limits
 from layermanager.testing.layers import END_OF_ARCHIVE, LayerBuilder
 from layermanager.unpack.index import IndexWriter, read_index
+from layermanager.unpack.rights import Rights
 from layermanager.unpack.streams import ByteReader
 from layermanager.unpack.tar import TarReader
-from layermanager.unpack.tree import Rights, TreeWriter
+from layermanager.unpack.tree import TreeWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
