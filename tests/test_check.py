@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from layermanager import linux
+from layermanager.boundary import Boundary, Guard
 from layermanager.cancellation import Cancellation
 from layermanager.check import MAX_DIFFERENCES, Depth, Problem, Status, compare
 from layermanager.errors import CancelledError
@@ -25,6 +26,7 @@ from layermanager.model import Repair
 from layermanager.testing.layers import LayerBuilder
 from layermanager.unpack.index import IndexEntry
 from manager_fixtures import Node
+from surprises import SURPRISES, made
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -287,6 +289,19 @@ class TestLayers:
             Inventory(node.config).check(
                 [layer], cancellation=cancellation, on_progress=lambda _: cancellation.cancel()
             )
+
+    @pytest.mark.parametrize("surprise", SURPRISES)
+    def test_whatever_its_listener_raises_all_is_checked(
+        self, node: Node, layer: LayerInfo, surprise: str
+    ) -> None:
+        def on_progress(_: CheckProgress) -> None:
+            raise made(surprise)
+
+        counted: list[Boundary] = []
+        inventory = Inventory(node.config, guard=Guard(counted.append))
+        (report,) = inventory.check([layer], on_progress=on_progress)
+        assert report.status is Status.INTACT
+        assert {*counted} == {Boundary.PROGRESS}
 
     def test_progress_tells_layers_and_bytes(self, node: Node, layer: LayerInfo) -> None:
         moments: list[CheckProgress] = []

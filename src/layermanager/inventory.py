@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
+from layermanager.boundary import Boundary, Guard
 from layermanager.cancellation import Cancellation
 from layermanager.check import (
     MAX_DIFFERENCES,
@@ -71,10 +72,16 @@ class CheckProgress:
 
 
 class Inventory:
-    """What is in the store of *config*."""
+    """What is in the store of *config*.
 
-    def __init__(self, config: Config) -> None:
+    Args:
+        config: of the store.
+        guard: notes what a callback or a source raises that it may not.
+    """
+
+    def __init__(self, config: Config, *, guard: Guard | None = None) -> None:
         self._config = config
+        self._guard = guard or Guard()
         self._clock = SystemClock()
 
     def layers(self) -> tuple[LayerInfo, ...]:
@@ -188,7 +195,7 @@ class Inventory:
             StorageError, StoreError: the database, or the directory of the layers, cannot be read.
         """
         cancellation = cancellation or Cancellation()
-        counter = _Counter(len(layers), on_progress)
+        counter = _Counter(len(layers), self._guard.callback(Boundary.PROGRESS, on_progress))
         with ThreadPoolExecutor(os.cpu_count() or 1, "check") as threads:
             reports = []
             for layer in layers:
@@ -284,7 +291,9 @@ class Inventory:
 
         sources = default_image_sources(self._config.network, self._clock)
         try:
-            resolver = ImageResolver(sources, parallel=self._config.parallel_installs)
+            resolver = ImageResolver(
+                sources, parallel=self._config.parallel_installs, guard=self._guard
+            )
             return resolver.resolve(images, installed, self.sources(), Cancellation())
         finally:
             for source in sources.values():

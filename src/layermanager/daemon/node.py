@@ -109,12 +109,12 @@ class Node:
         chance: Callable[[], float] = random.random,
     ) -> None:
         self.config = config
-        self.inventory = Inventory(config)
+        self.metrics = Metrics(clock, __version__)
+        self.guard = Guard(self.metrics.unexpected)
+        self.inventory = Inventory(config, guard=self.guard)
         self.layers = CurrentLayers(self.inventory, config.database)
         self._users = Recent(self.inventory.users, clock)
         self.events = events
-        self.metrics = Metrics(clock, __version__)
-        self.guard = Guard(self.metrics.unexpected)
         self.threads = LivingThreads(self.guard, clock)
         self.operations = Operations(events, clock, self.metrics.ended, self.threads)
         self.clock = clock
