@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from layermanager.boundary import Boundary
     from layermanager.cancellation import Cancellation
     from layermanager.check import Depth, Difference, LayerReport, Problem, Status
     from layermanager.config import (
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
         CancelledError,
         ConfigError,
         DesiredStateError,
+        ExhaustedError,
         ImageError,
         ImageNotExistError,
         InputError,
@@ -52,6 +54,8 @@ if TYPE_CHECKING:
         StorageError,
         StoreBusyError,
         StoreError,
+        UnexpectedError,
+        UnexpectedSourceError,
         UnpackerError,
         UseError,
     )
@@ -84,7 +88,7 @@ if TYPE_CHECKING:
         Repair,
         StoreUsage,
     )
-    from layermanager.observer import Observer, Removal
+    from layermanager.observer import Observer, Removal, UnexpectedErrorObserver
     from layermanager.pack import Compression, pack_image, pack_layer
     from layermanager.plan import Plan
     from layermanager.protocols import (
@@ -108,6 +112,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
+    "boundary": ("Boundary",),
     "cancellation": ("Cancellation",),
     "check": ("Depth", "Difference", "LayerReport", "Problem", "Status"),
     "config": (
@@ -124,6 +129,7 @@ _MODULES = {
         "CancelledError",
         "ConfigError",
         "DesiredStateError",
+        "ExhaustedError",
         "ImageError",
         "ImageNotExistError",
         "InputError",
@@ -150,6 +156,8 @@ _MODULES = {
         "StorageError",
         "StoreBusyError",
         "StoreError",
+        "UnexpectedError",
+        "UnexpectedSourceError",
         "UnpackerError",
         "UseError",
     ),
@@ -176,7 +184,7 @@ _MODULES = {
         "StoreUsage",
     ),
     "pack": ("Compression", "pack_image", "pack_layer"),
-    "observer": ("Observer", "Removal"),
+    "observer": ("Observer", "Removal", "UnexpectedErrorObserver"),
     "plan": ("Plan",),
     "protocols": (
         "Allocator",
@@ -204,6 +212,7 @@ __all__ = [
     "Allocator",
     "ApplyResult",
     "ArchiveError",
+    "Boundary",
     "ByteStream",
     "Cancellation",
     "CancelledError",
@@ -218,6 +227,7 @@ __all__ = [
     "DesiredStateError",
     "Difference",
     "Digest",
+    "ExhaustedError",
     "FailedImage",
     "FailedLayer",
     "HeldLayer",
@@ -285,6 +295,9 @@ __all__ = [
     "StoreUsage",
     "TlsVersion",
     "Transactional",
+    "UnexpectedError",
+    "UnexpectedErrorObserver",
+    "UnexpectedSourceError",
     "UnpackerError",
     "UseError",
     "desired_to_json",
