@@ -983,7 +983,7 @@ class LayerManager:
     def _conclude(self, layer: VerifiedLayer) -> None:
         """Settle what is left of the installation of *layer*, which is installed whatever fails.
 
-        What the space is counted as is told to the allocator anew by the next operation.
+        The next operation tells the allocator how much space is used.
         """
         digest = layer.desired.digest
         with self._guard.containing(Boundary.ACCOUNTING, f"the space of layer {digest}"):

@@ -399,7 +399,7 @@ def test_whatever_the_end_of_a_stream_raises_the_server_goes_on(
 
 
 @pytest.mark.parametrize("surprise", SURPRISES)
-def test_whatever_admission_raises_nobody_is_let_in(tmp_path: Path, surprise: str) -> None:
+def test_whatever_admission_raises_the_request_is_refused(tmp_path: Path, surprise: str) -> None:
     counting = Counting()
 
     def admit(_: Mapping[str, str]) -> None:
