@@ -288,18 +288,20 @@ _DESCRIPTORS: Final = (
     _described_by(
         "size of 1e999",
         _with(size=5).replace(b": 5", b": 1e999"),
-        Refusal(PackageError, "size: expected an integer"),
+        Refusal(PackageError, "a number that is out of range: 1e999"),
     ),
-    _described_by("size of 2^64", _with(size=2**64), Refusal(IntegrityError, "size in layer.json")),
+    _described_by(
+        "size of 2^64", _with(size=2**64), Refusal(PackageError, "an integer has at most 64 bits")
+    ),
     _described_by(
         "size of 4,000 digits",
         _with(size=5).replace(b": 5", b": " + b"9" * 4000),
-        Refusal(IntegrityError, "size in layer.json"),
+        Refusal(PackageError, "a number of 4000 digits"),
     ),
     _described_by(
         "size of 60,000 digits",
         _with(size=5).replace(b": 5", b": " + b"9" * 60_000),
-        Refusal(PackageError, "not JSON"),
+        Refusal(PackageError, "a number of 60000 digits"),
     ),
     _described_by(
         "platform that is a text",
