@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from counting import assert_linear
 from foreign_mounts import (
     IN_A_MOUNT_NAMESPACE,
     IN_A_USER_NAMESPACE,
@@ -33,7 +34,7 @@ from layermanager.use.mountinfo import Mount
 from layermanager.use.namespaces import MountTable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from layermanager.leases import Holder
 
@@ -505,6 +506,26 @@ class TestTables:
         found = self.users(layers, MountTable(7, None, failure="Permission denied"))
         expected = ["process 7, whose mounts cannot be read (Permission denied)"]
         assert found == {layers.used: expected, layers.other: expected}
+
+    @pytest.mark.parametrize("kind", [b"tmpfs", b"overlay"])
+    def test_the_cost_of_many_mounts(self, layers: Layers, kind: bytes) -> None:
+        inspector = Inspector(layers.directory)
+
+        def prepare(size: int) -> Callable[[], object]:
+            name = layers.used.name.encode()
+            options = b"ro,lowerdir=/a/%b:/b" % name
+            mounts = [
+                Mount(number, f"0:{number}", b"/", b"/m", kind, b"x", options)
+                for number in range(size)
+            ]
+            lines = tuple(
+                b"%d - %b" % (number, layers.used.name.encode()) for number in range(size)
+            )
+            # Two, as the mounts are looked at before and after the processes.
+            tables = [MountTable(7, None, tuple(mounts), lines)] * 2
+            return lambda: look_at(tables, [], layers.directory, inspector)
+
+        assert_linear(prepare, 100)
 
     def test_paths_of_a_process_that_cannot_be_entered(self, layers: Layers) -> None:
         options = b"ro,lowerdir=/a/%b:/b" % layers.used.name.encode()

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import threading
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import pytest
 
+from foreign_mounts import IN_A_MOUNT_NAMESPACE
 from layermanager.errors import UseError
 from layermanager.use.processes import is_process_alive, process_bond
 
@@ -84,3 +86,47 @@ def test_one_that_is_not_there() -> None:
         process.kill()
     with pytest.raises(UseError, match=f"no process {process.pid}"):
         process_bond(process.pid)
+
+
+LOOKING = """
+import sys
+from layermanager.errors import UseError
+from layermanager.leases import ProcessBond
+from layermanager.use.processes import is_process_alive, process_bond
+process = int(sys.stdin.readline())
+bond = ProcessBond(*eval(sys.argv[1]))
+print(is_process_alive(bond))
+try:
+    process_bond(process)
+except UseError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"), [(None, "Input/output error"), (b"1 (x) R 2 3", "Bad message")]
+)
+def test_one_of_which_the_kernel_tells_nothing(
+    needs_overlay: None,  # noqa: ARG001 - fixtures are asked for by argument
+    tmp_path: Path,
+    content: bytes | None,
+    reason: str,
+) -> None:
+    """It counts as alive, and no lease can be bound to it."""
+    (tmp_path / "stat").write_bytes(content or b"")
+    # The memory of a process has nothing at its beginning: EIO.
+    source = tmp_path / "stat" if content else "/proc/$$/mem"
+    with start(WAITING) as process:
+        bond = process_bond(process.pid)
+        python = shlex.join([sys.executable, "-c", LOOKING, repr(astuple(bond))])
+        script = f"mount --bind {source} /proc/{process.pid}/stat; {python}; true"
+        done = subprocess.run(
+            [*IN_A_MOUNT_NAMESPACE, "sh", "-e", "-c", script],
+            check=True,
+            capture_output=True,
+            input=f"{process.pid}\n",
+            text=True,
+        )
+        expected = f"cannot bind a lease to process {process.pid}: {reason}"
+        assert done.stdout.splitlines() == ["True", expected]
+        process.kill()

@@ -203,17 +203,17 @@ def users_of(layers_dir: Path, leases: Sequence[Lease], clock: Clock) -> Users:
             and mounted.has_detached(bond.device)
         )
 
-    present = [lease for lease in leases if is_present(lease)]
+    present = {lease.lease_id for lease in leases if is_present(lease)}
     # Which layers these have is known.
     known = {
         lease.bond.device: [layer.encoded for layer in lease.layers]
-        for lease in present
-        if isinstance(lease.bond, OverlayBond)
+        for lease in leases
+        if lease.lease_id in present and isinstance(lease.bond, OverlayBond)
     }
     mounted = mounted.knowing(known)
 
     def is_alive(lease: Lease, bond: Bond) -> bool:
-        if lease in present:
+        if lease.lease_id in present:
             return True
         if isinstance(bond, OverlayBond):
             layers = [layer.encoded for layer in lease.layers]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 from pathlib import Path
 from typing import Final
 
@@ -11,6 +13,8 @@ from layermanager.leases import ProcessBond
 
 _PROC: Final = Path("/proc")
 _DEAD: Final = (b"Z", b"X")
+# After the name: the state, and then numbers; the 17th are the threads, the 19th is the start.
+_AFTER_NAME: Final = re.compile(rb" ([A-Za-z])(?: -?[0-9]+){16} ([0-9]+) -?[0-9]+ ([0-9]+)(?: |\Z)")
 
 
 def boot_name() -> str:
@@ -22,9 +26,12 @@ def process_bond(process: int) -> ProcessBond:
     """What a lease is bound to *process* by.
 
     Raises:
-        UseError: there is no such process.
+        UseError: there is no such process, or it cannot be told when it started.
     """
-    started = _start(process)
+    try:
+        started = _start(process)
+    except OSError as error:
+        raise UseError(f"cannot bind a lease to process {process}: {error.strerror}") from error
     if started is None:
         raise UseError(f"there is no process {process}")
     return ProcessBond(boot_name(), _namespace(), process, started)
@@ -33,24 +40,33 @@ def process_bond(process: int) -> ProcessBond:
 def is_process_alive(bond: ProcessBond) -> bool:
     """Whether the process has not ended yet.
 
-    Of another process namespace nothing can be told; there it counts as alive.
+    Where that cannot be told it counts as alive, as in another process namespace.
     """
     if bond.boot != boot_name():
         return False
     if bond.namespace != _namespace():
         return True
-    return _start(bond.process) == bond.started
+    try:
+        return _start(bond.process) == bond.started
+    except OSError:
+        return True
 
 
 def _start(process: int) -> int | None:
-    """When the process started; None if it has ended, also if nobody has taken note of that."""
+    """Return when the process started; None if it has ended, whether it was waited for or not.
+
+    Raises:
+        OSError: it cannot be told.
+    """
     try:
         status = (_PROC / str(process) / "stat").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
         return None
     # The name of its program, in parentheses, may hold anything.
-    state, *numbers = status.rpartition(b")")[2].split()
-    threads, started = int(numbers[16]), int(numbers[18])
+    match = _AFTER_NAME.match(status.rpartition(b")")[2])
+    if match is None:
+        raise OSError(errno.EBADMSG, os.strerror(errno.EBADMSG))
+    state, threads, started = match[1], int(match[2]), int(match[3])
     # Its first thread may have ended and be waited for, while others go on.
     return None if state in _DEAD and threads <= 1 else started
 
