@@ -256,7 +256,8 @@ def test_worker_that_fills_its_channel_holds_up_no_other_layer(root: Path) -> No
         assert started is not None
         stuck.send({})  # the job
         process = started.descriptors[0]
-        require_readable(process)  # it ended, and nothing of what it said was read
+        require(process, select.POLLIN)  # it ended, and nothing of what it said was read
+        require(stuck.fileno(), select.POLLHUP)  # the server is done with it
         with server.unpacking(root) as unpacking, pytest.raises(UnpackerError):
             unpacking.finish()
         for descriptor in (directory, index, data, process):
@@ -265,10 +266,11 @@ def test_worker_that_fills_its_channel_holds_up_no_other_layer(root: Path) -> No
         errors.close()
 
 
-def require_readable(descriptor: int) -> None:
+def require(descriptor: int, event: int) -> None:
     poll = select.poll()
-    poll.register(descriptor, select.POLLIN)
-    assert poll.poll(30_000)
+    poll.register(descriptor, event & ~select.POLLHUP)  # which is always told
+    ((_, happened),) = poll.poll(30_000)
+    assert happened & event
 
 
 def test_worker_that_asks_without_reading_answers_is_ended(root: Path) -> None:
