@@ -246,7 +246,7 @@ def _refuse_deep(document: bytes) -> None:
 
 
 def _integer(text: str) -> int:
-    if len(text) > _MOST_DIGITS + text.startswith("-"):
+    if len(text) > _MOST_DIGITS and len(text.lstrip("-")) > _MOST_DIGITS:
         raise DocumentError(f"a number of {len(text)} digits: an integer has at most 64 bits")
     return int(text)
 
