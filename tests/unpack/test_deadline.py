@@ -18,14 +18,14 @@ def test_without_progress_the_timeout_is_all() -> None:
 def test_progress_begins_the_timeout_again() -> None:
     deadline = Deadline(MINUTE)
     deadline.wait(59)
-    deadline.advance(1024**3)
+    deadline.note_taken(1024**3)
     assert deadline.left == MINUTE
 
 
 def test_nothing_is_no_progress() -> None:
     deadline = Deadline(MINUTE)
     deadline.wait(59)
-    deadline.advance(0)
+    deadline.note_taken(0)
     assert deadline.left == 1
 
 
@@ -34,7 +34,7 @@ def test_progress_that_is_too_slow_does_not_extend_the_deadline_for_ever() -> No
     waits = 0
     while deadline.left > 0:
         deadline.wait(59)
-        deadline.advance(RATE)  # a second's worth
+        deadline.note_taken(RATE)  # a second's worth
         waits += 1
     assert waits == 2
 
@@ -43,8 +43,28 @@ def test_progress_at_the_lowest_rate_may_take_as_long_as_it_takes() -> None:
     deadline = Deadline(MINUTE)
     for _ in range(100_000):
         deadline.wait(30)
-        deadline.advance(30 * RATE)
+        deadline.note_taken(30 * RATE)
         assert deadline.left > 0
+
+
+def test_growth_begins_the_timeout_again() -> None:
+    deadline = Deadline(MINUTE)
+    deadline.wait(30)
+    deadline.note_growth(1024**3)
+    assert deadline.left == MINUTE
+
+
+def test_growth_that_no_input_accounts_for_holds_no_layer_for_hours() -> None:
+    deadline = Deadline(MINUTE)
+    granted = 300 * 1024**2  # for 10 KiB of input
+    waited = 0
+    while deadline.left > 0:
+        step = min(granted, 1024**2)
+        deadline.wait(50)
+        deadline.note_growth(step)
+        granted -= step
+        waited += 50
+    assert waited <= 3 * MINUTE
 
 
 def test_growth_is_what_is_no_longer_free() -> None:

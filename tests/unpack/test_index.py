@@ -156,11 +156,6 @@ def test_lines_lie_across_chunks() -> None:
     assert all(entry.xattrs == {b"user.large": value} for entry in found)
 
 
-def test_an_index_of_several_gzip_members_is_read() -> None:
-    data = gzip.compress(HEADER) + gzip.compress(HOLDER + SIZED + b"\n")
-    assert [entry.path for entry in entries(data)] == [b"f"]
-
-
 # What was replaced is left out
 
 
@@ -352,6 +347,8 @@ NO_INDEXES: Final = {
     "cut off in a line": compressed(HOLDER + SIZED)[:-9],
     "a line without an end": gzip.compress(HEADER + HOLDER + SIZED),
     "zstd": b"\x28\xb5\x2f\xfd" + bytes(20),
+    "zeros behind": gzip.compress(HEADER) + bytes(20),
+    "another member": gzip.compress(HEADER) + gzip.compress(b""),
 }
 
 
@@ -387,6 +384,28 @@ def test_a_line_without_an_end_is_given_up_early() -> None:
     with pytest.raises(StoreError, match="a line is longer than"):
         list(read_index(io.BufferedReader(bomb), "index"))
     assert bomb.taken < len(data) / 3
+
+
+EMPTY_BLOCK: Final = b"\x00\x00\x00\xff\xff"  # of deflate (RFC 1951), stored, not the last
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [bytes(64 * 1024 * 1024), gzip.compress(b"") * 500_000],
+    ids=["zeros", "empty members"],
+)
+def test_nothing_is_read_far_behind_the_end(tail: bytes) -> None:
+    bomb = Bomb(gzip.compress(HEADER) + tail)
+    with pytest.raises(StoreError, match="something follows its end"):
+        list(read_index(io.BufferedReader(bomb), "index"))
+    assert bomb.taken < 2 * 1024**2
+
+
+def test_data_that_holds_nothing_is_given_up_early() -> None:
+    bomb = Bomb(gzip.compress(b"")[:10] + EMPTY_BLOCK * 4_000_000)
+    with pytest.raises(StoreError, match="larger than its content"):
+        list(read_index(io.BufferedReader(bomb), "index"))
+    assert bomb.taken < 4 * 1024**2
 
 
 @pytest.mark.parametrize(

@@ -349,7 +349,7 @@ class Unpacking:
             else:
                 rest = rest[taken:]
                 self._fed += taken
-                self._deadline.advance(taken)
+                self._deadline.note_taken(taken)
 
     def finish(self) -> Unpacked:
         """End the input, wait for the worker's end and return its verdict.
@@ -475,7 +475,7 @@ class Unpacking:
             return
         self._looked_at_disk = now
         grown = self._growth.grown_to(self._free_bytes(), self._conversation.granted)
-        self._deadline.advance(grown)
+        self._deadline.note_growth(grown)
 
     def _look_seconds(self) -> float:
         return self._timeout.total_seconds() / _LOOKS_PER_TIMEOUT

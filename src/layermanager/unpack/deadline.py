@@ -5,7 +5,13 @@ from __future__ import annotations
 from typing import Final
 
 _LOWEST_RATE: Final = 32 * 1024
-"""Bytes a second, of input and of output together; the slowest flash writes more."""
+"""Bytes of input a second; a worker on the slowest flash takes in more."""
+_LOWEST_GROWTH: Final = 4 * 1024 * 1024
+"""Bytes on the disk a second that the input does not account for.
+
+A few bytes of input may be granted thousands of times their size. At the rate of the input they
+would hold an operation for days.
+"""
 
 
 class Deadline:
@@ -14,7 +20,7 @@ class Deadline:
     Only progress that the manager sees extends it: bytes that the worker took from its pipe, and
     bytes that appeared on the disk. Messages do not. Two bounds hold: without any progress a
     worker ends after *timeout*; with it, the whole layer may take *timeout* and the time that all
-    progress takes at the lowest acceptable rate. Time in which the manager waits for something
+    progress takes at the lowest acceptable rates. Time in which the manager waits for something
     else, such as the network, does not count.
 
     Args:
@@ -25,23 +31,29 @@ class Deadline:
         self._timeout = timeout
         self._waited = 0.0
         self._stalled = 0.0
-        self._progress = 0
+        self._allowed = timeout
 
     @property
     def left(self) -> float:
         """Seconds until the worker is given up; zero or less: it is."""
-        whole = self._timeout + self._progress / _LOWEST_RATE
-        return min(self._timeout - self._stalled, whole - self._waited)
+        return min(self._timeout - self._stalled, self._allowed - self._waited)
 
     def wait(self, seconds: float) -> None:
         """Count *seconds* in which the manager waited for the worker."""
         self._waited += seconds
         self._stalled += seconds
 
-    def advance(self, size: int) -> None:
-        """Count *size* bytes of progress."""
+    def note_taken(self, size: int) -> None:
+        """Count *size* bytes that the worker took in."""
+        self._advance(size, _LOWEST_RATE)
+
+    def note_growth(self, size: int) -> None:
+        """Count *size* bytes that appeared on the disk."""
+        self._advance(size, _LOWEST_GROWTH)
+
+    def _advance(self, size: int, lowest_rate: int) -> None:
         if size > 0:
-            self._progress += size
+            self._allowed += size / lowest_rate
             self._stalled = 0.0
 
 

@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import functools
-import gzip
 import os
 import re
 import zlib
@@ -44,6 +42,9 @@ _LINK_BYTES: Final = 4096
 _LINE_BYTES: Final = 4 * 1024 * 1024  # all the attributes of a file, which may be large
 _MEAN_LINE_BYTES: Final = 1024
 _SHOWN_BYTES: Final = 80
+_GZIP_FORMAT: Final = 16  # added to zlib's window bits
+_COMPRESSED_BYTES: Final = 16 * 1024
+_SURPLUS_BYTES: Final = 64 * _COMPRESSED_BYTES
 _LARGEST_ID: Final = 2**32 - 1
 _LARGEST_SIZE: Final = 2**63 - 1
 _LARGEST_SECONDS: Final = 2**62  # as the tar reader takes them
@@ -336,16 +337,39 @@ def read_index(file: BinaryIO, name: str, limits: Limits = _USUAL_LIMITS) -> Ite
     bounds = _Bounds.of(limits)
     count = 1
     try:
-        # By zlib: what is decompressed here is not in the unpacker's jail.
-        with gzip.GzipFile(fileobj=file) as plain:
-            lines = _lines(iter(functools.partial(plain.read, CHUNK_BYTES), b""), bounds)
-            if next(lines, b"") + b"\n" != _HEADER:
-                raise StoreError(f"{name}: not an index of a version that is known")
-            for line in lines:
-                count += 1
-                yield _entry(line, bounds)
+        lines = _lines(_decompressed(file), bounds)
+        if next(lines, b"") + b"\n" != _HEADER:
+            raise StoreError(f"{name}: not an index of a version that is known")
+        for line in lines:
+            count += 1
+            yield _entry(line, bounds)
     except (OSError, EOFError, zlib.error, ValueError) as error:
         raise StoreError(f"{name}: the index is damaged in line {count}: {error}") from error
+
+
+def _decompressed(file: BinaryIO) -> Iterator[bytes]:
+    """Yield the content of the one gzip member that *file* is, piece by piece.
+
+    ``gzip.GzipFile`` reads any number of members and of padding bytes without returning. Data that
+    yields less than it takes is refused, so that no reader works for long without a line.
+    """
+    # By zlib: what is decompressed here is not in the unpacker's jail.
+    stream = zlib.decompressobj(zlib.MAX_WBITS | _GZIP_FORMAT)
+    surplus = 0
+    while not stream.eof:
+        data = stream.unconsumed_tail
+        if not data:
+            data = file.read(_COMPRESSED_BYTES)
+            surplus += len(data)
+        if not data:
+            raise EOFError("it ends within the compressed data")
+        piece = stream.decompress(data, CHUNK_BYTES)
+        surplus -= len(piece)
+        if surplus > _SURPLUS_BYTES:
+            raise ValueError("its compressed form is larger than its content")
+        yield piece
+    if stream.unused_data or file.read(1):
+        raise ValueError("something follows its end")
 
 
 def _lines(chunks: Iterable[bytes], bounds: _Bounds) -> Iterator[bytes]:
