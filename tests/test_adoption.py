@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from deep_trees import comb
 from layermanager import linux
 from layermanager.adoption import remove_markers, write_index
 from layermanager.cancellation import Cancellation
@@ -156,6 +157,14 @@ class TestWritingAnIndex:
     def test_a_deep_tree(self, tmp_path: Path) -> None:
         (tmp_path / "tree").joinpath(*["d"] * 400).mkdir(parents=True)
         assert len(indexed(tmp_path / "tree")) == 401
+
+    def test_a_path_without_end(self, tree: Path) -> None:
+        """Users choose how deep their directories are."""
+        with (
+            comb(tree / "c/d/deep", 40, b"d" * 240),
+            pytest.raises(StoreError, match=r"^c/d/deep/d+…d+: path longer than 4096 bytes"),
+        ):
+            indexed(tree)
 
 
 @pytest.mark.usefixtures("needs_devices")

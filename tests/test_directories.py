@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 import subprocess
+import tracemalloc
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,14 +15,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from counting import MOST_GROWTH, assert_linear
+from deep_trees import comb
 from layermanager import linux
 from layermanager.directories import (
+    MAX_PATH_BYTES,
     Directories,
     NotRegularError,
     Place,
     Trail,
     is_plain,
 )
+from layermanager.model import Limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -48,6 +53,22 @@ def make_chain(base: int, depth: int) -> None:
         os.close(current)
         current = below
     os.close(current)
+
+
+def walk(root: int) -> int:
+    """Return how many files a walk yields."""
+    with closing(Directories(root)) as directories:
+        return sum(1 for _ in directories.files())
+
+
+def peak_memory(root: int) -> int:
+    """Return the most bytes that a walk has at any time."""
+    tracemalloc.start()
+    try:
+        walk(root)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 def remove_chain(base: int, depth: int) -> None:
@@ -316,6 +337,62 @@ class TestDirectories:
                     (tmp_path / "b").rename(outside / "b")
                     (tmp_path / "b").symlink_to(outside)
         assert paths == [b".", b"a", b"b"]
+
+    def test_goes_on_beside_what_is_deep(self, tmp_path: Path) -> None:
+        with (
+            comb(tmp_path / "tree", 3, b"d") as root,
+            closing(Directories(root)) as directories,
+        ):
+            paths = [file.path for file in directories.files()]
+        assert paths == [b".", b"d", b"d/d", b"d/d/d", b"d/d/d~", b"d/d~", b"d~"]
+
+    def test_others_may_use_the_directories_meanwhile(self, tmp_path: Path) -> None:
+        with (
+            comb(tmp_path / "tree", 40, b"d") as root,
+            closing(Directories(root)) as directories,
+        ):
+            found = 0
+            for number, _ in enumerate(directories.files()):
+                assert directories.names(b"/".join([b"d"] * (7 * number % 40))) == [b"d", b"d~"]
+                found += 1
+        assert found == 81
+
+    def test_memory_and_steps_are_linear_in_the_depth(self, tmp_path: Path) -> None:
+        """What is left to do above is kept as names; paths would need the square of the depth."""
+        depth, name = 75, b"twelve bytes"
+        with (
+            comb(tmp_path / "few", depth, name) as few,
+            comb(tmp_path / "many", 4 * depth, name) as many,
+        ):
+            roots = {depth: few, 4 * depth: many}
+            assert walk(few) == 2 * depth + 1
+            assert walk(many) == 8 * depth + 1
+            assert peak_memory(many) <= MOST_GROWTH * peak_memory(few)
+            assert_linear(lambda size: lambda: walk(roots[size]), depth)
+
+    def test_goes_no_farther_than_the_longest_path(self, tmp_path: Path) -> None:
+        """Each of the files beyond is told of, and what is below them not looked at."""
+        name = b"d" * 240
+        deepest = b"/".join([name] * 17)
+        assert len(deepest) == MAX_PATH_BYTES
+        told: list[tuple[bytes, int | None]] = []
+        with comb(tmp_path / "tree", 40, name) as root:
+            with closing(Directories(root)) as directories:
+                found = directories.files(lambda path, error: told.append((path, error.errno)))
+                paths = [file.path for file in found]
+            with (
+                closing(Directories(root)) as directories,
+                pytest.raises(OSError, match="File name too long"),
+            ):
+                list(directories.files())
+        beyond = [deepest + b"/" + name, deepest + b"/" + name + b"~", deepest + b"~"]
+        assert told == [(path, errno.ENAMETOOLONG) for path in beyond]
+        assert paths[17] == deepest
+        assert len(paths) == 1 + 17 + 16
+
+    def test_the_longest_path_is_that_of_packages(self) -> None:
+        """What can be unpacked can be packed again."""
+        assert Limits().path_bytes == MAX_PATH_BYTES
 
     def test_an_error_is_raised_or_told(
         self,

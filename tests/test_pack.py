@@ -25,6 +25,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deep_trees import comb
 from layermanager.errors import PackError
 from layermanager.model import DesiredLayer, Digest, Limits
 from layermanager.pack import Compression, pack_layer
@@ -734,6 +735,16 @@ class TestOthersChangeTheSource:
         chunks = acting_after("1", tmp_path, (tmp_path / "2").unlink)
         with pytest.raises(PackError, match=rf"^cannot read {tmp_path}/2: No such file"):
             list(chunks)
+
+    def test_a_path_without_end_fails_the_package(self, tmp_path: Path) -> None:
+        """No node would unpack it."""
+        with (
+            comb(tmp_path / "source", 40, b"d" * 240),
+            pytest.raises(
+                PackError, match=rf"^cannot read {tmp_path}/source/d.*: File name too long"
+            ),
+        ):
+            list(open_layer_tar(tmp_path / "source", tmp_path.stat()).chunks)
 
     @needs_root
     def test_what_is_mounted_below_belongs_to_it(self, tmp_path: Path) -> None:

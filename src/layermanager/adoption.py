@@ -17,10 +17,10 @@ import stat
 from contextlib import closing
 from typing import TYPE_CHECKING, Final
 
-from layermanager.directories import Directories, NotRegularError, Place, kind_of
+from layermanager.directories import MAX_PATH_BYTES, Directories, NotRegularError, Place, kind_of
 from layermanager.errors import StoreError
 from layermanager.steps import Step
-from layermanager.unpack.fields import OPAQUE_MARKER, WHITEOUT_PREFIX
+from layermanager.unpack.fields import OPAQUE_MARKER, WHITEOUT_PREFIX, shown
 from layermanager.unpack.index import (
     Attributes,
     IndexWriter,
@@ -163,11 +163,15 @@ def _is_whiteout(state: os.stat_result) -> bool:
 def _refuse_unreadable(path: bytes, error: OSError) -> None:
     if isinstance(error, FileNotFoundError):
         return  # others removed it meanwhile
-    if error.errno != errno.EXDEV:
-        raise error
-    raise StoreError(
-        f"{os.fsdecode(path)}: hidden by a mounted file system; unmount it, then adopt again"
-    )
+    if error.errno == errno.EXDEV:
+        raise StoreError(
+            f"{os.fsdecode(path)}: hidden by a mounted file system; unmount it, then adopt again"
+        ) from error
+    if error.errno == errno.ENAMETOOLONG:
+        raise StoreError(
+            f"{shown(path)}: path longer than {MAX_PATH_BYTES} bytes; remove it, then adopt again"
+        ) from error
+    raise error
 
 
 def _add(writer: IndexWriter, file: File, cancellation: Cancellation) -> None:

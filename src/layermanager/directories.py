@@ -17,6 +17,9 @@ inode that they had before. A directory that is not found again counts as remove
 
 Files are opened by two steps: first as a mere place (``O_PATH``), and for reading only once that
 place is known to be a regular file. Opening a device, a FIFO or a socket has side effects.
+
+Users also choose how deep a tree is. A walk keeps names, not paths, of what is still to come, and
+goes no farther than a path of ``MAX_PATH_BYTES``. Its memory and time are thus linear in the tree.
 """
 
 from __future__ import annotations
@@ -36,6 +39,9 @@ if TYPE_CHECKING:
 
     OnEnter: TypeAlias = Callable[[bytes], None]
     OnError: TypeAlias = Callable[[bytes, OSError], None]
+
+MAX_PATH_BYTES: Final = 4096
+"""The longest path of a file that a walk yields: as of an entry of a package, by default."""
 
 _OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_PLACE: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -383,34 +389,45 @@ class Directories:
 
         Args:
             on_error: is given the path of what cannot be read, and why; if it raises nothing, the
-                walk goes on. ``FileNotFoundError`` means that others removed it meanwhile. By
-                default all other errors are raised.
+                walk goes on. ``FileNotFoundError`` means that others removed it meanwhile, the
+                error ``ENAMETOOLONG`` that the path exceeds ``MAX_PATH_BYTES``. By default all
+                errors but ``FileNotFoundError`` are raised.
         """
-        pending = [b"."]
+        above = b""  # the directory of the last list of names
+        pending = [[b"."]]  # of each directory on the way, the names to come, the next one last
         while pending:
-            path = pending.pop()
+            if not pending[-1]:
+                pending.pop()
+                above = above.rpartition(b"/")[0]
+                continue
+            name = pending[-1].pop()
+            path = above + b"/" + name if above else name
             try:
                 file = self._file(path)
                 yield file
                 if stat.S_ISDIR(file.state.st_mode):
-                    pending += self._below(path)
+                    directory = b"" if path == b"." else path
+                    pending.append(self._below(directory))
+                    above = directory
             except OSError as error:
                 on_error(path, error)
 
     def _file(self, path: bytes) -> File:
+        if len(path) > MAX_PATH_BYTES:
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), path)
         place = self._place_of(path)
         state = place.state() if place else None
         if place is None or state is None:
             raise _gone(path)
         return File(path, place, state)
 
-    def _below(self, path: bytes) -> list[bytes]:
+    def _below(self, directory: bytes) -> list[bytes]:
         """Return what is in a directory in the reverse order of names."""
-        above = b"" if path == b"." else path + b"/"
-        names = self.names(above[:-1])
+        names = self.names(directory)
         if names is None:
-            raise _gone(path)
-        return [above + name for name in reversed(names)]
+            raise _gone(directory)
+        names.reverse()
+        return names
 
     def close(self) -> None:
         """Close what is open, except the root."""
