@@ -278,6 +278,19 @@ class TestMaking:
         with pytest.raises(ImageError, match="'root'"):
             manager.bundle("app", reference, directory=tmp_path / "bundle")
 
+    @pytest.mark.parametrize("target", ["/proc/self/fd/8", "../proc/self", "on", "/"])
+    def test_a_working_directory_that_leads_into_proc(
+        self, target: str, manager: LayerManager, tmp_path: Path
+    ) -> None:
+        layer = LayerBuilder().directory(".").symlink("work", target).symlink("on", "proc")
+        reference = install(manager, tmp_path, [layer], {"Cmd": ["sh"], "WorkingDir": "/work"})
+        if target == "/":
+            manager.bundle("app", reference, directory=tmp_path / "bundle").umount()
+            return
+        with pytest.raises(ImageError, match="leads into /proc: '/work'"):
+            manager.bundle("app", reference, directory=tmp_path / "bundle")
+        assert not manager.mounts()
+
     def test_a_symlink_to_a_device_of_the_image(
         self, manager: LayerManager, tmp_path: Path
     ) -> None:

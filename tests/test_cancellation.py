@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 
 import pytest
 
@@ -93,3 +94,21 @@ def test_a_context_that_was_left_is_not_interrupted() -> None:
             pass
         cancellation.cancel()
     assert inner == ["outer"]
+
+
+def test_one_interrupt_that_raises_keeps_no_other_from_being_called() -> None:
+    cancellation = Cancellation()
+    called: list[str] = []
+
+    def fail() -> None:
+        called.append("first")
+        raise RuntimeError("of a caller")
+
+    with (
+        suppress(CancelledError),
+        cancellation.interrupting(fail),
+        cancellation.interrupting(lambda: called.append("second")),
+    ):
+        with pytest.raises(RuntimeError, match="of a caller"):
+            cancellation.cancel()
+        assert called == ["first", "second"]

@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layermanager.header_numbers import MAX_INTEGER, read_count, read_delay, read_http_date
+from layermanager.header_numbers import (
+    MAX_INTEGER,
+    read_count,
+    read_delay,
+    read_etag,
+    read_http_date,
+)
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -106,3 +112,15 @@ def test_delays() -> None:
     last = read_delay("Fri, 31 Dec 9999 23:59:60 GMT", NOW)
     assert last is not None
     assert last > timedelta(days=365 * 7000)
+
+
+@pytest.mark.parametrize("text", ['"a"', 'W/"a"', '""', '"' + "x" * 510 + '"'])
+def test_entity_tags(text: str) -> None:
+    assert read_etag(f" {text} ") == text
+
+
+@pytest.mark.parametrize(
+    "text", ["", "*", "a", '"a", *', '"a", "b"', '"a" "', '"a\rb"', '"' + "x" * 511 + '"', 'w/"a"']
+)
+def test_what_is_no_entity_tag(text: str) -> None:
+    assert read_etag(text) == ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from layermanager.errors import CancelledError
@@ -30,10 +30,10 @@ class Cancellation:
 
     def cancel(self) -> None:
         """Have everything end that looks here; may be repeated."""
-        with self._lock:
+        with self._lock, ExitStack() as stack:
             self.requested.set()
-            for interrupt in self._interrupts:
-                interrupt()
+            for interrupt in reversed(self._interrupts):
+                stack.callback(interrupt)  # all are called, also where one raises
 
     def check(self) -> None:
         """Raise ``CancelledError`` if it is time to end."""

@@ -1,4 +1,4 @@
-"""Numbers and dates in headers that another program wrote: bounded before they are converted.
+"""Numbers, dates and tags in headers that another program wrote: bounded before they are used.
 
 ``int`` refuses more than 4,300 digits, ``timedelta`` and ``datetime`` overflow, and the date reader
 of ``email`` raises whatever its parts raise. Here a text is a value in range or it is none.
@@ -38,6 +38,8 @@ _MONTHS: Final = {
         start=1,
     )
 }
+# One tag, and no list of them or "*", which would match every file (RFC 9110, 8.8.3 and 13.1.2).
+_ETAG: Final = re.compile(r'(?:W/)?"[\x21\x23-\x7e\x80-\xff]{0,510}"')
 _LAST_SECOND: Final = 59
 _CENTURY: Final = 100
 _LONGEST_AHEAD_YEARS: Final = 50
@@ -60,6 +62,15 @@ def read_delay(text: str, now: datetime) -> timedelta | None:
         return timedelta(seconds=seconds)
     moment = read_http_date(text, now)
     return None if moment is None else max(moment - now, timedelta(0))
+
+
+def read_etag(text: str) -> str:
+    """Return the entity tag that *text* is, to be sent back; empty if it is not exactly one.
+
+    A tag that is too long, or a list, would make each later request fail, or match every file.
+    """
+    tag = text.strip()
+    return tag if _ETAG.fullmatch(tag) else ""
 
 
 def read_http_date(text: str, now: datetime) -> datetime | None:

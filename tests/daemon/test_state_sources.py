@@ -197,6 +197,34 @@ class TestWeb:
             assert fetch(one, fetched(one).version) is None
         assert server.requests[1].headers["if-modified-since"] == time
 
+    @pytest.mark.parametrize(
+        "headers",
+        [
+            {"ETag": '"' + "x" * 30_000 + '"'},
+            {"ETag": '"1", *'},
+            {"ETag": "*"},
+            {"Last-Modified": "Fri, 31 Dec 9999 23:59:59 GMT"},
+            {"Last-Modified": "just now"},
+        ],
+        ids=str,
+    )
+    def test_what_no_honest_server_understands_is_not_sent_back(
+        self, server: LayerServer, headers: dict[str, str]
+    ) -> None:
+        answers = (Answer(b"<html>", headers=headers), Answer(STATE))
+        with closing(source(server.answer("/d", *answers))) as one:
+            assert fetched(one, fetched(one).version).document == STATE
+        assert not {"if-none-match", "if-modified-since"} & set(server.requests[1].headers)
+
+    def test_what_was_refused_is_known_by_its_content(self, server: LayerServer) -> None:
+        headers = {"Last-Modified": "Thu, 01 Jan 2026 00:00:00 GMT"}
+        answers = (Answer(b"<html>", headers=headers),) * 2
+        with closing(source(server.answer("/d", *answers))) as one:
+            refused = fetched(one).refused_version
+            assert refused
+            assert fetch(one, refused) is None
+        assert not {"if-none-match", "if-modified-since"} & set(server.requests[1].headers)
+
     def test_or_looked_at(self, server: LayerServer) -> None:
         answers = (Answer(STATE), Answer(STATE), Answer(b"{}"))
         with closing(source(server.answer("/d", *answers))) as one:

@@ -595,6 +595,7 @@ class TestTokens:
             ('Bearer realm="', "in no known way"),
             ("Bearer service=s", "does not say where to get a token"),
             ('Bearer realm="/token"', "does not say where to get a token"),
+            ('Bearer realm="http://[/"', "does not say where to get a token"),
             ('Bearer realm="ftp://a/b"', "sent for a token to another scheme than http and https"),
             ('Basic realm="a"', "asks for a name and a password, and none are known"),
         ],

@@ -796,12 +796,14 @@ def test_what_appears_on_the_disk_extends_the_deadline(imposter: Imposter) -> No
             imposter.hang_up()
         return written + more
 
-    with imposter.start(
-        timedelta(seconds=10),
-        grant=grant,
-        monotonic=Ticking(0.025),  # 12.5 s in all
-        free_bytes=lambda: 10**9 - sum(granted[-1:]),
-    ) as running:
+    with (
+        imposter.start(
+            timedelta(seconds=10),
+            grant=grant,
+            monotonic=Ticking(0.025),  # 12.5 s in all
+            free_bytes=lambda: 10**9 - sum(granted[-1:]),
+        ) as running
+    ):
         imposter.say({"type": "needs", "written": 0, "bytes": 8 * 4096})
         assert running.finish().size == 500 * 8 * 4096
 

@@ -247,7 +247,7 @@ class Follower:
         try:
             state = DesiredState.read(fetched.document, self._source.name)
         except InputError as error:
-            self._seen, self._refusal = fetched.version, error
+            self._seen, self._refusal = fetched.refused_version or fetched.version, error
             return error
         self._adopt(state)
         self._seen, self._refusal = fetched.version, None

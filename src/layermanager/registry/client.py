@@ -265,7 +265,7 @@ class RegistryClient:
     ) -> _Grant:
         """Get a token from where *challenge* says that there are some."""
         realm = challenge.parameters.get("realm", "")
-        if not urlsplit(realm).netloc:
+        if not _has_host(realm):
             raise place.error(
                 f"the registry does not say where to get a token: {shown(realm)!r:.200}"
             )
@@ -387,3 +387,11 @@ def told_digests(answer: Answer) -> frozenset[Digest]:
         return frozenset(Digest(word) for word in words if word)
     except InvalidDigestError as error:
         raise answer.place.error(f"{TOLD_DIGEST}: {error}") from error
+
+
+def _has_host(realm: str) -> bool:
+    """Return whether *realm*, which a registry wrote, is an address with a host."""
+    try:
+        return bool(urlsplit(realm).netloc)
+    except ValueError:
+        return False

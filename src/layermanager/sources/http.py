@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
-from layermanager.header_numbers import read_count, read_delay
+from layermanager.header_numbers import read_count, read_delay, read_etag
 from layermanager.sources.client import Place
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ _CONTENT_RANGE: Final = re.compile(
     r"bytes (?P<first>[0-9]{1,18})-(?P<last>[0-9]{1,18})/(?P<size>[0-9]{1,18})"
 )
 _UNCHANGED: Final = frozenset({"", "identity", "aws-chunked"})
+_LONGEST_DATE: Final = 64
 _MAY_HEAL: Final = frozenset(
     {
         HTTPStatus.PARTIAL_CONTENT,  # that was not asked for: a cache mixed up its answers
@@ -230,7 +231,7 @@ def _range_headers(offset: int, validator: str) -> dict[str, str]:
 
 
 def _validator(headers: Mapping[str, str]) -> str:
-    return headers.get("ETag") or headers.get("Last-Modified") or ""
+    return read_etag(headers.get("ETag", "")) or headers.get("Last-Modified", "")[:_LONGEST_DATE]
 
 
 def _part(headers: Mapping[str, str]) -> _Part | None:

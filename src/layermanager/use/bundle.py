@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import stat
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from layermanager import linux
@@ -19,6 +21,7 @@ from layermanager.private_files import (
     make_directory,
     replace_file,
 )
+from layermanager.use.paths import PROCESSES, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -57,6 +60,7 @@ def write_bundle(
         with _bundle_errors(directory):
             passwd, group = _read_inside(mounted.mount.target, image, ("etc/passwd", "etc/group"))
             user = find_user(config.user, passwd, group)
+            _check_directory(mounted.mount.target, image, config.working_directory)
             made = runtime_config(
                 config, user, hostname=name, arguments=arguments, is_read_only=read_only
             )
@@ -82,6 +86,39 @@ def _read_inside(root: Path, image: ImageInfo, names: Sequence[str]) -> list[byt
         return [_read_file(descriptor, image, name) for name in names]
     finally:
         os.close(descriptor)
+
+
+def _check_directory(root: Path, image: ImageInfo, path: str) -> None:
+    """Refuse a working directory that symlinks of the image lead into ``/proc``.
+
+    A runtime enters it when the container's ``/proc`` is mounted, and has files of the host open.
+
+    Raises:
+        ImageError: it leads there.
+    """
+    descriptor = os.open(root, _OPEN_PLACE | os.O_DIRECTORY)
+    try:
+        found = resolve(b"/" + os.fsencode(path), partial(_link_target, descriptor))
+    finally:
+        os.close(descriptor)
+    if (found + b"/").startswith(PROCESSES):
+        raise ImageError(
+            f"the working directory of the image {image.reference} leads into /proc: {path!r:.80}"
+        )
+
+
+def _link_target(root: int, path: bytes) -> bytes | None:
+    """Return the target of the symlink at *path*, which has no symlink on its way."""
+    try:
+        place = linux.open_inside(root, path, _OPEN_PLACE | os.O_NOFOLLOW)
+    except OSError:
+        return None  # a runtime would not find it either
+    try:
+        if not stat.S_ISLNK(os.fstat(place).st_mode):
+            return None
+        return os.readlink(b"", dir_fd=place)
+    finally:
+        os.close(place)
 
 
 def _read_file(root: int, image: ImageInfo, name: str) -> bytes:

@@ -34,12 +34,15 @@ class Fetched:
     Attributes:
         version: tells it from what the source gives at other times.
         document: the desired state, JSON.
-        signature: what was put beside it to prove who made it; None where nobody wants that.
+        signature: what was put beside it to prove who made it; None where it is not wanted.
+        refused_version: what names it once it is refused; None for ``version``. The answer of a
+            captive portal must not decide what later requests ask for.
     """
 
     version: str
     document: bytes
     signature: bytes | None = None
+    refused_version: str | None = None
 
 
 class StateSource(Protocol):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from layermanager.daemon.state_sources import Fetched
+from layermanager.header_numbers import read_etag, read_http_date
 from layermanager.sources.client import Place
 from layermanager.sources.http import stream_of
 from layermanager.transfer.pace import document_deadline, read_first
@@ -73,18 +74,19 @@ class WebStateSource:
             if answer.status == HTTPStatus.NOT_MODIFIED:
                 answer.close()
                 return None
-            validator = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
+            validator = self._validator(answer.headers)
             document = self._read(answer, self._most_bytes, limited)
-        version = validator or _DIGEST_PREFIX + hashlib.sha256(document).hexdigest()
-        if version == known:
+        digest = _DIGEST_PREFIX + hashlib.sha256(document).hexdigest()
+        version = validator or digest
+        if known in (version, digest):
             return None
         if not self._with_signature:
-            return Fetched(version, document)
+            return Fetched(version, document, refused_version=digest)
         place = self._signature_place()
         with self._deadline(place, cancellation) as limited:
             answer = self._client.get(place, {}, limited)
             signature = self._read(answer, _MOST_SIGNATURE_BYTES, limited)
-        return Fetched(version, document, signature)
+        return Fetched(version, document, signature, refused_version=digest)
 
     def watching(
         self,
@@ -97,6 +99,18 @@ class WebStateSource:
     def close(self) -> None:
         """Close the idle connections."""
         self._client.close()
+
+    def _validator(self, headers: Mapping[str, str]) -> str:
+        """Return what to ask by the next time; empty if the answer has nothing that is fit for it.
+
+        A time in the future would have an honest server say for years that nothing has changed.
+        """
+        if tag := read_etag(headers.get("ETag", "")):
+            return tag
+        time = headers.get("Last-Modified", "").strip()
+        now = self._clock.now()
+        moment = read_http_date(time, now)
+        return time if moment is not None and moment <= now else ""
 
     def _signature_place(self) -> Place:
         parts = urlsplit(self._place.current)
