@@ -13,10 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from counting import assert_linear
+from layermanager.use.layer_places import layers_named
 from layermanager.use.mountinfo import (
     Mount,
     MountLines,
+    TableExcerpt,
     escaped,
+    excerpt,
     lower_directories,
     parse_line,
     parse_table,
@@ -154,6 +157,42 @@ class TestTable:
         )
 
 
+class TestExcerpt:
+    @given(st.lists(MOUNTS, max_size=5), st.integers(1, 60))
+    def test_in_pieces_of_any_size(self, mounts: list[Mount], size: int) -> None:
+        text = b"".join(line(mount) + b"\n" for mount in mounts)
+        pieces = [text[at : at + size] for at in range(0, len(text), size)]
+        all_of_it = excerpt(pieces, lambda _: True)
+        assert parse_table(all_of_it.text) == MountLines(tuple(mounts))
+        assert all_of_it.others == frozenset()
+
+    @pytest.mark.parametrize("count", [10, 40])
+    def test_of_others_only_the_number_is_kept(self, count: int) -> None:
+        other = b"%d 35 98:0 /x /mnt rw - ext4 x rw\n"
+        needed = b"7 35 0:9 / /mnt rw - overlay x rw"
+        pieces = [needed + b"\n", *(other % number for number in range(100, 100 + count))]
+        found = excerpt(pieces, lambda mount: mount.kind == b"overlay")
+        assert found == TableExcerpt(needed, frozenset(range(100, 100 + count)))
+
+    def test_a_line_that_cannot_be_read_is_kept(self) -> None:
+        assert excerpt([b"? - overlay x\n"], lambda _: False).text == b"? - overlay x"
+
+    @pytest.mark.parametrize("at", [0, 65_400, 1_048_500, 1_048_570, 2_500_000])
+    @pytest.mark.parametrize("digits", [64, 128])
+    def test_of_a_line_that_is_too_long_the_layers_are_kept(self, at: int, digits: int) -> None:
+        """It could be an overlay, with directories that are cut off."""
+        name = "0a" * (digits // 2)
+        text = b"7 35 0:9 / /mnt rw - overlay x rw,lowerdir=" + b"x" * at
+        text += b"/" + name.encode() + b":" + b"x" * 3_000_000 + b"\n"
+        pieces = [text[at : at + 65_536] for at in range(0, len(text), 65_536)]
+        after = b"8 35 0:9 / /mnt rw - overlay x rw"
+        found = excerpt([*pieces, after], lambda _: True)
+        lines = parse_table(found.text)
+        assert [mount.number for mount in lines.mounts] == [8]
+        assert name in {found for one in lines.unreadable for found in layers_named(one)}
+        assert len(found.text) < 2000
+
+
 class TestLowerDirectories:
     @given(st.lists(NAMES, min_size=1, max_size=6))
     def test_one_option_with_colons(self, names: list[bytes]) -> None:
@@ -184,6 +223,10 @@ class TestCost:
     def test_lines(self) -> None:
         one = b"36 35 98:0 / /mnt rw - overlay x rw\n"
         assert_linear(lambda size: partial(parse_table, one * size), 200)
+
+    def test_lines_that_are_not_needed(self) -> None:
+        one = b"36 35 98:0 / /mnt rw - ext4 x rw\n"
+        assert_linear(lambda size: partial(excerpt, [one] * size, lambda _: False), 200)
 
     def test_lines_that_cannot_be_read(self) -> None:
         assert_linear(lambda size: partial(parse_table, b"36 35 - -\n" * size), 200)

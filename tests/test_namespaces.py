@@ -20,7 +20,12 @@ from foreign_mounts import (
     waiting,
 )
 from layermanager.use.inspector import Inspector
-from layermanager.use.namespaces import detached_files, mount_tables, mounts_seen_by
+from layermanager.use.namespaces import (
+    BoundLayers,
+    detached_files,
+    mount_tables,
+    mounts_seen_by,
+)
 from layermanager.use.overlay import device_text
 
 if TYPE_CHECKING:
@@ -174,15 +179,40 @@ sys.stdin.read()
 
 
 class TestTablesOfOthers:
-    def test_a_carriage_return_in_a_mount_point(self, place: Path) -> None:
+    def test_a_carriage_return_in_a_mount_point(self, layers: list[Path], place: Path) -> None:
         odd = place / "a\r36 25 0:1 / \x1c\v\f\x85 - overlay y ro,lowerdir=z"
         odd.mkdir(parents=True)
-        script = f"mount -t tmpfs none {shlex.quote(str(odd))}"
+        script = mount_command(layers, odd, "ro,userxattr")
         with shell(script, prefix=IN_A_USER_NAMESPACE) as process:
             assert seen_by(odd) == [process.pid]
             (table,) = (table for table in mount_tables() if table.process == process.pid)
             assert table.is_foreign
             assert table.unreadable == ()
+
+    @pytest.mark.parametrize("count", [5, 20])
+    def test_of_mounts_without_a_layer_only_the_numbers_are_kept(
+        self, tmp_path: Path, count: int
+    ) -> None:
+        """Any user can make a hundred thousand of them, with long names, on any file system."""
+        odd = tmp_path / "sha256" / ("0a" * 32)
+        odd.mkdir(parents=True)
+        bound = BoundLayers.below(tmp_path / "sha256")
+        script = f"mount -t tmpfs none {tmp_path}; mkdir -p {odd}\n"
+        script += f"mount --bind {odd} {odd}\n" * count
+        with shell("", prefix=IN_A_USER_NAMESPACE) as plain:
+            (before,) = (one for one in mount_tables(bound=bound) if one.process == plain.pid)
+        with shell(script, prefix=IN_A_USER_NAMESPACE) as process:
+            (table,) = (one for one in mount_tables(bound=bound) if one.process == process.pid)
+        assert len(table.mounts) == len(before.mounts)
+        assert len(table.numbers) == len(before.numbers) + 1 + count
+
+    def test_bind_mounts_of_layers_are_kept(self, tmp_path: Path, place: Path) -> None:
+        layer = tmp_path / "layers" / "sha256" / ("0a" * 32)
+        layer.mkdir(parents=True)
+        with shell(f"mount --bind {layer} '{place}'", prefix=IN_A_USER_NAMESPACE) as process:
+            tables = mount_tables(bound=BoundLayers.below(tmp_path / "layers"))
+        (table,) = (one for one in tables if one.process == process.pid)
+        assert os.fsencode(place) in {mount.mount_point for mount in table.mounts}
 
     def test_the_own_namespace_is_not_foreign(self) -> None:
         table = next(

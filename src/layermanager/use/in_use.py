@@ -34,14 +34,9 @@ from layermanager.errors import StoreError
 from layermanager.leases import Holder
 from layermanager.use.inspection import Comparison, OverlayView
 from layermanager.use.inspector import Inspector
-from layermanager.use.layer_places import layer_below, layer_places, layers_in, layers_named
+from layermanager.use.layer_places import layer_places, layers_in, layers_named
 from layermanager.use.mountinfo import OVERLAY, Mount, lower_directories
-from layermanager.use.namespaces import (
-    detached_files,
-    mount_of,
-    mount_tables,
-    mounts_seen_by,
-)
+from layermanager.use.namespaces import BoundLayers, detached_files, mount_tables
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -287,11 +282,12 @@ def look(layers_dir: Path, inspector: Inspector | None = None) -> Look:
         StoreError: it cannot be told what is mounted, or the store cannot be read.
     """
     inspector = inspector or Inspector(layers_dir)
+    bound = _bound_layers(layers_dir)
     # What moves from a table to no table meanwhile, or back, is in one of these.
-    before = mount_tables(inspector.table_inside)
+    before = mount_tables(inspector.table_inside, bound)
     detached = detached_files(before)
-    after = mount_tables(inspector.table_inside)
-    return look_at([*before, *after], detached, layers_dir, inspector)
+    after = mount_tables(inspector.table_inside, bound)
+    return look_at([*before, *after], detached, layers_dir, inspector, bound)
 
 
 def look_at(
@@ -299,8 +295,16 @@ def look_at(
     detached: Iterable[DetachedFile],
     layers_dir: Path,
     inspector: Inspector,
+    bound: BoundLayers | None = None,
 ) -> Look:
     """Look at what is in *tables*, or *detached*, for use of layers.
+
+    Args:
+        tables: the tables.
+        detached: what is open on mounts that are in no table.
+        layers_dir: the layers' directory.
+        inspector: looks at mounts.
+        bound: tells which layers are bind mounts; by default those that are in *layers_dir* now.
 
     Raises:
         StoreError: the store cannot be read.
@@ -308,18 +312,17 @@ def look_at(
     layers_dir = layers_dir.absolute()
     try:
         places = layer_places(layers_dir)
-        location = _location(layers_dir)
     except OSError as error:
         raise StoreError(f"cannot tell which layers are in use: {error}") from error
+    bound = bound or _bound_layers(layers_dir)
     named: dict[str, list[Holder]] = defaultdict(list)
     overlays: dict[str, list[Holder]] = defaultdict(list)
     candidates: list[Candidate] = []
-    mounts = list(_mounts_of(tables))
-    numbers = {mount.number for mount, _ in mounts}
-    for mount, table in mounts:
+    numbers: set[int] = set().union(*(table.numbers for table in tables))
+    for mount, table in _mounts_of(tables):
         holder = _holder(mount, table)
         if mount.kind != OVERLAY:
-            for name in _bound_layers(mount, location):
+            for name in bound.names(mount):
                 named[name].append(holder)
             continue
         overlays[os.fsdecode(mount.source)].append(holder)
@@ -347,6 +350,13 @@ def look_at(
     )
 
 
+def _bound_layers(layers_dir: Path) -> BoundLayers:
+    try:
+        return BoundLayers.below(layers_dir)
+    except OSError as error:
+        raise StoreError(f"cannot tell which layers are in use: {error}") from error
+
+
 def _mounts_of(tables: Iterable[MountTable]) -> Iterator[tuple[Mount, MountTable]]:
     """Return all mounts, each once, by a process that can be entered if there is one.
 
@@ -359,34 +369,6 @@ def _mounts_of(tables: Iterable[MountTable]) -> Iterator[tuple[Mount, MountTable
             if identity not in seen:
                 seen.add(identity)
                 yield mount, table
-
-
-def _location(layers_dir: Path) -> tuple[str, bytes] | None:
-    """Return on which device the layers' directory is, and where on it; None if no table tells."""
-    try:
-        descriptor = os.open(layers_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return None
-    try:
-        number = mount_of(descriptor)
-    finally:
-        os.close(descriptor)
-    path = os.fsencode(os.path.realpath(layers_dir))
-    for mount in mounts_seen_by(os.getpid()):
-        above = mount.mount_point.rstrip(b"/")
-        if mount.number == number and path.startswith(above + b"/"):
-            return mount.device, mount.root.rstrip(b"/") + path.removeprefix(above)
-    return None
-
-
-def _bound_layers(mount: Mount, location: tuple[str, bytes] | None) -> tuple[str, ...]:
-    """Return the layers that a bind mount shows, or shows a part of."""
-    if location is None:
-        return tuple(layers_in(mount.root))
-    device, above = location
-    if mount.device != device or not mount.root.startswith(above + b"/"):
-        return ()
-    return layer_below(mount.root.removeprefix(above + b"/"))
 
 
 def _names_in(paths: Iterable[str]) -> tuple[str, ...]:

@@ -36,7 +36,8 @@ from layermanager.use.inspection import (
     OverlayView,
     compare,
 )
-from layermanager.use.namespaces import table_inside
+from layermanager.use.mountinfo import TableExcerpt
+from layermanager.use.namespaces import BoundLayers, table_inside
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -104,8 +105,8 @@ class Inspector:
         answer = self._ask("compare", is_foreign=is_foreign, view=asdict(view), places=[*places])
         return Comparison.SILENT if answer is None else Comparison(answer)
 
-    def table_inside(self, file: str) -> bytes:
-        """Return the table of the mount namespace of *file*.
+    def table_inside(self, file: str) -> TableExcerpt:
+        """Return what is needed of the table of the mount namespace of *file*.
 
         Raises:
             OSError: it cannot be read in time, or at all.
@@ -115,7 +116,7 @@ class Inspector:
             raise TimeoutError("its file system does not answer")
         if isinstance(answer, list):
             raise OSError(*answer)
-        return str(answer).encode("latin-1")
+        return TableExcerpt(answer["text"].encode("latin-1"), frozenset(answer["others"]))
 
     def _ask(self, what: str, *, is_foreign: bool, **question: object) -> Answer:
         """Return the answer; None if there is none in time."""
@@ -266,7 +267,7 @@ class _Inspection:
             case {"what": "compare", "view": view, "places": places}:
                 return compare(_view(view), places)
             case {"what": "table", "file": file}:
-                return _table(file)
+                return _table(file, self._layers_dir)
         if self._inspection is None:
             self._inspection = Inspection(self._layers_dir)
         match question:
@@ -282,8 +283,10 @@ def _view(document: Mapping[str, Answer]) -> OverlayView:
     return OverlayView(**{**document, "lower": tuple(document["lower"])})
 
 
-def _table(file: str) -> Answer:
+def _table(file: str, layers_dir: Path) -> Answer:
+    bound = BoundLayers.below(layers_dir)
     try:
-        return table_inside(file).decode("latin-1")
+        read = table_inside(file, bound)
     except OSError as error:
         return [error.errno, error.strerror]
+    return {"text": read.text.decode("latin-1"), "others": [*read.others]}

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+from layermanager.use.layer_places import layers_named
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
 
 OVERLAY: Final = b"overlay"
 
 _NUMBER: Final = re.compile(rb"[0-9]{1,19}")
 _DEVICE: Final = re.compile(rb"[0-9]{1,10}:[0-9]{1,10}")
 _SHOWN_BYTES: Final = 200
+_LINE_BYTES: Final = 1024 * 1024
+"""More than the options of an overlay take: at most 500 directories of 256 bytes, escaped."""
+_NAME_BYTES: Final = 130  # the longest name of a layer, and what is around it
+_TOO_LONG: Final = b"too long: "
 
 _OCTAL: Final = re.compile(rb"\\([0-7]{3})")
 _BACKSLASHED: Final = re.compile(rb"\\(.)", re.DOTALL)
@@ -51,6 +60,64 @@ class MountLines:
 
     mounts: tuple[Mount, ...]
     unreadable: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TableExcerpt:
+    """What is needed of a table.
+
+    Attributes:
+        text: the lines that are needed, and those that cannot be read.
+        others: the numbers of the other mounts.
+    """
+
+    text: bytes
+    others: frozenset[int] = frozenset()
+
+
+def excerpt(pieces: Iterable[bytes], is_needed: Callable[[Mount], bool]) -> TableExcerpt:
+    """Return what is needed of a table, which comes in *pieces* of any size.
+
+    Other users make tables long. Of a mount that is not needed only the number is kept.
+    """
+    lines: list[bytes] = []
+    others: set[int] = set()
+    for line in _lines(pieces):
+        try:
+            mount = parse_line(line)
+        except ValueError:
+            lines.append(line)
+            continue
+        if is_needed(mount):
+            lines.append(line)
+        else:
+            others.add(mount.number)
+    return TableExcerpt(b"\n".join(lines), frozenset(others))
+
+
+def _lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Return the lines in *pieces*.
+
+    In place of a line that is too long come lines that cannot be read, with the layers in it.
+    """
+    begun = b""
+    is_long = False
+    for piece in pieces:
+        first, *more = piece.split(b"\n")
+        begun += first
+        for following in more:
+            yield _without_text(begun) if is_long else begun
+            begun, is_long = following, False
+        if len(begun) > _LINE_BYTES:
+            yield _without_text(begun)
+            begun, is_long = begun[-_NAME_BYTES:], True
+    if begun:
+        yield _without_text(begun) if is_long else begun
+
+
+def _without_text(line: bytes) -> bytes:
+    """Return what remains of a part of a line that is too long."""
+    return _TOO_LONG + " ".join(layers_named(line)).encode("ascii")
 
 
 def parse_table(text: bytes) -> MountLines:
@@ -124,6 +191,8 @@ def escaped(directory: bytes) -> bytes:
 
 def _plain(text: bytes) -> bytes:
     """What the kernel wrote without its escapes: three octal digits for what would mislead."""
+    if b"\\" not in text:
+        return text
     return _OCTAL.sub(lambda match: bytes([int(match[1], 8) & 0xFF]), text)
 
 

@@ -15,18 +15,28 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import logging
 import os
 import re
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from layermanager import linux
 from layermanager.errors import StoreError
 from layermanager.use.first_reports import FirstReports
-from layermanager.use.mountinfo import Mount, MountLines, parse_table
+from layermanager.use.layer_places import layer_below, layers_in
+from layermanager.use.mountinfo import (
+    OVERLAY,
+    Mount,
+    MountLines,
+    TableExcerpt,
+    excerpt,
+    parse_table,
+)
 from layermanager.use.overlay import with_own_directory
 
 # There is much to look at, again and again: paths are texts here, which takes a tenth of the time.
@@ -35,7 +45,8 @@ from layermanager.use.overlay import with_own_directory
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
-    TableInside: TypeAlias = Callable[[str], bytes]
+    IsNeeded: TypeAlias = Callable[[Mount], bool]
+    TableInside: TypeAlias = Callable[[str], TableExcerpt]
 
 _LOGGER: Final = logging.getLogger(__name__)
 _LOGGER.addFilter(FirstReports())
@@ -52,6 +63,7 @@ _NS_GET_USERNS: Final = 0xB701
 _NETWORK_KINDS: Final = (b"nfs", b"nfs4", b"9p", b"afs", b"ceph", b"lustre")
 """Their servers are asked whenever an open directory is opened again."""
 _LOGGED_BYTES: Final = 160
+_READ_BYTES: Final = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +73,12 @@ class MountTable:
     Attributes:
         process: the process.
         root: its root directory, by a path of ours; None where that cannot be entered.
-        mounts: the mounts, in the order of the table.
+        mounts: the mounts that are needed, in the order of the table.
         unreadable: lines of the table that cannot be read.
         failure: why the whole table cannot be read; empty if it can.
         is_foreign: whether a user namespace other than ours made the mounts, so that a user
             without any rights may have.
+        others: the numbers of the mounts that are not needed.
     """
 
     process: int
@@ -74,6 +87,12 @@ class MountTable:
     unreadable: tuple[bytes, ...] = ()
     failure: str = ""
     is_foreign: bool = True
+    others: frozenset[int] = frozenset()
+
+    @property
+    def numbers(self) -> set[int]:
+        """The numbers of all mounts."""
+        return {mount.number for mount in self.mounts} | self.others
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,16 +112,63 @@ class DetachedFile:
     is_foreign: bool
 
 
-def table_inside(file: str) -> bytes:
+@dataclass(frozen=True, slots=True)
+class BoundLayers:
+    """Tells which layers a bind mount shows.
+
+    Attributes:
+        location: on which device the layers' directory is, and where on it; None if no table tells.
+    """
+
+    location: tuple[str, bytes] | None = None
+
+    @classmethod
+    def below(cls, layers_dir: Path) -> BoundLayers:
+        """Return what tells it of the layers in *layers_dir*.
+
+        Raises:
+            OSError: the directory cannot be opened.
+            StoreError: it is not known what is mounted.
+        """
+        try:
+            descriptor = os.open(layers_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return cls()
+        try:
+            number = mount_of(descriptor)
+        finally:
+            os.close(descriptor)
+        path = os.fsencode(os.path.realpath(layers_dir))
+        for mount in mounts_seen_by(os.getpid()):
+            above = mount.mount_point.rstrip(b"/")
+            if mount.number == number and path.startswith(above + b"/"):
+                return cls((mount.device, mount.root.rstrip(b"/") + path.removeprefix(above)))
+        return cls()
+
+    def names(self, mount: Mount) -> tuple[str, ...]:
+        """Return the layers that a bind mount shows, or shows a part of."""
+        if self.location is None:
+            return tuple(layers_in(mount.root))
+        device, above = self.location
+        if mount.device != device or not mount.root.startswith(above + b"/"):
+            return ()
+        return layer_below(mount.root.removeprefix(above + b"/"))
+
+
+def table_inside(file: str, bound: BoundLayers | None) -> TableExcerpt:
     """Enter the mount namespace of *file*, with a thread that ends there, and read its table.
 
     The thread may wait for file systems of other users on its way to *file*, for ever.
+
+    Args:
+        file: the file.
+        bound: tells which bind mounts are needed; None if none are.
 
     Raises:
         OSError: it cannot be entered.
     """
 
-    def look() -> bytes:
+    def look() -> TableExcerpt:
         with ExitStack() as stack:
             namespace = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
             stack.callback(os.close, namespace)
@@ -111,17 +177,24 @@ def table_inside(file: str) -> bytes:
             stack.callback(os.close, thread)
             linux.enter_namespace(namespace, linux.CLONE_NEWNS)
             table = os.open("mountinfo", os.O_RDONLY | os.O_CLOEXEC, dir_fd=thread)
-            with os.fdopen(table, "rb") as opened:
-                return opened.read()
+            stack.callback(os.close, table)
+            return excerpt(_pieces(table), partial(_is_needed, bound))
 
     return with_own_directory(look)
 
 
-def mount_tables(read_inside: TableInside = table_inside) -> list[MountTable]:
+def mount_tables(
+    read_inside: TableInside | None = None,
+    bound: BoundLayers | None = None,
+) -> list[MountTable]:
     """Return the tables of all mount namespaces, as far as this user may see them.
+
+    They have overlays, bind mounts of layers and what else needs a look. Of other mounts, which
+    other users make by the thousand, they have the numbers.
 
     Args:
         read_inside: as ``table_inside``, but may give up with an ``OSError``.
+        bound: tells which bind mounts are needed; None if none are.
 
     Raises:
         StoreError: there is no list of processes, so that it is not known what is mounted.
@@ -129,22 +202,33 @@ def mount_tables(read_inside: TableInside = table_inside) -> list[MountTable]:
     tables: list[MountTable] = []
     failed: dict[object, tuple[int, OSError]] = {}
     seen: set[object] = set()
+    is_needed = partial(_is_needed, bound)
     for process in _processes():
         view = _view(process)
         if view is not None and view in seen:
             continue
         try:
-            text = _read_table(process)
+            read, digest = _read_table(process, is_needed)
         except OSError as error:  # another process of the namespace may be read
-            failed.setdefault(view or process, (process, error))
+            if not _is_gone(error):
+                failed.setdefault(view or process, (process, error))
             continue
         # Another user's namespaces cannot be told apart by an ordinary user; their tables can.
-        key = view or text
-        if text and key not in seen:
+        key = view or digest
+        if (read.text or read.others) and key not in seen:
             seen.add(key)
-            tables.append(_table(process, text, has_view=view is not None))
+            tables.append(_table(process, read, has_view=view is not None))
     unread = [failure for view, failure in failed.items() if view not in seen]
+    read_inside = read_inside or partial(table_inside, bound=bound)
     return [*tables, *_unreadable(unread), *_tables_without_processes(tables, read_inside)]
+
+
+def _is_needed(bound: BoundLayers | None, mount: Mount) -> bool:
+    if mount.kind == OVERLAY or mount.kind in _NETWORK_KINDS:
+        return True
+    if mount.kind == _NAMESPACE_FILES:
+        return mount.root.startswith(_MOUNT_NAMESPACE)
+    return bound is not None and bool(bound.names(mount))
 
 
 def mounts_seen_by(process: int) -> tuple[Mount, ...]:
@@ -154,8 +238,11 @@ def mounts_seen_by(process: int) -> tuple[Mount, ...]:
         StoreError: they cannot be read.
     """
     try:
-        return _parsed(_read_table(process)).mounts
+        read, _ = _read_table(process, lambda _: True)
+        return _parsed(read.text).mounts
     except OSError as error:
+        if _is_gone(error):
+            return ()
         raise StoreError(f"cannot tell what is mounted: {error}") from error
 
 
@@ -174,7 +261,7 @@ def detached_files(tables: Collection[MountTable]) -> list[DetachedFile]:
     Such a mount was unmounted lazily, or was never put at a place.
     """
     mounts = [mount for table in tables for mount in table.mounts]
-    known = {mount.number for mount in mounts} | _numbers_of_the_kernel()
+    known = _numbers_of_the_kernel().union(*(table.numbers for table in tables))
     avoided = tuple({mount.mount_point for mount in mounts if mount.kind in _NETWORK_KINDS})
     found: list[DetachedFile] = []
     for process in _processes():
@@ -212,18 +299,29 @@ def _view(process: int) -> tuple[int, str] | None:
     return namespace.st_ino, root
 
 
-def _read_table(process: int) -> bytes:
-    """Return the table as text, empty if the process is gone or is hidden from ordinary users.
+def _read_table(process: int, is_needed: IsNeeded) -> tuple[TableExcerpt, bytes]:
+    """Return what is needed of the table of a process, and a digest of the whole table.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: it cannot be read, as when the process is gone or is hidden from ordinary users.
     """
+    digest = hashlib.sha256()
+
+    def hashed(pieces: Iterator[bytes]) -> Iterator[bytes]:
+        for piece in pieces:
+            digest.update(piece)
+            yield piece
+
+    table = os.open(f"{_PROC}/{process}/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return (_PROC / str(process) / "mountinfo").read_bytes()
-    except OSError as error:
-        if error.errno in _GONE or (isinstance(error, PermissionError) and os.geteuid() != 0):
-            return b""
-        raise
+        return excerpt(hashed(_pieces(table)), is_needed), digest.digest()
+    finally:
+        os.close(table)
+
+
+def _pieces(table: int) -> Iterator[bytes]:
+    while piece := os.read(table, _READ_BYTES):
+        yield piece
 
 
 def _unreadable(failures: Collection[tuple[int, OSError]]) -> Iterator[MountTable]:
@@ -237,8 +335,8 @@ def _unreadable(failures: Collection[tuple[int, OSError]]) -> Iterator[MountTabl
         return
 
 
-def _table(process: int, text: bytes, *, has_view: bool) -> MountTable:
-    lines = _parsed(text)
+def _table(process: int, read: TableExcerpt, *, has_view: bool) -> MountTable:
+    lines = _parsed(read.text)
     directory = _PROC / str(process)
     return MountTable(
         process=process,
@@ -246,6 +344,7 @@ def _table(process: int, text: bytes, *, has_view: bool) -> MountTable:
         mounts=lines.mounts,
         unreadable=lines.unreadable,
         is_foreign=_is_foreign(f"{directory}/ns/mnt"),
+        others=read.others,
     )
 
 
@@ -298,7 +397,7 @@ def _tables_without_processes(
             known.add(mount.root)
             file = str(table.root) + os.fsdecode(mount.mount_point)
             try:
-                lines = _parsed(read_inside(file))
+                read = read_inside(file)
             except OSError as error:
                 if not _is_gone(error):
                     reason = error.strerror or str(error)
@@ -306,7 +405,10 @@ def _tables_without_processes(
                     if not table.is_foreign:
                         yield MountTable(table.process, None, failure=reason)
                 continue
-            yield MountTable(table.process, None, lines.mounts, lines.unreadable)
+            lines = _parsed(read.text)
+            yield MountTable(
+                table.process, None, lines.mounts, lines.unreadable, others=read.others
+            )
 
 
 def _is_gone(error: OSError) -> bool:
