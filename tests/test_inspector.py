@@ -126,6 +126,17 @@ def test_seconds_for_other_users_run_out(tmp_path: Path) -> None:
         inspector.table_inside("/proc/self/ns/mnt")
 
 
+def test_seconds_of_one_user_are_not_those_of_another(tmp_path: Path) -> None:
+    fuse = tmp_path / "fuse"
+    fuse.mkdir()
+    inspector = Inspector(tmp_path, patience=60, foreign_seconds=5)
+    with silent_file_system(fuse, "", prefix=IN_A_MOUNT_NAMESPACE) as process:
+        path = f"/proc/{process.pid}/root{fuse}/file"
+        assert inspector.identify(path, is_foreign=True, owner=1) is None
+    assert inspector.examine(GONE, is_foreign=True, owner=1) is None
+    assert inspector.examine(GONE, is_foreign=True, owner=2) is not None
+
+
 def test_a_table_that_cannot_be_read(inspector: Inspector) -> None:
     with pytest.raises(FileNotFoundError):
         inspector.table_inside("/gone")

@@ -214,6 +214,25 @@ class TestTablesOfOthers:
         (table,) = (one for one in tables if one.process == process.pid)
         assert os.fsencode(place) in {mount.mount_point for mount in table.mounts}
 
+    def test_the_owner_is_who_made_the_outermost_namespace(self) -> None:
+        user = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+        inner = ("unshare", "--user", "--mount")
+        with shell("", prefix=(*user, *IN_A_USER_NAMESPACE, *inner)) as process:
+            (table,) = (one for one in mount_tables() if one.process == process.pid)
+        assert table.is_foreign
+        assert table.owner == 65534
+
+    def test_each_namespace_that_root_made_is_an_owner(self) -> None:
+        with (
+            shell("", prefix=IN_A_USER_NAMESPACE) as one,
+            shell("", prefix=IN_A_USER_NAMESPACE) as other,
+        ):
+            owners = [
+                table.owner for table in mount_tables() if table.process in {one.pid, other.pid}
+            ]
+        assert len(set(owners)) == 2
+        assert max(owners) < 0
+
     def test_the_own_namespace_is_not_foreign(self) -> None:
         table = next(
             table

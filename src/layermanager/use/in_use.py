@@ -36,7 +36,7 @@ from layermanager.use.inspection import Comparison, OverlayView
 from layermanager.use.inspector import Inspector
 from layermanager.use.layer_places import layer_places, layers_in, layers_named
 from layermanager.use.mountinfo import OVERLAY, Mount, lower_directories
-from layermanager.use.namespaces import BoundLayers, detached_files, mount_tables
+from layermanager.use.namespaces import UNKNOWN_OWNER, BoundLayers, detached_files, mount_tables
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -57,11 +57,13 @@ class Candidate:
         view: how to look at it.
         holder: what to say of it.
         is_foreign: whether a user without any rights may have made it.
+        owner: that user, by number.
     """
 
     view: OverlayView
     holder: Holder
     is_foreign: bool
+    owner: int = UNKNOWN_OWNER
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +110,10 @@ class DetachedMounts:
     def opened(self) -> Sequence[tuple[DetachedFile, OpenedFile]]:
         """What is open, as far as that can be found out in time."""
         asked = [
-            (file, self._inspector.identify(file.path, is_foreign=file.is_foreign))
+            (
+                file,
+                self._inspector.identify(file.path, is_foreign=file.is_foreign, owner=file.owner),
+            )
             for file in self._files
         ]
         return [(file, opened) for file, opened in asked if opened is not None]
@@ -120,7 +125,9 @@ class DetachedMounts:
         for file, opened in self.opened:
             if opened.is_overlay and found.get(opened.device) is None:
                 view = OverlayView(opened.device, file.path)
-                candidate = Candidate(view, _holder_of_detached(file, "overlay"), file.is_foreign)
+                candidate = Candidate(
+                    view, _holder_of_detached(file, "overlay"), file.is_foreign, file.owner
+                )
                 found[opened.device] = candidate if opened.is_directory else None
         yield from found.items()
 
@@ -226,7 +233,7 @@ class Look:
             return False
         if device not in self._silent:
             compared = self._inspector.compare(
-                candidate.view, places, is_foreign=candidate.is_foreign
+                candidate.view, places, is_foreign=candidate.is_foreign, owner=candidate.owner
             )
             match compared:
                 case Comparison.SHOWN | Comparison.NOT_SHOWN:
@@ -263,7 +270,9 @@ class Look:
         view = candidate.view
         if view.device in self._known:
             return self._known[view.device], None
-        examined = self._inspector.examine(view, is_foreign=candidate.is_foreign)
+        examined = self._inspector.examine(
+            view, is_foreign=candidate.is_foreign, owner=candidate.owner
+        )
         if examined is None:
             suspect = None if candidate.is_foreign else Suspect(candidate, is_silent=True)
             return _names_in(view.lower), suspect
@@ -333,7 +342,7 @@ def look_at(
             continue
         process = f"/proc/{table.process}"
         view = OverlayView(mount.device, os.fsdecode(mount.mount_point), process, lower)
-        candidates.append(Candidate(view, holder, table.is_foreign))
+        candidates.append(Candidate(view, holder, table.is_foreign, table.owner))
     for name, holder in _named_by_unreadable_lines(tables):
         named[name].append(holder)
     by_place: dict[str, list[str]] = defaultdict(list)

@@ -21,6 +21,7 @@ import threading
 import time
 import traceback
 import weakref
+from collections import defaultdict
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -37,7 +38,7 @@ from layermanager.use.inspection import (
     compare,
 )
 from layermanager.use.mountinfo import TableExcerpt
-from layermanager.use.namespaces import BoundLayers, table_inside
+from layermanager.use.namespaces import UNKNOWN_OWNER, BoundLayers, table_inside
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -64,7 +65,7 @@ class Inspector:
     Args:
         layers_dir: the layers' directory.
         patience: how many seconds one answer may take.
-        foreign_seconds: how many seconds all answers about other users' mounts may take.
+        foreign_seconds: how many seconds all answers about the mounts of one other user may take.
         idle_seconds: how many seconds after its last answer the helper ends.
     """
 
@@ -79,58 +80,78 @@ class Inspector:
         self._layers_dir = layers_dir.absolute()
         self._patience = patience
         self._foreign_seconds = foreign_seconds
+        self._spent: dict[int, float] = defaultdict(float)  # by user
         self._idle_seconds = idle_seconds
         self._lock = threading.Lock()
         self._helper: _Helper | None = None
 
-    def examine(self, view: OverlayView, *, is_foreign: bool) -> Examined | None:
+    def examine(
+        self, view: OverlayView, *, is_foreign: bool, owner: int = UNKNOWN_OWNER
+    ) -> Examined | None:
         """Return what the paths of an overlay tell; None if that cannot be found out in time."""
-        answer = self._ask("examine", is_foreign=is_foreign, view=asdict(view))
+        answer = self._ask("examine", owner if is_foreign else None, view=asdict(view))
         if answer is None:
             return None
         return Examined(tuple(answer["layers"]), answer["is_vague"], answer["is_stacked"])
 
-    def identify(self, path: str, *, is_foreign: bool) -> OpenedFile | None:
+    def identify(
+        self, path: str, *, is_foreign: bool, owner: int = UNKNOWN_OWNER
+    ) -> OpenedFile | None:
         """Return what a process has open, by its *path* in ``/proc``.
 
         None if it was closed, or if that cannot be found out in time.
         """
-        answer = self._ask("identify", is_foreign=is_foreign, path=path)
+        answer = self._ask("identify", owner if is_foreign else None, path=path)
         if not answer:
             return None
         return OpenedFile(**{**answer, "layers": tuple(answer["layers"])})
 
-    def compare(self, view: OverlayView, places: Sequence[str], *, is_foreign: bool) -> Comparison:
+    def compare(
+        self,
+        view: OverlayView,
+        places: Sequence[str],
+        *,
+        is_foreign: bool,
+        owner: int = UNKNOWN_OWNER,
+    ) -> Comparison:
         """Compare an overlay with a layer that is at one of *places*."""
-        answer = self._ask("compare", is_foreign=is_foreign, view=asdict(view), places=[*places])
+        answer = self._ask(
+            "compare", owner if is_foreign else None, view=asdict(view), places=[*places]
+        )
         return Comparison.SILENT if answer is None else Comparison(answer)
 
-    def table_inside(self, file: str) -> TableExcerpt:
+    def table_inside(self, file: str, owner: int = UNKNOWN_OWNER) -> TableExcerpt:
         """Return what is needed of the table of the mount namespace of *file*.
 
         Raises:
             OSError: it cannot be read in time, or at all.
         """
-        answer = self._ask("table", is_foreign=True, file=file)
+        answer = self._ask("table", owner, file=file)
         if answer is None:
             raise TimeoutError("its file system does not answer")
         if isinstance(answer, list):
             raise OSError(*answer)
         return TableExcerpt(answer["text"].encode("latin-1"), frozenset(answer["others"]))
 
-    def _ask(self, what: str, *, is_foreign: bool, **question: object) -> Answer:
-        """Return the answer; None if there is none in time."""
+    def _ask(self, what: str, owner: int | None, **question: object) -> Answer:
+        """Return the answer; None if there is none in time.
+
+        Each other user has an own share of time: one whose mounts do not answer takes none away
+        from the overlays of the rest.
+        """
         text = json.dumps({"what": what, **question}).encode() + b"\n"
         with self._lock:
-            patience = min(self._patience, self._foreign_seconds) if is_foreign else self._patience
+            patience = self._patience
+            if owner is not None:
+                patience = min(patience, self._foreign_seconds - self._spent[owner])
             if patience <= 0:
                 return None
             begun = time.monotonic()
             try:
                 answer = self._answer(text, patience)
             finally:
-                if is_foreign:
-                    self._foreign_seconds -= time.monotonic() - begun
+                if owner is not None:
+                    self._spent[owner] += time.monotonic() - begun
         if answer is None:
             _LOGGER.warning("file systems of %s do not answer", _named(question))
             return None

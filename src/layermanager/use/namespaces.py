@@ -19,6 +19,7 @@ import hashlib
 import logging
 import os
 import re
+import sys
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
     IsNeeded: TypeAlias = Callable[[Mount], bool]
-    TableInside: TypeAlias = Callable[[str], TableExcerpt]
+    TableInside: TypeAlias = Callable[[str, int], TableExcerpt]
 
 _LOGGER: Final = logging.getLogger(__name__)
 _LOGGER.addFilter(FirstReports())
@@ -60,6 +61,9 @@ _GONE: Final = (errno.ENOENT, errno.ESRCH, errno.EINVAL)
 _NAMESPACE_FILES: Final = b"nsfs"
 _MOUNT_NAMESPACE: Final = b"mnt:["
 _NS_GET_USERNS: Final = 0xB701
+_NS_GET_PARENT: Final = 0xB702
+_NS_GET_OWNER_UID: Final = 0xB704
+UNKNOWN_OWNER: Final = -1
 _NETWORK_KINDS: Final = (b"nfs", b"nfs4", b"9p", b"afs", b"ceph", b"lustre")
 """Their servers are asked whenever an open directory is opened again."""
 _LOGGED_BYTES: Final = 160
@@ -79,6 +83,7 @@ class MountTable:
         is_foreign: whether a user namespace other than ours made the mounts, so that a user
             without any rights may have.
         others: the numbers of the mounts that are not needed.
+        owner: the user that made them, by number, if they are foreign.
     """
 
     process: int
@@ -88,6 +93,7 @@ class MountTable:
     failure: str = ""
     is_foreign: bool = True
     others: frozenset[int] = frozenset()
+    owner: int = UNKNOWN_OWNER
 
     @property
     def numbers(self) -> set[int]:
@@ -104,12 +110,14 @@ class DetachedFile:
         process: a process that has it open.
         path: a path of ours to it, below the process in ``/proc``.
         is_foreign: whether the process is another user's.
+        owner: that user, by number.
     """
 
     mount: int
     process: int
     path: str
     is_foreign: bool
+    owner: int = UNKNOWN_OWNER
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +201,8 @@ def mount_tables(
     other users make by the thousand, they have the numbers.
 
     Args:
-        read_inside: as ``table_inside``, but may give up with an ``OSError``.
+        read_inside: as ``table_inside``, but may give up with an ``OSError``; it is also told which
+            user owns the namespace in which the file is.
         bound: tells which bind mounts are needed; None if none are.
 
     Raises:
@@ -219,7 +228,7 @@ def mount_tables(
             seen.add(key)
             tables.append(_table(process, read, has_view=view is not None))
     unread = [failure for view, failure in failed.items() if view not in seen]
-    read_inside = read_inside or partial(table_inside, bound=bound)
+    read_inside = read_inside or (lambda file, _: table_inside(file, bound))
     return [*tables, *_unreadable(unread), *_tables_without_processes(tables, read_inside)]
 
 
@@ -275,7 +284,10 @@ def detached_files(tables: Collection[MountTable]) -> list[DetachedFile]:
                 opened.append((number, path))
         if opened:
             is_foreign = _is_of_another_user(process)
-            found += [DetachedFile(number, process, path, is_foreign) for number, path in opened]
+            owner = _owner_of_process(process) if is_foreign else UNKNOWN_OWNER
+            found += [
+                DetachedFile(number, process, path, is_foreign, owner) for number, path in opened
+            ]
     return found
 
 
@@ -337,14 +349,16 @@ def _unreadable(failures: Collection[tuple[int, OSError]]) -> Iterator[MountTabl
 
 def _table(process: int, read: TableExcerpt, *, has_view: bool) -> MountTable:
     lines = _parsed(read.text)
+    owner = _foreign_owner(f"{_PROC}/{process}/ns/mnt", _NS_GET_USERNS)
     directory = _PROC / str(process)
     return MountTable(
         process=process,
         root=directory / "root" if has_view else None,
         mounts=lines.mounts,
         unreadable=lines.unreadable,
-        is_foreign=_is_foreign(f"{directory}/ns/mnt"),
+        is_foreign=owner is not None,
         others=read.others,
+        owner=UNKNOWN_OWNER if owner is None else owner,
     )
 
 
@@ -355,20 +369,44 @@ def _parsed(text: bytes) -> MountLines:
     return lines
 
 
-def _is_foreign(namespace: str) -> bool:
-    """Return whether another user namespace than ours owns a mount namespace, given by its file."""
+def _foreign_owner(file: str, *steps: int) -> int | None:
+    """Return who made the user namespace that *steps* from *file* lead to; None if it is ours.
+
+    A user with subordinate users can make namespaces by each of these, but only within one that
+    this user made: that one counts. Those that root makes, as for containers, may each hold another
+    user: in place of root it is the namespace, as a negative number.
+    """
+    with ExitStack() as stack:
+        try:
+            namespace = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+            stack.callback(os.close, namespace)
+            for step in steps:
+                namespace = fcntl.ioctl(namespace, step)
+                stack.callback(os.close, namespace)
+            ours = os.stat("/proc/self/ns/user").st_ino
+            if os.fstat(namespace).st_ino == ours:
+                return None
+            while True:
+                parent = fcntl.ioctl(namespace, _NS_GET_PARENT)
+                stack.callback(os.close, parent)
+                if os.fstat(parent).st_ino == ours:
+                    owner = fcntl.ioctl(namespace, _NS_GET_OWNER_UID, bytes(4))
+                    user = int.from_bytes(owner, sys.byteorder)
+                    return user or -os.fstat(namespace).st_ino
+                namespace = parent
+        except OSError:
+            return UNKNOWN_OWNER
+
+
+def _owner_of_process(process: int) -> int:
+    """Return the user that answers for a process of another user."""
+    owner = _foreign_owner(f"{_PROC}/{process}/ns/user")
+    if owner is not None:
+        return owner
     try:
-        descriptor = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            owner = fcntl.ioctl(descriptor, _NS_GET_USERNS)
-        finally:
-            os.close(descriptor)
-        try:
-            return os.fstat(owner).st_ino != os.stat("/proc/self/ns/user").st_ino
-        finally:
-            os.close(owner)
+        return os.stat(f"{_PROC}/{process}").st_uid
     except OSError:
-        return True
+        return UNKNOWN_OWNER
 
 
 def _is_of_another_user(process: int) -> bool:
@@ -397,7 +435,7 @@ def _tables_without_processes(
             known.add(mount.root)
             file = str(table.root) + os.fsdecode(mount.mount_point)
             try:
-                read = read_inside(file)
+                read = read_inside(file, table.owner)
             except OSError as error:
                 if not _is_gone(error):
                     reason = error.strerror or str(error)
