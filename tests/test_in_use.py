@@ -61,9 +61,13 @@ class Layers:
         (path / "file").write_text(content)
         return path
 
+    def look(self) -> Look:
+        """Look, and wait as long as a machine takes that has much else to do."""
+        return look(self.directory, Inspector(self.directory, patience=60, foreign_seconds=600))
+
     def in_use(self) -> set[Path]:
         """Those that are found to be in use."""
-        found = look(self.directory)
+        found = self.look()
         return {path for path in (self.used, self.other, self.unused) if found.holders(path.name)}
 
     def wait_until_unused(self) -> None:
@@ -77,7 +81,7 @@ class Layers:
 
     def holder(self) -> Holder:
         """The only one that uses the first layer."""
-        (holder,) = look(self.directory).holders(self.used.name)
+        (holder,) = self.look().holders(self.used.name)
         return holder
 
 
@@ -360,7 +364,7 @@ class TestStacks:
         """
         with shell(script, prefix=prefix):
             assert layers.in_use() == {layers.used, layers.other}
-            assert look(layers.directory).has_stacked([layers.used.name])
+            assert layers.look().has_stacked([layers.used.name])
         layers.wait_until_unused()
 
     def test_a_mount_point_that_is_not_empty(
@@ -393,7 +397,7 @@ class TestStacks:
 
     def test_a_single_overlay_is_no_stack(self, layers: Layers, place: Path) -> None:
         with mounted(mount_command([layers.used, layers.other], place)):
-            found = look(layers.directory)
+            found = layers.look()
             assert found.holders(layers.used.name)
             assert not found.has_stacked([layers.used.name])
 
@@ -546,7 +550,7 @@ class TestSilence:
         return path
 
     def impatient(self, layers: Layers, **options: float) -> Look:
-        inspector = Inspector(layers.directory, **{"patience": 3, **options})
+        inspector = Inspector(layers.directory, **{"patience": 10, **options})
         return look(layers.directory, inspector)
 
     def test_an_overlay_of_another_user_keeps_the_layers_that_it_names(

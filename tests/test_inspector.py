@@ -28,7 +28,7 @@ GONE = OverlayView("0:0", "/gone", "/proc/0", ("/gone",))
 
 @pytest.fixture
 def inspector(tmp_path: Path) -> Inspector:
-    return Inspector(tmp_path, idle_seconds=60)
+    return Inspector(tmp_path, patience=60, foreign_seconds=600, idle_seconds=60)
 
 
 def helpers(layers_dir: Path) -> set[int]:
@@ -82,7 +82,7 @@ def test_one_that_was_killed_is_replaced(inspector: Inspector, tmp_path: Path) -
 
 
 def test_it_ends_with_the_inspector(tmp_path: Path) -> None:
-    inspector = Inspector(tmp_path, idle_seconds=60)
+    inspector = Inspector(tmp_path, patience=60, foreign_seconds=600, idle_seconds=60)
     inspector.examine(GONE, is_foreign=True)
     (helper,) = helpers(tmp_path)
     with watched(helper) as descriptor:
@@ -91,7 +91,7 @@ def test_it_ends_with_the_inspector(tmp_path: Path) -> None:
 
 
 def test_it_ends_by_itself_when_it_is_asked_nothing(tmp_path: Path) -> None:
-    inspector = Inspector(tmp_path, idle_seconds=0)
+    inspector = Inspector(tmp_path, patience=60, foreign_seconds=600, idle_seconds=0)
     inspector.examine(GONE, is_foreign=True)
     for helper in helpers(tmp_path):
         with suppress(ProcessLookupError), watched(helper) as descriptor:
@@ -106,7 +106,7 @@ def test_one_that_is_stuck_is_given_up_and_the_next_one_answers(
 ) -> None:
     fuse, layers_dir = tmp_path / "fuse", tmp_path / "layers"
     fuse.mkdir()
-    inspector = Inspector(layers_dir, patience=3, idle_seconds=60)
+    inspector = Inspector(layers_dir, patience=10, foreign_seconds=600, idle_seconds=60)
     with silent_file_system(fuse, "", prefix=IN_A_MOUNT_NAMESPACE) as process:
         path = f"/proc/{process.pid}/root{fuse}/file"
         assert inspector.identify(path, is_foreign=True) is None
@@ -119,7 +119,7 @@ def test_one_that_is_stuck_is_given_up_and_the_next_one_answers(
 
 
 def test_seconds_for_other_users_run_out(tmp_path: Path) -> None:
-    inspector = Inspector(tmp_path, foreign_seconds=0)
+    inspector = Inspector(tmp_path, patience=60, foreign_seconds=0)
     assert inspector.examine(GONE, is_foreign=True) is None
     assert inspector.examine(GONE, is_foreign=False) is not None
     with pytest.raises(TimeoutError):
@@ -177,18 +177,19 @@ def test_a_store_that_cannot_be_read(tmp_path: Path) -> None:
         Inspector(layers_dir).examine(GONE, is_foreign=True)
 
 
-def test_an_interrupt_of_the_terminal_is_no_failure(tmp_path: Path) -> None:
-    """The helper gets it too, and is replaced."""
+def test_an_interrupt_of_the_terminal_does_not_concern_it(tmp_path: Path) -> None:
     program = f"""
 import os, signal
 from pathlib import Path
 from layermanager.use.inspection import OverlayView
 from layermanager.use.inspector import Inspector
-inspector = Inspector(Path({str(tmp_path)!r}))
+signal.signal(signal.SIGINT, lambda *_: None)
+inspector = Inspector(Path({str(tmp_path)!r}), patience=60, foreign_seconds=600, idle_seconds=60)
 view = OverlayView("0:0", "/gone", "/proc/0", ())
-signal.signal(signal.SIGINT, signal.SIG_IGN)
 assert inspector.examine(view, is_foreign=True)
+helper = inspector._helper
 os.killpg(0, signal.SIGINT)
 assert inspector.examine(view, is_foreign=True)
+assert inspector._helper is helper
 """
     subprocess.run([sys.executable, "-c", program], check=True, start_new_session=True)

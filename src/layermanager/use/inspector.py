@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 _LOGGER: Final = logging.getLogger(__name__)
 _LOGGER.addFilter(FirstReports())
 
-_PATIENCE_SECONDS: Final = 5.0
+_PATIENCE_SECONDS: Final = 10.0
 _FOREIGN_SECONDS: Final = 30.0
 _IDLE_SECONDS: Final = 2.0
 _RECEIVED_BYTES: Final = 64 * 1024
@@ -256,6 +256,7 @@ def serve(descriptor: int, idle_seconds: float, layers_dir: str) -> None:
         os.write(1, b"%d" % process)
         os._exit(0)
     gc.disable()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal interrupts the manager
     os.dup2(0, 1)
     with socket.socket(fileno=descriptor) as channel, channel.makefile("rwb") as file:
         inspection = _Inspection(Path(layers_dir))
