@@ -29,6 +29,7 @@ from layermanager.exposure import Exposure, exposures
 from layermanager.images import default_image_sources
 from layermanager.model import Digest, Resolution, StoreUsage, layers_and_images
 from layermanager.plan import plan
+from layermanager.presence import exists
 from layermanager.space import disk_usage
 from layermanager.storage import (
     read_images,
@@ -259,7 +260,7 @@ class Inventory:
 
     def _has_database(self) -> bool:
         try:
-            return self._config.database.exists()
+            return exists(self._config.database)
         except OSError as error:
             raise StorageError(f"cannot reach the database: {error}") from error
 
@@ -387,6 +388,6 @@ class _Counter:
 
 def _existing(path: Path) -> Path:
     """The directory, or the nearest one above it that is there: it will be on that partition."""
-    while not path.exists() and path != path.parent:
+    while not exists(path) and path != path.parent:
         path = path.parent
     return path

@@ -14,6 +14,8 @@ import stat
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
+from layermanager.presence import is_directory
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -37,7 +39,7 @@ def make_directory(path: Path, mode: int) -> None:
     try:
         path.mkdir(mode)
     except FileExistsError:
-        if not path.is_dir():
+        if not is_directory(path):
             raise
         return
     if stat.S_IMODE(path.stat().st_mode) != mode:
@@ -50,7 +52,7 @@ def make_directories(path: Path, mode: int) -> None:
     Raises:
         OSError: one cannot be made.
     """
-    if path.is_dir():
+    if is_directory(path):
         return
     make_directories(path.parent, PUBLIC_DIRECTORY)
     make_directory(path, mode)

@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias, TypeVar
 from layermanager.errors import InvalidDigestError, LayerNotExistError, StorageError
 from layermanager.leases import LayerMount, Lease, format_bond, parse_bond
 from layermanager.model import DesiredLayer, Digest, ImageInfo, LayerInfo
+from layermanager.presence import exists
 from layermanager.reserve import Reserve
 from layermanager.steps import Step, unannounced
 from layermanager.timestamps import format_timestamp, parse_timestamp
@@ -610,7 +611,7 @@ def _read_at_rest(path: Path, read: Callable[[sqlite3.Connection], Content]) -> 
 
 def _state_at_rest(path: Path) -> tuple[int, ...] | None:
     """What changes whenever the file changes; None while it is not everything: it has a log."""
-    if any(path.with_name(path.name + suffix).exists() for suffix in ("-wal", "-journal")):
+    if any(exists(path.with_name(path.name + suffix)) for suffix in ("-wal", "-journal")):
         return None
     status = path.stat()
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

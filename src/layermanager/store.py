@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Final
 from layermanager import linux
 from layermanager.errors import InvalidDigestError, StoreError
 from layermanager.model import Digest
+from layermanager.presence import exists, is_directory
 from layermanager.private_files import (
     PRIVATE_DIRECTORY,
     PRIVATE_FILE,
@@ -137,7 +138,7 @@ class Store:
     def has_index(self, digest: Digest) -> bool:
         """Whether it is known what the layer *digest* is."""
         with _store_errors("cannot reach an index"):
-            return self.index_path_of(digest).exists()
+            return exists(self.index_path_of(digest))
 
     def require_whiteouts(self) -> None:
         """Make sure that the file system of the layers can hold what hides files of other layers.
@@ -178,7 +179,7 @@ class Store:
         with ExitStack() as stack:
             with _store_errors("cannot make a directory for a new layer"):
                 self._make_staging(self._staging)
-                path = _new_name(place.parent if place.exists() else self._staging, digest)
+                path = _new_name(place.parent if exists(place) else self._staging, digest)
                 stack.callback(self._discard, path)
                 self._on_step(Step.STAGE_LAYER)
                 path.mkdir(mode=0o700)
@@ -253,7 +254,7 @@ class Store:
             for trashed in taken:
                 self._put_back(trashed, digest)
             raise
-        if not self.path_of(digest).exists():
+        if not exists(self.path_of(digest)):
             with _store_errors("cannot remove a layer"):
                 self._on_step(Step.REMOVE_INDEX)
                 self.index_path_of(digest).unlink(missing_ok=True)
@@ -318,7 +319,7 @@ class Store:
         Overlays reach layers by their directories, not by paths: who uses a mount needs no way to
         its lower directories. One that is there keeps its mode, as another program chose it.
         """
-        if path.is_dir():
+        if is_directory(path):
             return
         self._make_directories(path.parent, PUBLIC_DIRECTORY)
         self._on_step(Step.MAKE_STORE_DIRECTORY)
@@ -326,7 +327,7 @@ class Store:
         self._sync_directory(path.parent)
 
     def _make_trash(self) -> None:
-        if not self._trash.is_dir():
+        if not is_directory(self._trash):
             self._on_step(Step.MAKE_STORE_DIRECTORY)
             make_directory(self._trash, PRIVATE_DIRECTORY)
 
@@ -374,7 +375,7 @@ class Store:
     def _place(self, layer: StagedLayer) -> None:
         place = self.path_of(layer.digest)
         self._make_parent(place, PUBLIC_DIRECTORY)
-        is_taken = place.exists()
+        is_taken = exists(place)
         self._on_step(Step.PLACE_LAYER)
         if not is_taken:
             layer.path.rename(place)

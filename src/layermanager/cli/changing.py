@@ -18,6 +18,7 @@ from layermanager.cli import tables
 from layermanager.cli.output import tell, write, write_json, write_table
 from layermanager.cli.settings import Settings, json_option, limit_rate_option, wait_option
 from layermanager.errors import DesiredStateError, LayersFailedError
+from layermanager.presence import exists
 
 # The library is imported by the commands that need it: `--help` answers without SQLite, and `ls`
 # without the HTTP client.
@@ -143,7 +144,7 @@ def _read_desired(name: str, platform: str | None) -> Sequence[DesiredLayer | De
     from layermanager.desired import read_desired_state
     from layermanager.model import DesiredImage
 
-    if kinds.names_image(name) and not Path(name).exists():
+    if kinds.names_image(name) and not exists(Path(name)):
         return [DesiredImage(kinds.image_reference(name), platform or "")]
     if platform is not None:
         raise click.UsageError("--platform is for an image that is named as DESIRED")

@@ -14,6 +14,7 @@ from click.core import ParameterSource
 from layermanager.cli import arguments as kinds
 from layermanager.cli.output import write_json
 from layermanager.cli.settings import json_option
+from layermanager.presence import is_directory
 
 # The library is imported by the commands that need it: `--help` answers without SQLite, and `ls`
 # without the HTTP client.
@@ -207,7 +208,7 @@ def _nanoseconds(moment: datetime) -> int:
 def _name_of(source: Path) -> str:
     """What a layer is called that is not told its name: ``app`` for ``app/`` and ``app.tar.gz``."""
     name = source.resolve().name
-    if not source.is_dir():
+    if not is_directory(source):
         name = _TAR_ENDING.sub("", name)
     if not name or not kinds.is_text(name):
         raise click.UsageError(f"{source} gives the layer no name; give it one with --layer-id")

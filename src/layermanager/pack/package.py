@@ -18,6 +18,7 @@ from layermanager.pack.layer_tar import (
     regular,
 )
 from layermanager.pack.output import replacing, write
+from layermanager.presence import is_directory
 from layermanager.urls import file_url
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def pack_layer(
 def _refuse_output(source: Path, output: Path) -> None:
     if output.is_relative_to(source):
         raise PackError(f"{output}: the package must not be within its source {source}")
-    if output.is_dir():
+    if is_directory(output):
         raise PackError(f"{output}: is a directory; name the package's file")
 
 

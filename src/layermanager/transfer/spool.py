@@ -35,6 +35,7 @@ from layermanager.errors import (
     StoreError,
 )
 from layermanager.model import Digest
+from layermanager.presence import is_directory
 from layermanager.private_files import PRIVATE_DIRECTORY, make_directories
 from layermanager.steps import Step, unannounced
 
@@ -241,7 +242,7 @@ class Spools:
         return self._allocator
 
     def _make_directory(self) -> None:
-        if not self._directory.is_dir():
+        if not is_directory(self._directory):
             self._on_step(Step.MAKE_STORE_DIRECTORY)
             make_directories(self._directory, PRIVATE_DIRECTORY)
 

@@ -50,6 +50,7 @@ from layermanager.leases import (
     tag_of,
 )
 from layermanager.plan import find_image, find_layers
+from layermanager.presence import exists, is_directory
 from layermanager.protocols import HoldsLeases, RemembersImages, Transactional
 from layermanager.removal import remove_tree
 from layermanager.steps import Step, unannounced
@@ -541,7 +542,7 @@ class LayerUse:
     def _remove_directory(self, name: str) -> None:
         """Remove what a mount has written; others may be at it, too."""
         with _store_errors("cannot remove what a mount has written"):
-            while (self._mounts_dir / name).exists():
+            while exists(self._mounts_dir / name):
                 self._on_step(Step.REMOVE_TREE)
                 parent = os.open(self._mounts_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
                 try:
@@ -565,7 +566,7 @@ def _directory(path: Path) -> Path:
         resolved = path.resolve(strict=True)
     except OSError as error:
         raise MountError(f"cannot mount on {path}: {error.strerror}") from error
-    if not resolved.is_dir():
+    if not is_directory(resolved):
         raise MountError(f"cannot mount on {path}: it is no directory")
     return resolved
 
