@@ -249,7 +249,12 @@ def test_headers_without_end_are_refused() -> None:
         FaultServer([EndlessHeaders()]) as server,
         pytest.raises(SourceError, match="more than 100 headers"),
     ):
-        fetch_from(server)
+        fetch_from(server, replace(HASTY, attempts=1))
+
+
+def test_headers_without_end_are_a_reason_to_try_again() -> None:
+    with FaultServer([EndlessHeaders()]) as server:
+        assert fetch_from(server) == DATA
 
 
 def test_a_body_without_end_is_no_longer_than_desired() -> None:
