@@ -37,6 +37,7 @@ DATABASE_NAME: Final = "servicemanager.db"
 
 _NAT64_LENGTHS: Final = (32, 40, 48, 56, 64, 96)
 
+_LARGEST_UNSIGNED: Final = 2**64 - 1  # of Go's uint64, in which Aos keeps the time to live
 _LONGEST_TIMEOUT: Final = timedelta(days=1)
 _LONGEST_TRANSFER: Final = timedelta(days=365)
 
@@ -280,7 +281,9 @@ def _from_document(document: JsonObject, working_dir: Path | None) -> Config:
         layers_part_limit=document.integer("layersPartLimit", base.layers_part_limit, maximum=100),
         download_dir=_path(document, "downloadDir", base.download_dir),
         extract_dir=_path(document, "extractDir", base.extract_dir),
-        layer_ttl_days=document.integer("layerTtlDays", base.layer_ttl_days),
+        layer_ttl_days=document.integer(
+            "layerTtlDays", base.layer_ttl_days, maximum=_LARGEST_UNSIGNED
+        ),
         remove_cached_layers_period=_seconds(
             own, "removeCachedLayersPeriodSeconds", base.remove_cached_layers_period
         ),

@@ -31,7 +31,7 @@ MAX_BYTES: Final = 64 * 1024 * 1024
 MAX_DEPTH: Final = 64
 """How many arrays and objects may be within one another."""
 
-_MOST_DIGITS: Final = 19
+_MOST_DIGITS: Final = 20  # of an unsigned integer of 64 bits, which Go may write
 _MOST_FLOAT_CHARACTERS: Final = 100
 _UNUSABLE: Final = re.compile(r"[\x00\ud800-\udfff]")
 _SHOWN_KEY_CHARACTERS: Final = 200

@@ -37,7 +37,16 @@ CALLS = {
     Step.REMOVE_INDEX: {"unlink", "unlinkat"},
     Step.MOVE_TO_TRASH: {"rename", "renameat", "renameat2"},
     Step.PUT_BACK: {"rename", "renameat", "renameat2"},
-    Step.MAKE_MOUNT_DIRECTORY: {"mkdir", "mkdirat", "chmod", "fchmodat", "chown", "fchownat"},
+    Step.MAKE_MOUNT_DIRECTORY: {
+        "mkdir",
+        "mkdirat",
+        "chmod",
+        "fchmodat",
+        "chown",
+        "fchownat",
+        "fchown",
+        "fchmod",
+    },
     Step.MOUNT: set(),  # on a table of the kernel, not on the disk
     Step.UNMOUNT: set(),
     Step.REMOVE_TREE: {"unlink", "unlinkat", "rmdir", "fchmod", "fchmodat", "chmod"},

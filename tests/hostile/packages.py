@@ -142,7 +142,7 @@ _MEMBERS: Final = (
     _case("whiteout in the package", layer().whiteout("layer.json"), _UNKNOWN),
     _case(
         "member of an unknown kind",
-        layer().raw(raw_entry(b"a", b"", b"V")),
+        layer().raw(raw_entry(b"a", b"", b"8")),
         Refusal(ArchiveError, "the package: a: unknown kind of tar entry"),
     ),
     _case(
@@ -290,9 +290,7 @@ _DESCRIPTORS: Final = (
         _with(size=5).replace(b": 5", b": 1e999"),
         Refusal(PackageError, "a number that is out of range: 1e999"),
     ),
-    _described_by(
-        "size of 2^64", _with(size=2**64), Refusal(PackageError, "an integer has at most 64 bits")
-    ),
+    _described_by("size of 2^64", _with(size=2**64), Refusal(PackageError, "size: must be 0 to")),
     _described_by(
         "size of 4,000 digits",
         _with(size=5).replace(b": 5", b": " + b"9" * 4000),
