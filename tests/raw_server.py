@@ -57,7 +57,7 @@ class RawServer:
                 return
             self._connections.append(connection)
             connection.settimeout(_PATIENCE_SECONDS)
-            with connection, suppress(ConnectionError):
+            with connection, suppress(OSError):  # the client closed it first
                 self._answer(connection)
 
     def _answer(self, connection: socket.socket) -> None:

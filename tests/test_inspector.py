@@ -81,6 +81,20 @@ def test_one_that_was_killed_is_replaced(inspector: Inspector, tmp_path: Path) -
     assert helpers(tmp_path) - {helper}
 
 
+def test_one_that_is_killed_while_it_starts_is_replaced(
+    inspector: Inspector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "python"
+    once = tmp_path / "once"
+    program.write_text(
+        f'#!/bin/sh\n[ -e {once} ] || {{ touch {once}; kill -9 $$; }}\nexec {sys.executable} "$@"\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    assert inspector.examine(GONE, is_foreign=True) is not None
+    assert once.exists()
+
+
 def test_it_ends_with_the_inspector(tmp_path: Path) -> None:
     inspector = Inspector(tmp_path, patience=60, foreign_seconds=600, idle_seconds=60)
     inspector.examine(GONE, is_foreign=True)
@@ -152,7 +166,7 @@ def test_no_program_to_start(inspector: Inspector, monkeypatch: pytest.MonkeyPat
 
 def test_a_program_that_is_no_helper(inspector: Inspector, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises(StoreError, match="cannot start the helper"):
+    with pytest.raises(StoreError, match="the helper ends as soon as it starts"):
         inspector.examine(GONE, is_foreign=True)
 
 

@@ -51,6 +51,7 @@ _LOGGER.addFilter(FirstReports())
 _PATIENCE_SECONDS: Final = 10.0
 _FOREIGN_SECONDS: Final = 30.0
 _IDLE_SECONDS: Final = 2.0
+_ATTEMPTS: Final = 3
 _RECEIVED_BYTES: Final = 64 * 1024
 _BOOT: Final = (
     "import sys; sys.path[:] = sys.argv[4:]; "
@@ -163,15 +164,15 @@ class Inspector:
         return answer["result"]
 
     def _answer(self, question: bytes, patience: float) -> Mapping[str, Answer] | None:
-        for helper in (self._helper, None):
-            # A helper that had nothing to do may just have ended.
-            current = helper or _Helper(self._layers_dir, self._idle_seconds)
-            self._helper = None
+        for _ in range(_ATTEMPTS):
+            # A helper that had nothing to do may just have ended, or one was killed.
             with suppress(ConnectionError):
+                kept, self._helper = self._helper, None
+                current = kept or _Helper(self._layers_dir, self._idle_seconds)
                 answer = current.ask(question, patience)
                 self._helper = None if answer is None else current
                 return None if answer is None else json.loads(answer)
-        raise StoreError("cannot tell which layers are in use: the process that looks was killed")
+        raise StoreError("cannot tell which layers are in use: the helper ends as soon as it starts")
 
 
 class _Helper:
@@ -179,6 +180,7 @@ class _Helper:
 
     Raises:
         StoreError: it cannot be started.
+        ConnectionError: it was killed while it was started.
     """
 
     def __init__(self, layers_dir: Path, idle_seconds: float) -> None:
@@ -186,7 +188,9 @@ class _Helper:
             try:
                 ours, theirs = map(stack.enter_context, socket.socketpair())
                 self._process = _start(theirs.fileno(), layers_dir, idle_seconds)
-            except (OSError, ValueError) as error:
+            except ValueError as error:
+                raise ConnectionResetError("the helper was killed") from error
+            except OSError as error:
                 raise StoreError(
                     f"cannot tell which layers are in use: cannot start the helper: {error}"
                 ) from error
