@@ -549,8 +549,10 @@ class TestSilence:
         path.mkdir()
         return path
 
-    def impatient(self, layers: Layers, **options: float) -> Look:
-        inspector = Inspector(layers.directory, **{"patience": 10, **options})
+    def impatient(
+        self, layers: Layers, *, patience: float = 10, foreign_seconds: float = 30
+    ) -> Look:
+        inspector = Inspector(layers.directory, patience=patience, foreign_seconds=foreign_seconds)
         return look(layers.directory, inspector)
 
     def test_an_overlay_of_another_user_keeps_the_layers_that_it_names(

@@ -17,7 +17,7 @@ import pytest
 from foreign_mounts import IN_A_MOUNT_NAMESPACE, silent_file_system
 from layermanager.errors import StoreError
 from layermanager.use.inspection import OverlayView
-from layermanager.use.inspector import Inspector
+from layermanager.use.inspector import Inspector, stuck_helpers
 from manager_fixtures import descendants
 
 if TYPE_CHECKING:
@@ -132,6 +132,28 @@ def test_one_that_is_stuck_is_given_up_and_the_next_one_answers(
             wait_for_end(file.fileno())
 
 
+def test_stuck_ones_do_not_pile_up(
+    needs_fuse: None,  # noqa: ARG001 - fixtures are asked for by argument
+    tmp_path: Path,
+) -> None:
+    fuse, layers_dir = tmp_path / "fuse", tmp_path / "layers"
+    fuse.mkdir()
+    owner = os.getpid()  # of no other test's helpers
+
+    def new_inspector(patience: float = 60) -> Inspector:
+        """Return one as a later look has it."""
+        return Inspector(layers_dir, patience=patience, idle_seconds=0, max_stuck=2)
+
+    with silent_file_system(fuse, "", prefix=IN_A_MOUNT_NAMESPACE) as process:
+        path = f"/proc/{process.pid}/root{fuse}/file"
+        for count in (1, 2, 2, 2):
+            assert new_inspector(5).identify(path, is_foreign=True, owner=owner) is None
+            assert stuck_helpers(f"lm-{owner}") == count
+        assert new_inspector().examine(GONE, is_foreign=True, owner=owner) is None
+        assert new_inspector().examine(GONE, is_foreign=True, owner=owner + 1) is not None
+        assert new_inspector().examine(GONE, is_foreign=False) is not None
+
+
 def test_seconds_for_other_users_run_out(tmp_path: Path) -> None:
     inspector = Inspector(tmp_path, patience=60, foreign_seconds=0)
     assert inspector.examine(GONE, is_foreign=True) is None
@@ -196,7 +218,7 @@ def test_an_interrupt_of_the_terminal_does_not_concern_it(tmp_path: Path) -> Non
 import os, signal
 from pathlib import Path
 from layermanager.use.inspection import OverlayView
-from layermanager.use.inspector import Inspector
+from layermanager.use.inspector import Inspector, stuck_helpers
 signal.signal(signal.SIGINT, lambda *_: None)
 inspector = Inspector(Path({str(tmp_path)!r}), patience=60, foreign_seconds=600, idle_seconds=60)
 view = OverlayView("0:0", "/gone", "/proc/0", ())

@@ -37,6 +37,7 @@ _IN_DELETE: Final = 0x00000200
 _IN_ONLYDIR: Final = 0x01000000
 _RENAME_EXCHANGE: Final = 2
 _PR_SET_PDEATHSIG: Final = 1
+_PR_SET_NAME: Final = 15
 _PR_SET_SECCOMP: Final = 22
 _PR_CAPBSET_READ: Final = 23
 _PR_CAPBSET_DROP: Final = 24
@@ -123,6 +124,11 @@ def die_with_parent(signal_number: int) -> None:
     The parent, to the kernel, is the thread that forked, so it must not be one that ends early.
     """
     _require_success(_libc.prctl(_PR_SET_PDEATHSIG, signal_number, 0, 0, 0))
+
+
+def set_process_name(name: bytes) -> None:
+    """Set the name of this thread, of at most 15 bytes, which all processes may read (prctl(2))."""
+    _require_success(_libc.prctl(_PR_SET_NAME, name, 0, 0, 0))
 
 
 def unshare(namespaces: int) -> None:

@@ -4,6 +4,9 @@ A request to a file system of another user may never be answered, and the proces
 may not even be killed. So the helper is nothing that must end: it is no child of ours, and a helper
 that does not answer is left alone, and its successor gets the next question. It ends when it is
 asked nothing for a while, or when the other end of its socket is closed.
+
+Stuck helpers must not pile up, one at each look. So a helper has a name that tells whose mounts it
+looks at, and a user in whose file systems a few are stuck is not asked any more.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import gc
 import json
 import logging
 import os
+import re
 import select
 import signal
 import socket
@@ -27,6 +31,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from layermanager import linux
 from layermanager.errors import StoreError
 from layermanager.use.first_reports import FirstReports
 from layermanager.use.inspection import (
@@ -52,6 +57,10 @@ _PATIENCE_SECONDS: Final = 10.0
 _FOREIGN_SECONDS: Final = 30.0
 _IDLE_SECONDS: Final = 2.0
 _ATTEMPTS: Final = 3
+_MAX_STUCK: Final = 4
+_PENDING: Final = re.compile(rb"^(?:SigPnd|ShdPnd):\s*([0-9a-f]+)", re.MULTILINE)
+_ENDED: Final = re.compile(rb"^State:\s*[ZX]", re.MULTILINE)
+_KILLED: Final = 1 << (signal.SIGKILL - 1)
 _RECEIVED_BYTES: Final = 64 * 1024
 _BOOT: Final = (
     "import sys; sys.path[:] = sys.argv[4:]; "
@@ -68,6 +77,8 @@ class Inspector:
         patience: how many seconds one answer may take.
         foreign_seconds: how many seconds all answers about the mounts of one other user may take.
         idle_seconds: how many seconds after its last answer the helper ends.
+        max_stuck: how many helpers may be stuck in file systems of one other user before its
+            mounts are left alone.
     """
 
     def __init__(
@@ -77,11 +88,14 @@ class Inspector:
         patience: float = _PATIENCE_SECONDS,
         foreign_seconds: float = _FOREIGN_SECONDS,
         idle_seconds: float = _IDLE_SECONDS,
+        max_stuck: int = _MAX_STUCK,
     ) -> None:
         self._layers_dir = layers_dir.absolute()
         self._patience = patience
         self._foreign_seconds = foreign_seconds
         self._spent: dict[int, float] = defaultdict(float)  # by user
+        self._stuck: dict[int, int] = {}  # by user
+        self._max_stuck = max_stuck
         self._idle_seconds = idle_seconds
         self._lock = threading.Lock()
         self._helper: _Helper | None = None
@@ -140,19 +154,13 @@ class Inspector:
         Each other user has an own share of time: one whose mounts do not answer takes none away
         from the overlays of the rest.
         """
-        text = json.dumps({"what": what, **question}).encode() + b"\n"
+        name = _name_for(owner)
+        text = json.dumps({"what": what, "name": name, **question}).encode() + b"\n"
         with self._lock:
-            patience = self._patience
-            if owner is not None:
-                patience = min(patience, self._foreign_seconds - self._spent[owner])
-            if patience <= 0:
-                return None
-            begun = time.monotonic()
-            try:
-                answer = self._answer(text, patience)
-            finally:
-                if owner is not None:
-                    self._spent[owner] += time.monotonic() - begun
+            if owner is None:
+                answer = self._answer(text, self._patience)
+            else:
+                answer = self._answer_about(owner, name, text)
         if answer is None:
             _LOGGER.warning("file systems of %s do not answer", _named(question))
             return None
@@ -163,6 +171,22 @@ class Inspector:
             return None
         return answer["result"]
 
+    def _answer_about(self, owner: int, name: str, question: bytes) -> Mapping[str, Answer] | None:
+        """Return the answer about a mount of the other user *owner*, if its share allows that."""
+        if owner not in self._stuck:
+            self._stuck[owner] = stuck_helpers(name)
+        patience = min(self._patience, self._foreign_seconds - self._spent[owner])
+        if patience <= 0 or self._stuck[owner] >= self._max_stuck:
+            return None
+        begun = time.monotonic()
+        try:
+            answer = self._answer(question, patience)
+        finally:
+            self._spent[owner] += time.monotonic() - begun
+        if answer is None:
+            self._stuck[owner] += 1
+        return answer
+
     def _answer(self, question: bytes, patience: float) -> Mapping[str, Answer] | None:
         for _ in range(_ATTEMPTS):
             # A helper that had nothing to do may just have ended, or one was killed.
@@ -172,7 +196,28 @@ class Inspector:
                 answer = current.ask(question, patience)
                 self._helper = None if answer is None else current
                 return None if answer is None else json.loads(answer)
-        raise StoreError("cannot tell which layers are in use: the helper ends as soon as it starts")
+        raise StoreError(
+            "cannot tell which layers are in use: the helper ends as soon as it starts"
+        )
+
+
+def stuck_helpers(name: str) -> int:
+    """Return how many helpers of this *name* were killed and cannot end."""
+    count = 0
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended
+            if (process / "comm").read_bytes() != name.encode() + b"\n":
+                continue
+            status = (process / "status").read_bytes()
+            was_killed = any(int(one, 16) & _KILLED for one in _PENDING.findall(status))
+            is_ours = process.stat().st_uid == os.geteuid()  # other users cannot forge one
+            count += was_killed and is_ours and not _ENDED.search(status)
+    return count
+
+
+def _name_for(owner: int | None) -> str:
+    """Return the name of a helper that looks at mounts of *owner*; the kernel keeps 15 bytes."""
+    return "lm-own" if owner is None else f"lm-{owner}"
 
 
 class _Helper:
@@ -281,6 +326,7 @@ class _Inspection:
 
     def answer(self, question: Mapping[str, Answer]) -> dict[str, Answer]:
         """Return the answer, or why there is none."""
+        linux.set_process_name(question["name"].encode())
         try:
             return {"result": self._result(question)}
         except (OSError, StoreError) as error:
