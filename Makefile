@@ -16,7 +16,8 @@ run: $(READY)
 	$(BIN)/python examples/tour.py
 
 test: $(READY)
-	$(BIN)/pytest -n auto -m "not slow" $(TESTS)
+	$(BIN)/pytest -n auto -m "not slow and not alone" $(TESTS)
+	$(if $(TESTS),,$(BIN)/pytest -m alone)
 
 slow: $(READY)
 	$(BIN)/pytest -n auto -m slow

@@ -539,6 +539,7 @@ class TestTables:
         assert len(found[layers.used]) == 1
 
 
+@pytest.mark.alone
 @pytest.mark.usefixtures("needs_overlay", "needs_fuse")
 class TestSilence:
     """File systems that never answer hold up no look, and cannot keep all layers."""

@@ -114,6 +114,7 @@ def test_it_ends_by_itself_when_it_is_asked_nothing(tmp_path: Path) -> None:
     assert inspector.examine(GONE, is_foreign=True) is not None
 
 
+@pytest.mark.alone
 def test_one_that_is_stuck_is_given_up_and_the_next_one_answers(
     needs_fuse: None,  # noqa: ARG001 - fixtures are asked for by argument
     tmp_path: Path,
@@ -132,6 +133,7 @@ def test_one_that_is_stuck_is_given_up_and_the_next_one_answers(
             wait_for_end(file.fileno())
 
 
+@pytest.mark.alone
 def test_stuck_ones_do_not_pile_up(
     needs_fuse: None,  # noqa: ARG001 - fixtures are asked for by argument
     tmp_path: Path,
@@ -147,7 +149,7 @@ def test_stuck_ones_do_not_pile_up(
     with silent_file_system(fuse, "", prefix=IN_A_MOUNT_NAMESPACE) as process:
         path = f"/proc/{process.pid}/root{fuse}/file"
         for count in (1, 2, 2, 2):
-            assert new_inspector(5).identify(path, is_foreign=True, owner=owner) is None
+            assert new_inspector(10).identify(path, is_foreign=True, owner=owner) is None
             assert stuck_helpers(f"lm-{owner}") == count
         assert new_inspector().examine(GONE, is_foreign=True, owner=owner) is None
         assert new_inspector().examine(GONE, is_foreign=True, owner=owner + 1) is not None
@@ -162,6 +164,7 @@ def test_seconds_for_other_users_run_out(tmp_path: Path) -> None:
         inspector.table_inside("/proc/self/ns/mnt")
 
 
+@pytest.mark.alone
 def test_seconds_of_one_user_are_not_those_of_another(tmp_path: Path) -> None:
     fuse = tmp_path / "fuse"
     fuse.mkdir()
