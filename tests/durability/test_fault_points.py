@@ -125,6 +125,7 @@ class Walked:
         assert reported <= state.rows.keys()
 
 
+@pytest.mark.timeout(600)  # a walk takes one run of the scenario for each step
 @pytest.mark.usefixtures("needs_of_scenario")
 @pytest.mark.parametrize(("name", "kind"), WALKS)
 def test_fault(
