@@ -100,6 +100,7 @@ def assert_recovers(site: Site, before: State, after: State, *names: str) -> Non
     assert_whole(site.state(), before, after)
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("allocator", USAGES)
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("volume", VOLUMES)
@@ -130,6 +131,7 @@ def test_installing_at_every_size(
         assert done[-1]
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("allocator", USAGES)
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("volume", VOLUMES)
