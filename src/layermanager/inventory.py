@@ -166,9 +166,11 @@ class Inventory:
         Raises:
             StorageError: the database cannot be read.
             StoreError: it cannot be told what is mounted.
+            ExhaustedError: descriptors or memory ran out.
         """
-        leases = read_leases(self._config.database) if self._has_database() else ()
-        return users_of(self._config.layers_dir, leases, self._clock)
+        with self._guard.failing(Boundary.OPERATION, "telling who uses layers"):
+            leases = read_leases(self._config.database) if self._has_database() else ()
+            return users_of(self._config.layers_dir, leases, self._clock)
 
     def check(
         self,
@@ -209,7 +211,8 @@ class Inventory:
                     cancellation=cancellation,
                     on_bytes=counter.add,
                 )
-                report = check(layer)[0] if is_locked else self._settled(layer, check)
+                with self._guard.failing(Boundary.LAYER, f"checking layer {layer.digest}"):
+                    report = check(layer)[0] if is_locked else self._settled(layer, check)
                 if report is not None:
                     reports.append(report)
         return tuple(reports)
