@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from layermanager.sources.proxies import parse_no_proxy, proxy_for
+
+if TYPE_CHECKING:
+    from ipaddress import IPv4Address, IPv6Address
 
 PROXY = "http://proxy.example:3128"
 
@@ -123,13 +128,24 @@ def test_a_name_stands_for_itself_and_what_is_below(
     assert hosts.includes(other, port) == (other == name or other.endswith(f".{name}"))
 
 
-@given(st.ip_addresses(), st.integers(0, 128), st.integers(1, 65535))
-def test_a_network_stands_for_its_addresses(address: object, length: int, port: int) -> None:
-    bits = 32 if "." in str(address) and ":" not in str(address) else 128
-    hosts = parse_no_proxy(f"{address}/{min(length, bits)}")
+addresses = st.ip_addresses(v=4) | st.ip_addresses(v=6, network="2000::/3")
+
+
+@given(addresses, st.integers(0, 128), st.integers(1, 65535))
+def test_a_network_stands_for_its_addresses(
+    address: IPv4Address | IPv6Address, length: int, port: int
+) -> None:
+    hosts = parse_no_proxy(f"{address}/{min(length, address.max_prefixlen)}")
     assert hosts.includes(f"{address}", port)
     assert hosts.includes(f"[{address}]", port)
     assert not hosts.includes("layers.example", port)
+
+
+@given(st.ip_addresses(v=4, network="10.0.0.0/8"), st.integers(0, 128))
+def test_a_network_of_mapped_addresses_is_one_of_ipv4(address: IPv4Address, length: int) -> None:
+    hosts = parse_no_proxy(f"::ffff:{address}/{length}")
+    assert hosts.includes(f"{address}", 443) == (length >= 96)
+    assert hosts.includes(f"::ffff:{address}", 443) == (length >= 96)
 
 
 @given(st.text("abc.*:/[]%0189-, \t", max_size=40) | st.text(max_size=20), st.text(max_size=20))
