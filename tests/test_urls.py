@@ -38,6 +38,13 @@ SECRET = "hunter2"  # noqa: S105 - nobody's
             'Bearer realm="https://h/token",service="s"',
             'Bearer realm="https://h/token",service="s"',
         ),
+        ("at https://h/cb#access_token=hunter2 now", "at https://h/cb#… now"),
+        ("sent refresh_token=hunter2&scope=pull", "sent refresh_token=…&scope=pull"),
+        ("{'token': 'hunter2', 'expires_in': 1}", "{'token': '…', 'expires_in': 1}"),
+        ('{"access_token":"hunter2"}', '{"access_token":"…"}'),
+        ("authorization refused for bearer hunter2", "authorization refused for bearer …"),
+        ("the token: not found; basic rules", "the token: not found; basic rules"),
+        ("issue #12 a=b", "issue #12 a=b"),
         ("who is it? what?", "who is it? what?"),
         ("really?!", "really?!"),
         ("docker://h/app@sha256:00", "docker://h/app@sha256:00"),
@@ -66,6 +73,8 @@ def test_any_text_can_be_redacted(text: str) -> None:
 
 @given(st.sampled_from(["http://h/a", "/a", "//h"]), st.text("ab1=&", min_size=1))
 def test_what_is_shown_is_redacted(base: str, query: str) -> None:
+    assert shown(f"{base}#{query}") == f"{base}#…"
+    assert shown(f"{base}?{query}#{query}") == f"{base}?…#…"
     text = shown(f"{base}?{query}")
     assert text == f"{base}?…"
     assert redacted(text) == text
