@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import fcntl
 import gzip
 import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,7 +19,7 @@ from layermanager.errors import PackError
 from layermanager.images import default_image_sources
 from layermanager.images.resolve import ImageResolver
 from layermanager.model import DesiredImage
-from layermanager.oci.manifest import ImageConfig, read_config
+from layermanager.oci.manifest import OCI_MANIFEST, ImageConfig, read_config
 from layermanager.oci.platform import parse_platform
 from layermanager.pack import Compression, pack_image
 from layermanager.testing.images import build_image, layout_files, write_files
@@ -217,6 +220,26 @@ def test_another_directory_is_left_alone(
     found = files_of(layout)
     assert {name: found[name] for name in files} == files
     assert (layout / "blobs").exists() == ("index.json" in files)
+
+
+def test_a_layout_that_another_process_holds(source: Path, layout: Path) -> None:
+    layout.mkdir()
+    holder = os.open(layout, os.O_RDONLY)
+    fcntl.flock(holder, fcntl.LOCK_EX)
+    with pytest.raises(PackError, match="another process holds the layout"):
+        pack_image(source, layout, "one", config=AMD64, patience=timedelta())
+    os.close(holder)
+    pack_image(source, layout, "one", config=AMD64, patience=timedelta())
+
+
+def test_a_layout_is_waited_for(source: Path, layout: Path) -> None:
+    layout.mkdir()
+    holder = os.open(layout, os.O_RDONLY)
+    fcntl.flock(holder, fcntl.LOCK_EX)
+    with ThreadPoolExecutor(1) as threads:
+        packed = threads.submit(pack_image, source, layout, "one", config=AMD64)
+        os.close(holder)
+        assert packed.result().media_type == OCI_MANIFEST
 
 
 def test_a_file_in_the_place_of_the_layout(source: Path, layout: Path) -> None:

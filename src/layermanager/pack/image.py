@@ -6,8 +6,10 @@ import fcntl
 import hashlib
 import json
 import os
+import time
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 from layermanager.documents import DocumentError, JsonObject, parse
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 
 _LAYOUT: Final = b'{"imageLayoutVersion":"1.0.0"}'
 _ALGORITHM: Final = "sha256"
+_RETRY_SECONDS: Final = 0.1
 
 
 def pack_image(
@@ -48,6 +51,7 @@ def pack_image(
     config: ImageConfig,
     compression: Compression = Compression.GZIP,
     latest_ns: int | None = None,
+    patience: timedelta = timedelta(minutes=1),
 ) -> Descriptor:
     """Make an image of the one layer in *source*, and put it into *layout* under *name*.
 
@@ -62,20 +66,21 @@ def pack_image(
         config: how it is to be run, and for which platform it is; its diff IDs are filled in.
         compression: of the layer, if *source* is not compressed already.
         latest_ns: files of a directory that are newer get this time, in nanoseconds since 1970.
+        patience: how long to wait for another process that adds to the layout.
 
     Returns:
         The descriptor of the image's manifest.
 
     Raises:
-        PackError: *source* cannot be a layer, or changed meanwhile; *layout* is something else; or
-            a file cannot be read or written.
+        PackError: *source* cannot be a layer, or changed meanwhile; *layout* is something else, or
+            another process holds it; or a file cannot be read or written.
     """
     try:
         status = source.stat()
         source = source.resolve()
         if layout.resolve().is_relative_to(source):
             raise PackError(f"{layout}: the layout must not be within its source {source}")
-        with _held(layout):
+        with _held(layout, patience):
             layer = open_layer_tar(source, status, latest_ns=latest_ns)
             layer_descriptor, diff_id = _add_layer(layout, layer, compression)
             document = write_config(replace(config, diff_ids=(diff_id,)))
@@ -93,17 +98,37 @@ def pack_image(
 
 
 @contextmanager
-def _held(layout: Path) -> Iterator[None]:
+def _held(layout: Path, patience: timedelta) -> Iterator[None]:
     """Make *layout* if it is missing, and be the only one who adds to it."""
     layout.mkdir(parents=True, exist_ok=True)
     directory = os.open(layout, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        fcntl.flock(directory, fcntl.LOCK_EX)
+        _lock(directory, layout, patience)
         _require_layout(layout)
         (layout / "blobs" / _ALGORITHM).mkdir(parents=True, exist_ok=True)
         yield
     finally:
         os.close(directory)
+
+
+def _lock(directory: int, layout: Path, patience: timedelta) -> None:
+    """Lock *layout* for this process.
+
+    Whoever can open a directory can lock it, so the wait has an end.
+    """
+    deadline = time.monotonic() + patience.total_seconds()
+    while not _try_lock(directory):
+        if time.monotonic() >= deadline:
+            raise PackError(f"{layout}: another process holds the layout; try again when it ended")
+        time.sleep(_RETRY_SECONDS)
+
+
+def _try_lock(directory: int) -> bool:
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _require_layout(layout: Path) -> None:
