@@ -4,6 +4,7 @@ import base64
 import gzip
 import io
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import pytest
@@ -15,13 +16,16 @@ from layermanager.errors import LimitExceededError, StoreError
 from layermanager.model import Limits
 from layermanager.unpack import index as module
 from layermanager.unpack.index import (
+    IMPLIED,
     Attributes,
     IndexEntry,
     IndexWriter,
+    Occurrence,
     device_keywords,
     file_keywords,
     link_keywords,
     read_index,
+    read_outline,
 )
 from layermanager.unpack.streams import CHUNK_BYTES
 
@@ -117,6 +121,14 @@ def written(path: bytes, kind: str, attributes: Attributes, value: object) -> Wr
     )
 
 
+def implied(path: bytes, attributes: Attributes) -> Written:
+    entry = IndexEntry(path, "dir", *attributes[:3], 0, "", b"", b"", (0, 0), attributes.xattrs)
+    return Written(
+        lambda writer: writer.add(path, b"dir", attributes, IMPLIED),
+        replace(entry, is_implied=True),
+    )
+
+
 def hard_link(path: bytes, other: bytes) -> Written:
     return Written(
         lambda writer: writer.add_hard_link(path, other),
@@ -131,6 +143,7 @@ WRITTEN: Final = st.one_of(
     st.builds(
         written, PATHS | st.just(b"."), st.sampled_from(["dir", "fifo"]), ATTRIBUTES, st.none()
     ),
+    st.builds(implied, PATHS | st.just(b"."), ATTRIBUTES),
     st.builds(written, PATHS, st.just("link"), ATTRIBUTES, LINKS),
     st.builds(written, PATHS, st.sampled_from(["char", "block"]), ATTRIBUTES, DEVICES),
     st.builds(hard_link, PATHS, PATHS),
@@ -143,6 +156,45 @@ def test_everything_that_is_written_is_read(lines: list[Written]) -> None:
     for line in lines:
         line.write(draft.writer)
     assert entries(draft.finish()) == [line.entry for line in lines]
+
+
+@given(st.lists(WRITTEN, max_size=20))
+def test_an_outline_has_the_directories_and_all_paths(lines: list[Written]) -> None:
+    draft = Draft()
+    for line in lines:
+        line.write(draft.writer)
+    assert list(read_outline(io.BytesIO(draft.finish()), "index")) == [
+        Occurrence(line.entry.path, line.entry if line.entry.kind == "dir" else None)
+        for line in lines
+    ]
+
+
+def test_an_index_of_an_earlier_version_marks_no_directory() -> None:
+    line = b"./etc type=dir mode=0755 uid=0 gid=0 time=0.000000000"
+    (entry,) = entries(compressed(line))
+    assert not entry.is_implied
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        HOLDER.replace(b"type=file", b"type=fifo") + b" optional",
+        HOLDER + SIZED + b" optional",
+        HOLDER.replace(b"type=file", b"type=dir") + b" optional optional",
+        HOLDER.replace(b"type=file", b"type=dir") + b" xattr.a=YQ== optional",
+    ],
+)
+def test_only_directories_are_marked_and_once(line: bytes) -> None:
+    with pytest.raises(StoreError, match="damaged in line 2"):
+        entries(compressed(line))
+
+
+@pytest.mark.parametrize(
+    "line", [b"./d type=dir mode=0755", b"./d type=dir ", b"./.. type=dir mode=0755 uid=0 gid=0"]
+)
+def test_an_outline_refuses_malformed_directories(line: bytes) -> None:
+    with pytest.raises(StoreError, match="damaged in line 2"):
+        list(read_outline(io.BytesIO(compressed(line)), "index"))
 
 
 def test_lines_lie_across_chunks() -> None:

@@ -20,7 +20,7 @@ from layermanager.errors import ArchiveError, LayerError, LimitExceededError
 from layermanager.model import Limits
 from layermanager.testing.layers import LayerBuilder
 from layermanager.testing.trees import FileState, snapshot
-from layermanager.unpack.index import IndexWriter
+from layermanager.unpack.index import IndexWriter, read_index
 from layermanager.unpack.rights import Rights
 from layermanager.unpack.streams import ByteReader
 from layermanager.unpack.tar import TarReader
@@ -30,6 +30,8 @@ from layermanager.use.opaque import visible_layers
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
+
+    from layermanager.unpack.index import IndexEntry
 
     Overlay = Callable[[Sequence[Path]], AbstractContextManager[Path]]
 
@@ -45,6 +47,12 @@ class Written:
 
     spent: int
     notes: Mapping[str, int]
+    index: Sequence[IndexEntry]
+
+    @property
+    def implied(self) -> list[str]:
+        """The directories that the archive does not list."""
+        return sorted(os.fsdecode(entry.path) for entry in self.index if entry.is_implied)
 
 
 def unpack(
@@ -73,26 +81,31 @@ def unpack(
         reader = TarReader(
             ByteReader(data[at : at + 65536] for at in range(0, len(data), 65536)), limits
         )
+        index_writer = IndexWriter(index, limits)
         writer = TreeWriter(
             root,
             rights=rights or Rights.below(root),
             limits=limits,
             block_bytes=BLOCK,
             spend=spend,
-            index=IndexWriter(index),
+            index=index_writer,
         )
         try:
             for entry in reader:
                 writer.write(entry, reader)
             writer.finish()
+            index_writer.finish()
         finally:
             writer.close()
+        os.lseek(index, 0, os.SEEK_SET)
+        with open(index, "rb", closefd=False) as file:  # noqa: PTH123 - it has no path
+            entries = list(read_index(file, "index", limits))
     finally:
         os.close(root)
         os.close(index)
         os.umask(mask)
         os.chdir(working_directory)
-    return Written(spent, writer.notes)
+    return Written(spent, writer.notes, entries)
 
 
 @pytest.fixture
@@ -1010,3 +1023,29 @@ def test_opaque_markers_may_come_in_any_order_and_often(root: Path) -> None:
     builder.opaque("a/b/c").opaque("a").opaque("a").whiteout("a/b/c/late")
     unpack(builder, root)
     assert kinds(root) == {"a": "opaque", "a/b": "opaque", "a/b/c": "opaque"}
+
+
+# Directories that are not listed
+
+
+IMPLIED_CASES: Final = {
+    "parents of a file": (LayerBuilder().file("a/b/f"), [".", "a", "a/b"]),
+    "listed before": (LayerBuilder().directory("a").file("a/b/f"), [".", "a/b"]),
+    "listed after": (LayerBuilder().file("a/b/f").directory("a/b"), [".", "a"]),
+    "a root": (LayerBuilder().directory("."), []),
+    "parents of a whiteout": (LayerBuilder().whiteout("a/b"), [".", "a"]),
+    "an opaque directory": (LayerBuilder().opaque("a"), [".", "a"]),
+    "a new directory in the place of another one": (
+        LayerBuilder().whiteout("a").file("a/b/f"),
+        [".", "a/b"],
+    ),
+    "the same, the marker last": (LayerBuilder().file("a/b/f").whiteout("a"), [".", "a/b"]),
+    "through a symlink": (LayerBuilder().symlink("l", "a/b").file("l/f"), [".", "a", "a/b"]),
+    "a hard link": (LayerBuilder().file("a/f").hardlink("b/f", "a/f"), [".", "a", "b"]),
+}
+
+
+@pytest.mark.parametrize("case", IMPLIED_CASES)
+def test_the_index_marks_directories_that_are_not_listed(root: Path, case: str) -> None:
+    builder, expected = IMPLIED_CASES[case]
+    assert unpack(builder, root).implied == expected

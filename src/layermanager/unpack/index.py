@@ -8,7 +8,9 @@ and gomtree understand. One line a path::
 Names are written as mtree writes them, with octal escapes for all but printable ASCII. Two things
 are ours: a hard link has ``hardlink=PATH``, the path that it shares its file with, in place of its
 attributes; and the first line names the version of this format. Whiteouts are the character
-devices that they are on disk.
+devices that they are on disk. mtree's keyword ``optional`` marks an implied directory: the archive
+does not list it, so that its attributes are those of the layers below, if these have it. An index
+of an earlier version has no such mark.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import os
 import re
 import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from layermanager.errors import LimitExceededError, StoreError
 from layermanager.model import Limits
@@ -27,14 +29,17 @@ from layermanager.unpack.compression import decompressed, new_gzip_compressor
 from layermanager.unpack.streams import CHUNK_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from typing import BinaryIO, Self
+
+Parsed = TypeVar("Parsed")
 
 _HEADER: Final = b"#mtree v2.0, layermanager index 1\n"
 _BUFFERED_LINES: Final = 512
 _REMOVAL: Final = b"-"
 _ROOT: Final = b"."
 _HARD_LINK: Final = b"type=file hardlink="
+_DIRECTORY: Final = b"type=dir "
 _NANOSECONDS: Final = 1_000_000_000
 _USUAL_LIMITS: Final = Limits()
 _NAME_BYTES: Final = 255
@@ -63,7 +68,8 @@ _LINE: Final = re.compile(
     rb"time=(-?[0-9]{1,19})\.([0-9]{9})"
     rb"(?: size=([0-9]{1,19}) sha256digest=([0-9a-f]{64})"
     rb"| link=(%(name)b)"
-    rb"| device=native,([0-9]{1,4}),([0-9]{1,7}))?"
+    rb"| device=native,([0-9]{1,4}),([0-9]{1,7})"
+    rb"| (optional))?"
     rb"((?: xattr\.%(name)b=[A-Za-z0-9+/]*={0,2})*))" % {b"name": _NAME}
 )
 # Whether lines of a type have size and digest, a link, or a device.
@@ -93,6 +99,7 @@ class IndexEntry:
         hard_link: the path whose file this one is, too; all else is said there.
         device: major and minor number of a device.
         xattrs: extended attributes.
+        is_implied: whether it is a directory that the archive does not list.
     """
 
     path: bytes
@@ -106,6 +113,20 @@ class IndexEntry:
     hard_link: bytes
     device: tuple[int, int]
     xattrs: Mapping[bytes, bytes]
+    is_implied: bool = False
+
+
+class Occurrence(NamedTuple):
+    """A path that a layer has, in little more than the time that it takes to find that out.
+
+    Attributes:
+        path: relative to the layer's root, which is ``.``.
+        directory: what it is, if it is a directory. All else hides the directories of that name in
+            the layers below.
+    """
+
+    path: bytes
+    directory: IndexEntry | None
 
 
 class Attributes(NamedTuple):
@@ -324,6 +345,10 @@ def device_keywords(device: tuple[int, int]) -> bytes:
     return b" device=native,%d,%d" % device
 
 
+IMPLIED: Final = b" optional"
+"""What the index says of a directory that the archive does not list."""
+
+
 def read_index(file: BinaryIO, name: str, limits: Limits = _USUAL_LIMITS) -> Iterator[IndexEntry]:
     """Read the index in *file*; *name* is what errors call it.
 
@@ -334,6 +359,23 @@ def read_index(file: BinaryIO, name: str, limits: Limits = _USUAL_LIMITS) -> Ite
     Raises:
         StoreError: it is damaged, or of a version that is not known.
     """
+    yield from _read(file, name, limits, _entry)
+
+
+def read_outline(file: BinaryIO, name: str, limits: Limits = _USUAL_LIMITS) -> Iterator[Occurrence]:
+    """Read only the directories, and the paths of all else, of the index in *file*.
+
+    Directories come after those that they are in. Otherwise as ``read_index``.
+
+    Raises:
+        StoreError: it is damaged, or of a version that is not known.
+    """
+    yield from _read(file, name, limits, _occurrence)
+
+
+def _read(
+    file: BinaryIO, name: str, limits: Limits, parse: Callable[[bytes, _Bounds], Parsed]
+) -> Iterator[Parsed]:
     bounds = _Bounds.of(limits)
     count = 1
     try:
@@ -342,7 +384,7 @@ def read_index(file: BinaryIO, name: str, limits: Limits = _USUAL_LIMITS) -> Ite
             raise StoreError(f"{name}: not an index of a version that is known")
         for line in lines:
             count += 1
-            yield _entry(line, bounds)
+            yield parse(line, bounds)
     except (OSError, EOFError, zlib.error, ValueError) as error:
         raise StoreError(f"{name}: the index is damaged in line {count}: {error}") from error
 
@@ -395,15 +437,25 @@ def _lines(chunks: Iterable[bytes], bounds: _Bounds) -> Iterator[bytes]:
         raise ValueError("it ends within a line")
 
 
+def _occurrence(line: bytes, bounds: _Bounds) -> Occurrence:
+    path, keywords = _split(line)
+    if keywords.startswith(_DIRECTORY):
+        entry = _entry(line, bounds)
+        return Occurrence(entry.path, entry)
+    return Occurrence(_unescaped(path.removeprefix(b"./")), None)
+
+
 def _entry(line: bytes, bounds: _Bounds) -> IndexEntry:
     match = _LINE.fullmatch(line)
     if match is None:
         raise ValueError(f"malformed: {line[:_SHOWN_BYTES]!r}")
     (path, hard_link, kind, mode, uid, gid, seconds, nanoseconds, size, sha256, link, major, minor,
-     xattrs) = match.groups()  # fmt: skip
+     implied, xattrs) = match.groups()  # fmt: skip
     if hard_link is not None:
         kind, mode, uid, gid, seconds, nanoseconds = _ATTRIBUTES_ELSEWHERE
-    elif (size is not None, link is not None, major is not None) != _HAS[kind]:
+    elif (size is not None, link is not None, major is not None) != _HAS[kind] or (
+        implied is not None and kind != b"dir"
+    ):
         raise ValueError(f"not the keywords of its type: {line[:_SHOWN_BYTES]!r}")
     return IndexEntry(
         path=_checked_path(path, bounds),
@@ -417,6 +469,7 @@ def _entry(line: bytes, bounds: _Bounds) -> IndexEntry:
         hard_link=_checked_path(hard_link, bounds) if hard_link is not None else b"",
         device=_device(major, minor) if major is not None else (0, 0),
         xattrs=_xattrs(xattrs) if xattrs else {},
+        is_implied=implied is not None,
     )
 
 

@@ -29,6 +29,7 @@ from layermanager.errors import ArchiveError, LimitExceededError
 from layermanager.removal import remove_tree
 from layermanager.unpack.fields import OPAQUE_MARKER, WHITEOUT_PREFIX, shown
 from layermanager.unpack.index import (
+    IMPLIED,
     Attributes,
     device_keywords,
     file_keywords,
@@ -74,6 +75,7 @@ class _Directory:
         "children",
         "file_descriptor",
         "hidden",
+        "is_listed",
         "is_opaque",
         "is_real",
         "made_mode",
@@ -97,6 +99,7 @@ class _Directory:
         self.hidden: set[bytes] = set()  # by markers, also where this layer has a file of the name
         self.whiteouts: set[bytes] = set()  # the devices that stand for some of these
         self.is_opaque = False
+        self.is_listed = False
         self.is_real = False  # the layer lists it, or holds something in it other than markers
         # A directory that the archive does not list gets the same attributes each time.
         self.mode = _IMPLICIT_MODE
@@ -129,6 +132,14 @@ class _Directory:
         while directory.parent is not None and not directory.is_opaque:
             directory = directory.parent
         return directory.parent is not None
+
+    def is_implied(self) -> bool:
+        """Whether it only shows that the layers below have such a directory, or shall get one.
+
+        One whose own name is hidden is a new directory, whatever the layers below have.
+        """
+        is_new = self.parent is not None and self.name in self.parent.hidden
+        return not (self.is_listed or is_new)
 
     def subtree(self) -> Iterator[_Directory]:
         """The directory and all below it, parents first."""
@@ -265,7 +276,8 @@ class TreeWriter:
             directory.xattrs[self._rights.opaque_xattr] = b"y"
         owner = directory.owner or self._rights.owner
         attributes = Attributes(directory.mode, owner, directory.mtime_ns, directory.xattrs)
-        self._index.add(directory.path or b".", b"dir", attributes)
+        keywords = IMPLIED if directory.is_implied() else b""
+        self._index.add(directory.path or b".", b"dir", attributes, keywords)
         for name in sorted(directory.whiteouts):
             whiteout = Attributes(0, self._rights.owner, 0, {})
             self._index.add(directory.path_of(name), b"char", whiteout, device_keywords((0, 0)))
@@ -638,7 +650,7 @@ class TreeWriter:
 
     def _set_directory_attributes(self, directory: _Directory, entry: Entry) -> None:
         """Set what changes nothing of what is written below the directory; ``finish`` the rest."""
-        directory.is_real = True
+        directory.is_real = directory.is_listed = True
         directory.mode = entry.mode
         directory.mtime_ns = entry.mtime_ns
         directory.owner = self._owner(entry)
