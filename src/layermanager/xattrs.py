@@ -16,6 +16,9 @@ ACL_DEFAULT: Final = b"system.posix_acl_default"
 SELINUX_LABEL: Final = b"security.selinux"
 """The label of a file under SELinux: the host's policy decides it, not an image."""
 
+OVERLAY_PREFIXES: Final = (b"trusted.overlay.", b"user.overlay.")
+"""How the names begin of the attributes in which overlayfs keeps its own notes."""
+
 SET_BY_KERNEL: Final = frozenset(
     {SELINUX_LABEL, b"security.SMACK64", b"security.ima", b"security.evm"}
 )

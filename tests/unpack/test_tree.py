@@ -98,7 +98,7 @@ def unpack(
         finally:
             writer.close()
         os.lseek(index, 0, os.SEEK_SET)
-        with open(index, "rb", closefd=False) as file:  # noqa: PTH123 - it has no path
+        with open(index, "rb", closefd=False) as file:
             entries = list(read_index(file, "index", limits))
     finally:
         os.close(root)

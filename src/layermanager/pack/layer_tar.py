@@ -283,11 +283,11 @@ def _described(entry: _Entry, latest_ns: int | None) -> tarfile.TarInfo:
         if not name.startswith(_OVERLAY_NAMESPACES) and name != _SELINUX_LABEL
     }
     if mtime_ns % 10**9:
-        info.pax_headers["mtime"] = _decimal_seconds(mtime_ns)
+        info.pax_headers["mtime"] = decimal_seconds(mtime_ns)
     return info
 
 
-def _decimal_seconds(nanoseconds: int) -> str:
+def decimal_seconds(nanoseconds: int) -> str:
     """Seconds with a fraction, as PAX has them: before 1970 they count backwards."""
     seconds, fraction = divmod(abs(nanoseconds), 10**9)
     sign = "-" if nanoseconds < 0 else ""

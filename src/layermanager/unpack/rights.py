@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Final
 
 from layermanager import linux
 from layermanager.unpack.tar import EntryKind
-from layermanager.xattrs import ACL_DEFAULT, SELINUX_LABEL
+from layermanager.xattrs import ACL_DEFAULT, OVERLAY_PREFIXES, SELINUX_LABEL
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _PROBE: Final = b"trusted.layermanager"
 _XATTR_NAMESPACES: Final = (b"user.", b"trusted.", b"security.", b"system.")  # xattr(7)
-_OVERLAY_PREFIXES: Final = (b"trusted.overlay.", b"user.overlay.")
 _FILES_AND_DIRECTORIES: Final = (EntryKind.FILE, EntryKind.DIRECTORY)
 # The first one gives files away. The others are needed to go on working on such files, and to
 # remove them.
@@ -75,7 +74,7 @@ class Rights:
 
     def reason_to_drop(self, attribute: bytes, kind: EntryKind) -> str:
         """Return why an extended attribute is left out, as a note; an empty text if it is kept."""
-        if attribute.startswith(_OVERLAY_PREFIXES):
+        if attribute.startswith(OVERLAY_PREFIXES):
             # They would let an archive hide or redirect what the layers below hold.
             return "overlayfs attributes in the archive not honoured"
         if not attribute.startswith(_XATTR_NAMESPACES):
