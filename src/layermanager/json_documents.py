@@ -46,8 +46,8 @@ def layer_json(layer: LayerInfo) -> dict[str, object]:
 
 
 def image_json(image: ImageInfo) -> dict[str, object]:
-    """An installed image."""
-    return {
+    """An installed image; ``directories`` is there where it has such a layer."""
+    document: dict[str, object] = {
         "reference": image.reference,
         "digest": image.digest,
         "platform": image.platform,
@@ -57,6 +57,9 @@ def image_json(image: ImageInfo) -> dict[str, object]:
         "timestamp": time_json(image.timestamp),
         "cached": image.cached,
     }
+    if image.directories is not None:
+        document["directories"] = image.directories
+    return document
 
 
 def time_json(moment: datetime) -> str:

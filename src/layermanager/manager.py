@@ -32,6 +32,8 @@ from layermanager.errors import (
     UseError,
 )
 from layermanager.images import default_image_sources
+from layermanager.images.directories import SCHEME as DIRECTORIES
+from layermanager.images.directories import DirectoriesSource
 from layermanager.images.record import ImageRecord
 from layermanager.install import Installer
 from layermanager.living import LivingThreads
@@ -104,6 +106,19 @@ class _Record:
     layer: LayerInfo
     source: DesiredLayer | None
     images: tuple[ImageInfo, ...]
+
+
+@dataclass(slots=True)
+class _MadeLayers:
+    """The layers of directories that an operation came to need."""
+
+    restored: Sequence[LayerInfo] = ()
+    installed: Sequence[LayerInfo] = ()
+
+    @property
+    def digests(self) -> frozenset[Digest]:
+        """Those of all of them."""
+        return frozenset(layer.digest for layer in (*self.restored, *self.installed))
 
 
 class LayerManager:
@@ -202,8 +217,11 @@ class LayerManager:
                 }
             for source in {id(source): source for source in sources.values()}.values():
                 stack.callback(self._guard.callback(Boundary.SOURCE, source.close))
-            self._sources = sources
             self._images = ImageRecord(layer_storage, self._clock)
+            self._directories = DirectoriesSource(
+                config.index_dir, config.limits, self._images.installed
+            )
+            self._sources = {**sources, DIRECTORIES: self._directories}
             self._unpacker = Unpacker(config.unpack_timeout)
             stack.callback(self._unpacker.close)
             self._spools = Spools(
@@ -211,7 +229,7 @@ class LayerManager:
             )
             stack.callback(self._spools.close)
             fetcher = Fetcher(
-                open_stream=opener(sources, self._guard),
+                open_stream=opener(self._sources, self._guard),
                 spools=self._spools,
                 network=config.network,
                 limits=config.limits,
@@ -331,8 +349,21 @@ class LayerManager:
             evicted = tuple(layer for layer in steps.desired if layer.digest in gone)
             self._spools.keep_only((*steps.install, *evicted))
             installed, failed = self._install((*steps.install, *evicted), cancellation)
-            changes = self._images.settle(steps, cached_images, failed)
-        result = ApplyResult(steps.keep, restored, cached, installed, failed, changes)
+            made = _MadeLayers()
+            changes = self._images.settle(
+                steps,
+                cached_images,
+                failed,
+                lambda images: self._provide_directories(images, made, cancellation),
+            )
+        result = ApplyResult(
+            steps.keep,
+            (*restored, *made.restored),
+            tuple(layer for layer in cached if layer.digest not in made.digests),
+            (*installed, *made.installed),
+            failed,
+            changes,
+        )
         errors = [*(layer.error for layer in failed), *(image.error for image in changes.failed)]
         if errors:
             # What failed a layer has failed the images that have it, and is told once.
@@ -717,18 +748,56 @@ class LayerManager:
             self._storage.note_sources(layers)
 
     def _restore(self, steps: Plan) -> tuple[LayerInfo, ...]:
-        restored = []
+        restored: list[LayerInfo] = []
         with self._state_lock, self._transaction():
             for layer in steps.restore:
-                try:
-                    self._storage.set_layer_cached(layer.digest, cached=False)
-                except LayerNotExistError:
-                    continue  # evicted by a neighbour: it will be installed anew
-                self._allocator.restore_outdated_item(layer.digest)
-                self._reclaimable.discard(layer.digest)
-                restored.append(self._storage.get_layer_info_by_digest(layer.digest))
+                restored += self._restore_layer(layer.digest)
             self._images.restore(steps.images.restore)
         return tuple(restored)
+
+    def _restore_layer(self, digest: Digest) -> Sequence[LayerInfo]:
+        """Return the layer, which is desired from now on; none if a neighbour has evicted it."""
+        try:
+            self._storage.set_layer_cached(digest, cached=False)
+        except LayerNotExistError:
+            return ()
+        self._allocator.restore_outdated_item(digest)
+        self._reclaimable.discard(digest)
+        return (self._storage.get_layer_info_by_digest(digest),)
+
+    def _provide_directories(
+        self, images: Sequence[ImageInfo], made: _MadeLayers, cancellation: Cancellation
+    ) -> list[tuple[ImageInfo, Digest | LayerManagerError | None]]:
+        """Have the layers of directories that *images* need, whose other layers are there.
+
+        Returns:
+            The images, each with its layer of directories or the reason why it has none.
+        """
+        found: list[tuple[ImageInfo, Digest | LayerManagerError | None]] = []
+        wanted: dict[Digest, DesiredLayer] = {}
+        for image in images:
+            try:
+                with self._guard.failing(Boundary.IMAGE, f"the directories of {image.reference}"):
+                    layer = self._directories.layer_for(image.layers)
+            except LayerManagerError as error:
+                found.append((image, error))
+                continue
+            found.append((image, layer.digest if layer else None))
+            if layer is not None:
+                wanted[layer.digest] = layer
+        with self._state_lock, self._transaction():
+            made.restored = [one for digest in wanted for one in self._restore_layer(digest)]
+        for layer_info in made.restored:
+            del wanted[layer_info.digest]
+        try:
+            made.installed, failed = self._install(tuple(wanted.values()), cancellation)
+        finally:
+            self._directories.forget()
+        errors = {layer.desired.digest: layer.error for layer in failed}
+        return [
+            (image, errors.get(one, one) if isinstance(one, Digest) else one)
+            for image, one in found
+        ]
 
     def _cache(self, steps: Plan) -> tuple[tuple[LayerInfo, ...], tuple[ImageInfo, ...]]:
         with self._transaction():

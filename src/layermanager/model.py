@@ -227,6 +227,8 @@ class ImageInfo:
         config: the configuration, a JSON document; ``oci.manifest.read_config`` reads it.
         timestamp: when it was installed or, if later, last cached or restored; UTC.
         cached: no longer desired. Its layers may be desired all the same, by others.
+        directories: the layer on top of the others, which is made here: it gives directories that
+            the upper ones do not list the attributes that the lower ones do. None: not needed.
     """
 
     reference: str
@@ -238,6 +240,13 @@ class ImageInfo:
     config: bytes
     timestamp: datetime
     cached: bool
+    directories: Digest | None = None
+
+    @property
+    def stack(self) -> tuple[Digest, ...]:
+        """The layers to mount, the uppermost first."""
+        top = () if self.directories is None else (self.directories,)
+        return (*top, *reversed(self.layers))
 
 
 @dataclass(frozen=True, slots=True)

@@ -120,16 +120,23 @@ def plan(
     """
     wanted = _with_layers_of_images(_by_digest(desired), images.images)
     here = {layer.digest: layer for layer in installed}
+    image_plan = _plan_images(images, installed_images)
+    made_here = {image.directories for image in (*image_plan.keep, *image_plan.restore)} - {None}
     desired_here = [here[digest] for digest in wanted if digest in here]
+    desired_here += [
+        layer for digest, layer in here.items() if digest in made_here and digest not in wanted
+    ]
     return Plan(
         keep=tuple(layer for layer in desired_here if not layer.cached),
         restore=tuple(layer for layer in desired_here if layer.cached),
         cache=tuple(
-            layer for layer in here.values() if layer.digest not in wanted and not layer.cached
+            layer
+            for layer in here.values()
+            if layer.digest not in wanted and layer.digest not in made_here and not layer.cached
         ),
         install=tuple(layer for layer in wanted.values() if layer.digest not in here),
         desired=tuple(wanted.values()),
-        images=_plan_images(images, installed_images),
+        images=image_plan,
     )
 
 
@@ -250,7 +257,12 @@ class _Names:
             raise LayerNotExistError(
                 f"no layer and no image {name} is installed", digest=name
             ) from None
-        return [self._layer_of(image, digest) for digest in reversed(image.layers)]
+        # Where the layer of directories was lost, what mounts the others makes up for it.
+        return [
+            self._layer_of(image, digest)
+            for digest in image.stack
+            if digest != image.directories or digest in self._layers
+        ]
 
     def _layer_of(self, image: ImageInfo, digest: Digest) -> LayerInfo:
         """Return a layer of *image*; it may have gone after the images were read."""

@@ -135,6 +135,7 @@ _MIGRATIONS: Final = (
         upper BLOB
     ) WITHOUT ROWID
     """,
+    "ALTER TABLE ociImages ADD COLUMN directories TEXT",
 )
 """The statement at index N takes a database from ``user_version`` N to N + 1."""
 
@@ -203,8 +204,19 @@ _SET_CACHED: Final = """
 """
 
 
-_SELECT_IMAGES: Final = """
-    SELECT reference, digest, platform, configDigest, config, timestamp, cached FROM ociImages
+_IMAGE_COLUMNS: Final = (
+    "reference",
+    "digest",
+    "platform",
+    "configDigest",
+    "config",
+    "timestamp",
+    "cached",
+)
+_LATER_IMAGE_COLUMNS: Final = {"directories": "NULL"}
+"""Those that databases of earlier versions lack, each with what is read in its stead."""
+
+_COMPLETE_IMAGES: Final = """
     WHERE (reference, digest) NOT IN (
         SELECT reference, digest FROM ociImageLayers
         WHERE layer NOT IN (SELECT CAST(digest AS TEXT) FROM layers)
@@ -225,9 +237,10 @@ _SELECT_IMAGE_LAYERS: Final = """
 """
 _REPLACE_IMAGE: Final = """
     INSERT OR REPLACE INTO ociImages
-        (reference, digest, platform, configDigest, config, timestamp, cached)
+        (reference, digest, platform, configDigest, config, timestamp, cached, directories)
     VALUES
-        (:reference, :digest, :platform, :config_digest, :config, :timestamp, :cached)
+        (:reference, :digest, :platform, :config_digest, :config, :timestamp, :cached,
+            :directories)
 """
 _INSERT_IMAGE_LAYER: Final = """
     INSERT INTO ociImageLayers
@@ -339,6 +352,7 @@ class SqliteLayerStorage:
                     "config": image.config,
                     "timestamp": format_timestamp(image.timestamp),
                     "cached": int(image.cached),
+                    "directories": image.directories,
                 },
             )
             self._execute(_DELETE_IMAGE_LAYERS, key)
@@ -652,12 +666,14 @@ def _source_rows(connection: sqlite3.Connection) -> list[_SourceRow]:
     columns = _columns(connection, "layerSources")
     if not columns:
         return []  # made by Aos, or by the first version of this package
-    later = (
-        column if column in columns else default
-        for column, default in _LATER_SOURCE_COLUMNS.items()
-    )
-    chosen = ", ".join((*_SOURCE_COLUMNS, *later))
+    chosen = _chosen(columns, _SOURCE_COLUMNS, _LATER_SOURCE_COLUMNS)
     return connection.execute(f"SELECT {chosen} FROM layerSources").fetchall()  # noqa: S608 - all of it is our own
+
+
+def _chosen(there: Sequence[str], columns: Sequence[str], later: Mapping[str, str]) -> str:
+    """Return the columns to select; of *later* ones that are not there, what is read instead."""
+    chosen = (column if column in there else default for column, default in later.items())
+    return ", ".join((*columns, *chosen))
 
 
 def _source_row(layer: DesiredLayer) -> _SourceRow:
@@ -678,9 +694,10 @@ def _source_row(layer: DesiredLayer) -> _SourceRow:
 def _images(connection: sqlite3.Connection) -> tuple[ImageInfo, ...]:
     if not _columns(connection, "ociImageLayers"):
         return ()  # made by Aos or an earlier version of this package, and only opened to be read
+    chosen = _chosen(_columns(connection, "ociImages"), _IMAGE_COLUMNS, _LATER_IMAGE_COLUMNS)
     images = []
-    for row in connection.execute(_SELECT_IMAGES).fetchall():
-        reference, digest, platform, config_digest, config, timestamp, cached = row
+    for row in connection.execute(f"SELECT {chosen} FROM ociImages {_COMPLETE_IMAGES}").fetchall():  # noqa: S608 - all of it is our own
+        reference, digest, platform, config_digest, config, timestamp, cached, directories = row
         layers = connection.execute(
             _SELECT_IMAGE_LAYERS, {"reference": reference, "digest": digest}
         ).fetchall()
@@ -695,6 +712,7 @@ def _images(connection: sqlite3.Connection) -> tuple[ImageInfo, ...]:
                 config=config,
                 timestamp=parse_timestamp(timestamp),
                 cached=cached != 0,
+                directories=None if directories is None else Digest(directories),
             )
         )
     return tuple(images)

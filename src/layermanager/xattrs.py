@@ -57,3 +57,17 @@ def acls_of(file: int | bytes) -> dict[bytes, bytes]:
         else:
             found[attribute] = value
     return found
+
+
+def xattrs_of_layer(directory: bytes) -> dict[bytes, bytes]:
+    """Return the extended attributes of a layer's *directory* that are the layer's own.
+
+    Raises:
+        OSError: they cannot be read.
+    """
+    names = map(os.fsencode, os.listxattr(directory, follow_symlinks=False))
+    return {
+        name: os.getxattr(directory, name, follow_symlinks=False)
+        for name in names
+        if name not in SET_BY_KERNEL and not name.startswith(OVERLAY_PREFIXES)
+    }

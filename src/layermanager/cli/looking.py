@@ -187,10 +187,15 @@ def _described_image(image: ImageInfo, layers: Iterable[LayerInfo]) -> Iterator[
     yield "platform", image.platform
     yield "state", f"cached for {age}" if image.cached else f"desired, here for {age}"
     yield "command", " ".join((*config.entrypoint, *config.arguments)) or "-"
-    yield "size", tables.size_text(sum(sizes[digest] for digest in {*image.layers}))
+    made = image.directories
+    made_here = [made] if made is not None and made in sizes else []
+    parts = {*image.layers, *made_here}
+    yield "size", tables.size_text(sum(sizes[digest] for digest in parts))
     for position, digest in enumerate(image.layers):
         size = tables.size_text(sizes[digest])
         yield "" if position else "layers", f"{digest} {size}"
+    for digest in made_here:
+        yield "directories", f"{digest} {tables.size_text(sizes[digest])}"
 
 
 def _described(layer: LayerInfo, time_to_live: timedelta) -> Iterator[tuple[str, str]]:

@@ -246,7 +246,14 @@ COMPONENTS: Final[Mapping[str, Schema]] = {
             "configDigest": reference("Digest"),
             "timestamp": TIME,
             "cached": FLAG,
-        }
+        },
+        optional={
+            "directories": _described(
+                reference("Digest"),
+                "A layer on top of the others, made here: directories that upper layers have"
+                " without listing them, with the attributes that lower ones give them.",
+            )
+        },
     ),
     "Lease": _object(
         {

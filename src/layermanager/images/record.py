@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
-from layermanager.errors import ImageError, IntegrityError
+from layermanager.errors import ImageError, IntegrityError, LayerManagerError
 from layermanager.model import DesiredImage, FailedImage, ImageChanges, ImageInfo
 from layermanager.plan import expired
 from layermanager.protocols import RemembersImages
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from datetime import timedelta
 
-    from layermanager.errors import LayerManagerError
     from layermanager.model import Digest, FailedLayer, ResolvedImage
     from layermanager.plan import Plan
     from layermanager.protocols import Clock, LayerStorage
+
+    ProvideDirectories: TypeAlias = Callable[
+        [Sequence[ImageInfo]], Iterable[tuple[ImageInfo, Digest | LayerManagerError | None]]
+    ]
 
 
 class ImageRecord:
@@ -56,7 +59,11 @@ class ImageRecord:
                 self._images.delete_image(image.reference, image.digest)
 
     def settle(
-        self, steps: Plan, cached: tuple[ImageInfo, ...], failed: Iterable[FailedLayer]
+        self,
+        steps: Plan,
+        cached: tuple[ImageInfo, ...],
+        failed: Iterable[FailedLayer],
+        provide: ProvideDirectories,
     ) -> ImageChanges:
         """Record the desired images whose layers are all there now; tell what came of the others.
 
@@ -64,6 +71,7 @@ class ImageRecord:
             steps: what was done to the layers.
             cached: what ``cache`` returned.
             failed: the layers that could not be installed.
+            provide: installs the layers of directories that images need, once for all images.
         """
         recorded = {_key(image): image for image in self.installed()}
         errors = {layer.desired.digest: layer.error for layer in failed}
@@ -76,17 +84,36 @@ class ImageRecord:
             if _key(image) not in recorded
         ]
         new = [*map(self._anew, lost), *map(self._new, steps.images.install)]
+        stay = [
+            recorded[key]
+            for key in map(_key, (*steps.images.keep, *steps.images.restore))
+            if key in recorded
+        ]
         # Most often there is none, and there may be many layers.
-        here = {layer.digest for layer in self._layers.get_layers_info()} if new else set()
+        may_lack_layers = new or any(image.directories for image in stay)
+        here = (
+            {layer.digest for layer in self._layers.get_layers_info()} if may_lack_layers else set()
+        )
         diff_ids = _diff_ids(steps, here, recorded.values())
+        complete: list[ImageInfo] = []
         for image in new:
             error = _what_is_missing(image, here, diff_ids, errors)
             if error is not None:
-                failures.append(FailedImage(DesiredImage(image.reference, image.platform), error))
+                failures.append(_failed(image, error))
+            else:
+                complete.append(image)
+        bare = [image for image in stay if image.directories and image.directories not in here]
+        for image, directories in provide([*complete, *bare]):
+            if isinstance(directories, LayerManagerError):
+                failures.append(_failed(image, directories))
                 continue
+            whole = replace(image, directories=directories)
             if self._images:
-                self._images.add_image(image)
-            installed.append(image)
+                self._images.add_image(whole)
+            if _key(whole) in recorded:
+                recorded[_key(whole)] = whole
+            else:
+                installed.append(whole)
         return ImageChanges(
             kept=tuple(recorded[key] for key in map(_key, steps.images.keep) if key in recorded),
             restored=tuple(
@@ -121,6 +148,10 @@ class ImageRecord:
 
     def _anew(self, image: ImageInfo) -> ImageInfo:
         return replace(image, timestamp=self._clock.now(), cached=False)
+
+
+def _failed(image: ImageInfo, error: LayerManagerError) -> FailedImage:
+    return FailedImage(DesiredImage(image.reference, image.platform), error)
 
 
 def _key(image: ImageInfo | ResolvedImage) -> tuple[str, Digest]:

@@ -53,9 +53,7 @@ def write_bundle(
         make_directories(directory, PRIVATE_DIRECTORY)
         make_directory(directory / "rootfs", PRIVATE_DIRECTORY)
     # A runtime makes the directories that it mounts on, also where the container cannot.
-    mounted = use.mount(
-        name, tuple(reversed(image.layers)), target=directory / "rootfs", context=context
-    )
+    mounted = use.mount(name, image.stack, target=directory / "rootfs", context=context)
     try:
         with _bundle_errors(directory):
             passwd, group = _read_inside(mounted.mount.target, image, ("etc/passwd", "etc/group"))

@@ -147,6 +147,7 @@ class Look:
         places: where the layers are, by the hex digits of their digests.
         inspector: looks at mounts.
         known: the layers of overlays that need no look, by their devices.
+        lower: the paths of the lower directories of all overlays, as they were mounted.
     """
 
     def __init__(
@@ -160,6 +161,7 @@ class Look:
         places: Mapping[str, Sequence[str]],
         inspector: Inspector,
         known: Mapping[str, Sequence[str]] = MappingProxyType({}),
+        lower: frozenset[str] = frozenset(),
     ) -> None:
         self.overlays = overlays
         self._named = named
@@ -169,6 +171,7 @@ class Look:
         self._places = places
         self._inspector = inspector
         self._known = known
+        self._lower = lower
         self._gone: set[str] = set()
         self._silent: set[str] = set()
 
@@ -187,7 +190,12 @@ class Look:
             places=self._places,
             inspector=self._inspector,
             known={**self._known, **layers},
+            lower=self._lower,
         )
+
+    def is_lower(self, end: str) -> bool:
+        """Return whether an overlay has a lower directory whose path had this *end*."""
+        return any(path.endswith(end) for path in self._lower)
 
     def holders(self, encoded: str) -> tuple[Holder, ...]:
         """Return what uses the layer whose digest has these hex digits.
@@ -327,6 +335,7 @@ def look_at(
     named: dict[str, list[Holder]] = defaultdict(list)
     overlays: dict[str, list[Holder]] = defaultdict(list)
     candidates: list[Candidate] = []
+    lower_paths: set[str] = set()
     numbers: set[int] = set().union(*(table.numbers for table in tables))
     for mount, table in _mounts_of(tables):
         holder = _holder(mount, table)
@@ -336,6 +345,7 @@ def look_at(
             continue
         overlays[os.fsdecode(mount.source)].append(holder)
         lower = tuple(map(os.fsdecode, lower_directories(mount.options)))
+        lower_paths.update(lower)
         if table.root is None:
             for name in _names_in(lower):
                 named[name].append(holder)
@@ -356,6 +366,7 @@ def look_at(
         detached=DetachedMounts([one for one in detached if one.mount not in numbers], inspector),
         places=by_place,
         inspector=inspector,
+        lower=frozenset(lower_paths),
     )
 
 

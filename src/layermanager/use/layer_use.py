@@ -14,6 +14,8 @@ where a crash came between.
 
     <workingDir>/mounts/<lease>/
         upper/, work/            what is written to a mount that throws it away
+        directories/             above all layers: directories that the upper ones do not list, with
+                                 the attributes that the lower ones give them
         bottom/                  empty directories: an overlay that cannot be written wants two
                                  lower ones, and one above an opaque root those of its whiteouts
 """
@@ -57,11 +59,12 @@ from layermanager.steps import Step, unannounced
 from layermanager.storage import SqliteLayerStorage
 from layermanager.use import overlay
 from layermanager.use.in_use import Look, look
+from layermanager.use.merged import merged_directories, write_directories
 from layermanager.use.namespaces import mounts_seen_by
 from layermanager.use.opaque import directories_of_whiteouts, has_opaque_root, visible_layers
 from layermanager.use.overlay import Overlay
 from layermanager.use.processes import boot_name, is_process_alive, process_bond
-from layermanager.xattrs import acls_of, remove_acls
+from layermanager.xattrs import remove_acls, xattrs_of_layer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -79,6 +82,7 @@ _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 # user:role:type, and on most systems a level: sensitivity and categories
 _LABEL: Final = re.compile(r"[\w.-]+(:[\w.-]+){2}(:[\w.,:-]+)?", re.ASCII)
 _LABEL_BYTES: Final = 255  # the longest text that fsconfig(2) takes
+_DIRECTORIES: Final = "directories"
 _ALL_USERS: Final = ["0", "0", "4294967295"]
 
 
@@ -278,8 +282,6 @@ class LayerUse:
         bond = None if process is None else process_bond(process)
         with self._transaction():
             found = self._found(layers)
-            with _store_errors("cannot read a layer"):
-                lower = visible_layers([layer.path for layer in found])
             lease = Lease(
                 lease_id=secrets.token_hex(4),
                 owner=owner,
@@ -289,6 +291,13 @@ class LayerUse:
                 bond=bond,
             )
             self._record.add_lease(lease)
+        try:
+            with _store_errors("cannot read a layer"):
+                lower = self._lower(lease.lease_id, found)
+        except BaseException:
+            self._record.delete_lease(lease.lease_id)
+            self._remove_directory(lease.lease_id)
+            raise
         return HeldLease(lease, self, lower)
 
     def leases(self) -> tuple[Lease, ...]:
@@ -304,10 +313,12 @@ class LayerUse:
                 if mount.lease_id == lease_id:
                     raise UseError(f"lease {lease_id} is that of the mount {mount.name}")
             self._record.delete_lease(lease_id)
+        self._sweep_directory(lease_id)
 
     def end_lease(self, lease_id: str) -> None:
         """End a lease; one that is over already is no error."""
         self._record.delete_lease(lease_id)
+        self._sweep_directory(lease_id)
 
     def users(self) -> Users:
         """Who uses layers now."""
@@ -406,7 +417,7 @@ class LayerUse:
         users = self.users()
         live = {lease.lease_id for lease in users.leases}
         for name in directories:
-            if name not in live:
+            if name not in live and not self._is_lower(name, users):
                 self._remove_directory(name)
         if not users.over:
             return users
@@ -466,7 +477,7 @@ class LayerUse:
         read_only: bool,
     ) -> Overlay:
         with _store_errors("cannot prepare a mount"):
-            lower = visible_layers([layer.path for layer in layers])
+            lower = self._lower(lease.lease_id, layers)
             if has_opaque_root(lower[-1]) and len(lower) < overlay.MAX_LOWER_DIRECTORIES:
                 lower.append(self._make_bottom(lease.lease_id, lower))
             if upper:
@@ -478,6 +489,29 @@ class LayerUse:
             return Overlay(
                 lower, upper, work, lease.tag, has_user_attributes=self._has_user_attributes()
             )
+
+    def _lower(self, lease_id: str, layers: Sequence[LayerInfo]) -> list[Path]:
+        """Return the directories to mount, the uppermost first.
+
+        Raises:
+            OSError: one cannot be read, or made.
+        """
+        lower = visible_layers([layer.path for layer in layers])
+        digests = tuple(layer.digest for layer in layers)
+        if len(digests) == 1 or self._is_stack_of_an_image(digests):
+            return lower
+        directories = merged_directories(
+            reversed(digests), self._config.index_dir, self._config.limits
+        )
+        if directories and len(lower) < overlay.MAX_LOWER_DIRECTORIES:
+            path = self._make(lease_id, _DIRECTORIES)
+            write_directories(directories, path)
+            lower.insert(0, path)
+        return lower
+
+    def _is_stack_of_an_image(self, digests: tuple[Digest, ...]) -> bool:
+        """Whether these are the layers of an image, for which it was found out what they need."""
+        return any(tuple(dict.fromkeys(image.stack)) == digests for image in self._images())
 
     def _bind(self, lease: Lease, device: str) -> None:
         self._record.add_lease(replace(lease, bond=OverlayBond(boot_name(), device)))
@@ -515,10 +549,11 @@ class LayerUse:
         descriptor = os.open(upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             remove_acls(descriptor)  # of the working directory, which all that is written would get
-            for attribute, value in acls_of(os.fsencode(top)).items():
+            for attribute, value in xattrs_of_layer(os.fsencode(top)).items():
                 os.setxattr(descriptor, attribute, value)
             os.fchown(descriptor, status.st_uid, status.st_gid)
             os.fchmod(descriptor, stat.S_IMODE(status.st_mode))
+            os.utime(descriptor, ns=(status.st_mtime_ns, status.st_mtime_ns))
         finally:
             os.close(descriptor)
         return upper, work
@@ -538,6 +573,18 @@ class LayerUse:
             self._on_step(Step.MAKE_MOUNT_DIRECTORY)
             directory.mkdir(mode=0o700, exist_ok=True)
         return path
+
+    def _sweep_directory(self, name: str) -> None:
+        """Remove what was made for a lease that is over, unless it is mounted."""
+        with _store_errors("cannot remove what was made for a lease"):
+            if not exists(self._mounts_dir / name):
+                return
+        if not self._is_lower(name, self.users()):
+            self._remove_directory(name)
+
+    def _is_lower(self, name: str, users: Users) -> bool:
+        """Whether an overlay, of any maker, has what was made for a lease as a lower directory."""
+        return users.mounted.is_lower(f"/{self._mounts_dir.name}/{name}/{_DIRECTORIES}")
 
     def _remove_directory(self, name: str) -> None:
         """Remove what a mount has written; others may be at it, too."""

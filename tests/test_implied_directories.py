@@ -1,0 +1,644 @@
+"""What a mounted image, or list of layers, shows of directories that upper layers do not list."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import textwrap
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from layermanager import (
+    DesiredImage,
+    ImageInfo,
+    Inventory,
+    LayersFailedError,
+    Repair,
+)
+from layermanager.check import Status
+from layermanager.images.directories import LAYER_NAME
+from layermanager.steps import Step
+from layermanager.store import index_path
+from layermanager.testing.clock import FakeClock
+from layermanager.testing.images import build_image, layout_files, write_files
+from layermanager.testing.layers import LayerBuilder, digest_of
+from layermanager.testing.trees import snapshot
+from manager_fixtures import Node, wait_until_unused
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from layermanager import LayerInfo, LayerManager
+
+pytestmark = pytest.mark.usefixtures("needs_overlay")
+
+SECOND = 10**9
+AT_ONCE = timedelta(0)
+ACL = bytes.fromhex(
+    "0200000001000700ffffffff02000500e803000004000000ffffffff10000500ffffffff20000000ffffffff"
+)
+"""An access control list that gives user 1000 r-x: rwx for the owner, mask r-x, none for others."""
+
+BASE = (
+    LayerBuilder()
+    .directory(".", mode=0o751, mtime_ns=3 * SECOND)
+    .directory("secret", mode=0o700, mtime_ns=5 * SECOND + 7)
+    .directory("tmp", mode=0o1777)
+    .directory("home", mode=0o755, mtime_ns=SECOND)
+    .directory("home/app", mode=0o700, uid=1000, gid=1000, xattrs={"user.of": b"app"})
+    .directory("shared", mode=0o750, xattrs={"system.posix_acl_access": ACL})
+    .directory("listed", mode=0o700)
+    .tar()
+)
+UPPER = (
+    LayerBuilder()
+    .file("secret/new", b"secret")
+    .file("tmp/x")
+    .file("home/app/cfg")
+    .file("shared/x")
+    .directory("listed", mode=0o711)
+    .file("new/x")
+    .tar()
+)
+EXPECTED = {
+    ".": (0o751, (0, 0), 3 * SECOND),
+    "secret": (0o700, (0, 0), 5 * SECOND + 7),
+    "tmp": (0o1777, (0, 0), 0),
+    "home": (0o755, (0, 0), SECOND),
+    "home/app": (0o700, (1000, 1000), 0),
+    "shared": (0o750, (0, 0), 0),
+    "listed": (0o711, (0, 0), 0),
+    "new": (0o755, (0, 0), 0),
+}
+PLAIN = LayerBuilder().directory(".").directory("etc").file("etc/name", b"plain").tar()
+
+
+class ImageNode(Node):
+    """A node with images in a layout."""
+
+    def __init__(self, base: Path, **settings: Any) -> None:
+        super().__init__(base, **settings)
+        self.layout = base / "images"
+
+    def publish_images(self, **images: Sequence[bytes]) -> None:
+        """Make the layout hold just these, by name, each with its layers, the lowest first."""
+        shutil.rmtree(self.layout, ignore_errors=True)
+        built = {name: build_image(layers) for name, layers in images.items()}
+        write_files(self.layout, layout_files(built))
+
+    def image(self, name: str = "app") -> DesiredImage:
+        """The image of that name in the layout."""
+        return DesiredImage(f"oci:{self.layout}:{name}", "linux/amd64")
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> ImageNode:
+    node = ImageNode(tmp_path)
+    node.publish_images(app=[BASE, UPPER])
+    return node
+
+
+@pytest.fixture
+def manager(node: ImageNode) -> Iterator[LayerManager]:
+    with node.manager() as manager:
+        yield manager
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Iterator[Path]:
+    path = tmp_path / "target"
+    path.mkdir()
+    yield path
+    while path.is_mount():
+        subprocess.run(["umount", "--lazy", path], check=True)
+
+
+def install(manager: LayerManager, node: ImageNode, name: str = "app") -> ImageInfo:
+    manager.process_desired_layers([node.image(name)])
+    return next(
+        image
+        for image in manager.get_images_info()
+        if image.reference == node.image(name).reference
+    )
+
+
+def directories_of(root: Path) -> dict[str, tuple[int, tuple[int, int], int]]:
+    return {
+        os.fsdecode(name): (state.mode, state.owner, state.mtime_ns)
+        for name, state in snapshot(root).items()
+        if state.type == stat.S_IFDIR
+    }
+
+
+def upwards(image: ImageInfo) -> list[str]:
+    """The layers of *image* as a list of layers has them, the uppermost first."""
+    return [str(digest) for digest in reversed(image.layers)]
+
+
+def made(manager: LayerManager) -> list[LayerInfo]:
+    """The layers of directories that there are."""
+    return [layer for layer in manager.get_layers_info() if layer.layer_id == LAYER_NAME]
+
+
+def statuses(node: ImageNode) -> set[Status]:
+    inventory = Inventory(node.config)
+    return {report.status for report in inventory.check(inventory.layers())}
+
+
+def of_leases(node: ImageNode) -> list[str]:
+    directory = node.config.working_dir / "mounts"
+    return sorted(one.name for one in directory.iterdir()) if directory.exists() else []
+
+
+@contextmanager
+def overlay(lower: Sequence[Path], target: Path) -> Iterator[Path]:
+    """An overlay that another program mounts."""
+    options = "lowerdir=" + ":".join(map(str, lower))
+    subprocess.run(["mount", "-t", "overlay", "x", "-o", options, target], check=True)
+    try:
+        yield target
+    finally:
+        subprocess.run(["umount", target], check=True)
+
+
+class TestWhatIsShown:
+    @pytest.mark.parametrize("read_only", [True, False])
+    @pytest.mark.parametrize("by_image", [True, False])
+    def test_the_directories_are_those_of_the_base(
+        self,
+        manager: LayerManager,
+        node: ImageNode,
+        target: Path,
+        *,
+        read_only: bool,
+        by_image: bool,
+    ) -> None:
+        image = install(manager, node)
+        layers = image.reference if by_image else upwards(image)
+        with manager.mount("app", layers, target=target, read_only=read_only):
+            found = directories_of(target)
+            assert os.getxattr(target / "home/app", "user.of") == b"app"
+            assert os.getxattr(target / "shared", "system.posix_acl_access") == ACL
+            assert (target / "secret/new").read_text() == "secret"
+        assert found == EXPECTED
+
+    def test_a_bundle(self, manager: LayerManager, node: ImageNode, target: Path) -> None:
+        built = build_image([BASE, UPPER], config={"config": {"Entrypoint": ["/x"]}})
+        write_files(node.layout, layout_files({"run": built}))
+        image = install(manager, node, "run")
+        with manager.bundle("run", image.reference, directory=target) as mounted:
+            assert directories_of(mounted.mount.target)["secret"] == EXPECTED["secret"]
+
+    @pytest.mark.parametrize("by_image", [True, False])
+    def test_the_directories_of_a_lease(
+        self, manager: LayerManager, node: ImageNode, target: Path, *, by_image: bool
+    ) -> None:
+        image = install(manager, node)
+        layers = image.reference if by_image else upwards(image)
+        with manager.lease(layers, owner="test") as held:
+            with overlay(held.lower, target):
+                assert directories_of(target) == EXPECTED
+            assert len(held.lower) == 3
+        assert of_leases(node) == []
+
+    def test_two_images_on_each_other(
+        self, manager: LayerManager, node: ImageNode, target: Path
+    ) -> None:
+        top = [
+            LayerBuilder().directory("home", mode=0o711).tar(),
+            LayerBuilder().file("home/y").file("secret/y").tar(),
+        ]
+        node.publish_images(app=[BASE, UPPER], top=top)
+        desired = [node.image("top"), node.image("app")]
+        manager.process_desired_layers(desired)
+        layers = [one.reference for one in desired]
+        with manager.mount("both", layers, target=target, read_only=True):
+            expected = {**EXPECTED, "home": (0o711, (0, 0), 0)}
+            assert directories_of(target) == expected
+
+    def test_an_opaque_root(self, manager: LayerManager, node: ImageNode, target: Path) -> None:
+        upper = LayerBuilder().file(".wh..wh..opq").file("secret/new").tar()
+        node.publish_images(app=[BASE, upper])
+        image = install(manager, node)
+        with manager.mount("app", image.reference, target=target, read_only=True):
+            assert directories_of(target) == {
+                ".": EXPECTED["."],
+                "secret": (0o755, (0, 0), 0),
+            }
+
+    def test_layers_without_an_index_are_shown_as_they_are(
+        self, manager: LayerManager, node: ImageNode, target: Path
+    ) -> None:
+        image = install(manager, node)
+        index_path(node.config.index_dir, image.layers[0]).unlink()
+        with manager.mount("app", upwards(image), target=target, read_only=True):
+            assert directories_of(target)["secret"] == (0o755, (0, 0), 0)
+
+    def test_a_damaged_index_is_said(
+        self,
+        manager: LayerManager,
+        node: ImageNode,
+        target: Path,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        image = install(manager, node)
+        index_path(node.config.index_dir, image.layers[0]).write_bytes(b"?")
+        with manager.mount("app", upwards(image), target=target, read_only=True):
+            assert directories_of(target)["secret"] == (0o755, (0, 0), 0)
+        assert str(image.layers[0]) in caplog.text
+
+
+class TestListsOfLayers:
+    def test_what_was_made_goes_with_the_mount(
+        self, manager: LayerManager, node: ImageNode, target: Path
+    ) -> None:
+        image = install(manager, node)
+        manager.mount("app", upwards(image), target=target)
+        assert len(of_leases(node)) == 1
+        manager.umount("app")
+        wait_until_unused(manager)
+        manager.remove_expired_layers()
+        assert of_leases(node) == []
+
+    def test_what_others_mounted_stays_when_the_lease_is_over(
+        self, manager: LayerManager, node: ImageNode, target: Path
+    ) -> None:
+        image = install(manager, node)
+        lease = manager.lease(upwards(image), owner="test")
+        with overlay(lease.lower, target):
+            lease.release()
+            manager.remove_expired_layers()
+            assert (target / "secret/new").exists()
+            assert directories_of(target) == EXPECTED
+        manager.remove_expired_layers()
+        assert of_leases(node) == []
+
+    def test_a_lease_that_fails_leaves_nothing(
+        self, manager: LayerManager, node: ImageNode
+    ) -> None:
+        image = install(manager, node)
+        (node.config.working_dir / "mounts").write_bytes(b"")
+        with pytest.raises(Exception, match="cannot read a layer"):
+            manager.lease(upwards(image), owner="test")
+        (node.config.working_dir / "mounts").unlink()
+        assert manager.leases() == ()
+
+
+class TestImages:
+    def test_the_layer_is_a_part_of_the_image(self, manager: LayerManager, node: ImageNode) -> None:
+        result = manager.process_desired_layers([node.image()])
+        (image,) = result.images.installed
+        (layer,) = made(manager)
+        assert image.directories == layer.digest
+        assert image.stack == (layer.digest, *reversed(image.layers))
+        assert image.layers == (digest_of(BASE), digest_of(UPPER))
+        assert len(image.diff_ids) == len(image.layers)
+        assert [one.digest for one in result.installed] == [*image.layers, layer.digest]
+        assert manager.get_images_info() == (image,)
+        assert statuses(node) == {Status.INTACT}
+        usage = Inventory(node.config).usage()
+        assert usage.desired == sum(one.size for one in manager.get_layers_info())
+
+    def test_images_that_need_none_have_none(self, manager: LayerManager, node: ImageNode) -> None:
+        node.publish_images(one=[UPPER], two=[PLAIN, BASE], three=[UPPER, UPPER])
+        desired = [node.image(name) for name in ("one", "two", "three")]
+        result = manager.process_desired_layers(desired)
+        assert [image.directories for image in result.images.installed] == [None] * 3
+        assert made(manager) == []
+
+    def test_images_with_the_same_directories_share_it(
+        self, manager: LayerManager, node: ImageNode
+    ) -> None:
+        other = LayerBuilder().raw(UPPER[:-1024]).file("another").tar()
+        node.publish_images(app=[BASE, UPPER], other=[BASE, other])
+        first, second = (install(manager, node, name) for name in ("app", "other"))
+        assert first.directories == second.directories
+        (layer,) = made(manager)
+        assert not layer.cached
+
+    def test_it_is_kept_cached_and_restored_with_the_image(
+        self, manager: LayerManager, node: ImageNode, target: Path
+    ) -> None:
+        image = install(manager, node)
+        assert image.directories in [
+            layer.digest for layer in manager.process_desired_layers([node.image()]).kept
+        ]
+        cached = manager.process_desired_layers([])
+        assert image.directories in [layer.digest for layer in cached.cached]
+        shutil.rmtree(node.layout)  # as offline
+        with pytest.raises(LayersFailedError) as caught:
+            manager.process_desired_layers([node.image()])
+        result = caught.value.result
+        assert image.directories in [layer.digest for layer in result.restored]
+        assert result.installed == ()
+        with manager.mount("app", image.reference, target=target, read_only=True):
+            assert directories_of(target) == EXPECTED
+
+    def test_its_time_to_live_ends_with_that_of_the_image(self, node: ImageNode) -> None:
+        clock = FakeClock()
+        with node.manager(clock=clock) as manager:
+            install(manager, node)
+            manager.process_desired_layers([])
+            clock.advance(node.config.layer_ttl)
+            manager.remove_expired_layers()
+        node.assert_has([])
+
+    def test_an_image_that_moves_takes_it_over(
+        self, manager: LayerManager, node: ImageNode
+    ) -> None:
+        first = install(manager, node)
+        other = LayerBuilder().raw(UPPER[:-1024]).file("another").tar()
+        node.publish_images(app=[BASE, other])
+        result = manager.process_desired_layers([node.image()])
+        (second,) = result.images.installed
+        assert second.directories == first.directories
+        assert second.directories not in [layer.digest for layer in result.cached]
+        (layer,) = made(manager)
+        assert not layer.cached
+
+    def test_it_is_repaired_without_a_source(
+        self, manager: LayerManager, node: ImageNode, target: Path
+    ) -> None:
+        image = install(manager, node)
+        shutil.rmtree(node.layout)
+        (layer,) = made(manager)
+        (layer.path / "secret").chmod(0o777)
+        (layer.path / "added").touch()
+        assert statuses(node) == {Status.INTACT, Status.DAMAGED}
+        source = Inventory(node.config).sources()[layer.digest]
+        (repaired,) = manager.repair_layers([Repair(layer, source)])
+        assert repaired.digest == layer.digest
+        assert statuses(node) == {Status.INTACT}
+        with manager.mount("app", image.reference, target=target, read_only=True):
+            assert directories_of(target) == EXPECTED
+
+    def test_one_that_no_image_has_cannot_be_repaired(
+        self, manager: LayerManager, node: ImageNode
+    ) -> None:
+        image = install(manager, node)
+        (layer,) = made(manager)
+        manager.process_desired_layers([])
+        for digest in image.layers:
+            shutil.rmtree(node.config.layers_dir / "sha256" / digest.encoded)
+        source = Inventory(node.config).sources()[layer.digest]
+        with pytest.raises(LayersFailedError) as caught:
+            manager.repair_layers([Repair(layer, source)])
+        assert "no installed image has it" in str(caught.value.exceptions[0])
+
+    def test_it_is_made_again_where_it_was_lost(
+        self, manager: LayerManager, node: ImageNode, target: Path
+    ) -> None:
+        image = install(manager, node)
+        (layer,) = made(manager)
+        shutil.rmtree(layer.path)
+        manager.remove_expired_layers()
+        assert made(manager) == []
+        with manager.mount("app", image.reference, target=target, read_only=True):
+            assert directories_of(target) == EXPECTED
+        result = manager.process_desired_layers([node.image()])
+        assert [one.digest for one in result.installed] == [layer.digest]
+        assert result.images.kept == (image,)
+        assert statuses(node) == {Status.INTACT}
+
+    def test_a_lost_one_of_an_image_that_was_cached(
+        self, manager: LayerManager, node: ImageNode
+    ) -> None:
+        image = install(manager, node)
+        manager.process_desired_layers([])
+        (layer,) = made(manager)
+        shutil.rmtree(layer.path)
+        result = manager.process_desired_layers([node.image()])
+        assert [one.digest for one in result.installed] == [layer.digest]
+        assert [one.directories for one in result.images.restored] == [image.directories]
+
+    def test_it_is_not_removed_while_the_image_is_mounted(
+        self, manager: LayerManager, node: ImageNode, target: Path
+    ) -> None:
+        image = install(manager, node)
+        with manager.mount("app", image.reference, target=target, read_only=True):
+            manager.process_desired_layers([])
+            assert manager.remove_expired_layers(AT_ONCE) == ()
+            assert directories_of(target) == EXPECTED
+
+    def test_an_image_whose_layer_cannot_be_made_fails(self, node: ImageNode) -> None:
+        staged = 0
+
+        def refuse_the_third(step: Step) -> None:
+            nonlocal staged
+            staged += step is Step.STAGE_LAYER
+            if step is Step.STAGE_LAYER and staged == 3:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        with node.manager(on_step=refuse_the_third) as manager:
+            with pytest.raises(LayersFailedError) as caught:
+                manager.process_desired_layers([node.image()])
+            (error,) = caught.value.exceptions
+            (failed,) = caught.value.result.images.failed
+            assert failed.error is error
+            assert "No space left on device" in str(error)
+            assert manager.get_images_info() == ()
+            assert install(manager, node).directories is not None
+
+    def test_as_many_layers_as_overlayfs_takes_leave_no_room(
+        self, manager: LayerManager, node: ImageNode, target: Path
+    ) -> None:
+        between = [LayerBuilder().file(f"f{number}").tar() for number in range(498)]
+        node.publish_images(app=[BASE, *between, UPPER])
+        image = install(manager, node)
+        assert image.directories is None
+        with manager.mount("app", image.reference, target=target, read_only=True):
+            assert directories_of(target)["secret"] == (0o755, (0, 0), 0)
+
+
+MOUNTER = """
+    import os, signal, sys
+    from pathlib import Path
+    from layermanager import Config, LayerManager
+    from layermanager.steps import Step
+
+    def on_step(step):
+        if step == sys.argv[3]:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with LayerManager(Config(Path(sys.argv[1])), on_step=on_step) as manager:
+        manager.mount("app", sys.argv[4:], target=Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("step", [Step.MAKE_MOUNT_DIRECTORY, Step.MOUNT])
+def test_a_mount_that_is_killed_leaves_nothing(
+    manager: LayerManager, node: ImageNode, target: Path, step: Step
+) -> None:
+    image = install(manager, node)
+    arguments = [str(node.config.working_dir), str(target), step, *upwards(image)]
+    mounter = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(MOUNTER), *arguments], check=False
+    )
+    assert mounter.returncode == -signal.SIGKILL
+    manager.remove_expired_layers()
+    assert of_leases(node) == []
+    assert manager.leases() == ()
+
+
+# Random stacks: what is mounted is what one tree would be, to which one layer after another was
+# applied
+
+
+NAMES = ["a", "b", "c"]
+PATHS = st.lists(st.sampled_from(NAMES), min_size=1, max_size=3).map("/".join)
+METADATA = st.fixed_dictionaries(
+    {
+        "mode": st.sampled_from([0o700, 0o755, 0o1777, 0o2750]),
+        "uid": st.sampled_from([0, 1000]),
+        "mtime_ns": st.sampled_from([0, SECOND, 5 * SECOND + 7]),
+    },
+    optional={"xattrs": st.sampled_from([{"user.a": b"1"}, {"user.b": b"2"}])},
+)
+ENTRIES: st.SearchStrategy[tuple[str, str, dict[str, Any]]] = st.one_of(
+    st.tuples(st.just("directory"), PATHS | st.just("."), METADATA),
+    st.tuples(st.just("file"), PATHS, st.just({})),
+    st.tuples(st.just("whiteout"), PATHS, st.just({})),
+    st.tuples(st.just("opaque"), PATHS, st.just({})),
+)
+
+
+class RandomLayer:
+    """A layer that makes sense: at each path is one thing, and files have nothing in them."""
+
+    def __init__(self, entries: list[tuple[str, str, dict[str, Any]]]) -> None:
+        self.directories: dict[str, dict[str, Any]] = {}
+        self.files: set[str] = set()
+        self.hidden: set[str] = set()
+        self.opaque: set[str] = set()
+        self._builder = LayerBuilder()
+        for kind, path, metadata in entries:
+            if self._makes_sense(kind, path):
+                self._add(kind, path, metadata)
+
+    def tar(self) -> bytes:
+        return self._builder.tar()
+
+    @property
+    def implied(self) -> set[str]:
+        """The directories that it has without listing them, parents of markers among them."""
+        inside = [*self.directories, *self.files, *self.hidden, *(f"{one}/" for one in self.opaque)]
+        return {parent for path in inside for parent in parents(path)} - {*self.directories}
+
+    def _makes_sense(self, kind: str, path: str) -> bool:
+        needed = {*parents(path), path} if kind in ("directory", "opaque") else {*parents(path)}
+        if needed & self.files:
+            return False
+        taken = self.directories.keys() | self.implied | self.hidden
+        if kind == "file" and path in taken:
+            return False
+        # A directory of nothing but markers may be none; and nothing is hidden that is not there.
+        within = {*parents(path)} & (self.hidden | self.opaque)
+        return not (kind in ("whiteout", "opaque") and (within or path in self.hidden))
+
+    def _add(self, kind: str, path: str, metadata: dict[str, Any]) -> None:
+        match kind:
+            case "directory":
+                self.directories[path] = {**self.directories.get(path, {}), **metadata}
+                self._builder.directory(path, **metadata)
+            case "file":
+                self.files.add(path)
+                self._builder.file(path)
+            case "whiteout":
+                self.hidden.add(path)
+                self._builder.whiteout(path)
+            case "opaque":
+                self.opaque.add(path)
+                self._builder.opaque(path)
+
+
+def parents(path: str) -> Iterator[str]:
+    while path != ".":
+        path = path.rpartition("/")[0] or "."
+        yield path
+
+
+class OneTree:
+    """The directories of a tree to which layers are applied one after another, as umoci does."""
+
+    NEW: Mapping[str, Any] = {"mode": 0o755, "uid": 0, "mtime_ns": 0, "xattrs": {}}
+
+    def __init__(self) -> None:
+        self.directories: dict[str, Mapping[str, Any]] = {".": self.NEW}
+
+    def apply(self, layer: RandomLayer) -> None:
+        for path in {*layer.hidden, *layer.files}:
+            self._remove(lambda one, path=path: one == path or one.startswith(f"{path}/"))  # type: ignore[misc]
+        for path in layer.opaque:
+            self._remove(lambda one, path=path: one.startswith(f"{path}/"))  # type: ignore[misc]
+        for path in layer.implied:
+            self.directories.setdefault(path, self.NEW)
+        for path, metadata in layer.directories.items():
+            self.directories[path] = {**self.NEW, **metadata}
+
+    def _remove(self, is_gone: Callable[[str], bool]) -> None:
+        for path in [one for one in self.directories if is_gone(one)]:
+            del self.directories[path]
+
+
+STACKS = st.lists(st.lists(ENTRIES, min_size=1, max_size=8), min_size=2, max_size=4)
+
+
+@settings(
+    max_examples=6,
+    # Each example installs and mounts: to make one smaller takes minutes.
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(stacks=st.lists(STACKS, min_size=6, max_size=6))
+def test_random_stacks_show_what_one_tree_would(
+    manager: LayerManager,
+    node: ImageNode,
+    target: Path,
+    stacks: list[list[list[tuple[str, str, dict[str, Any]]]]],
+) -> None:
+    images = {
+        f"app{number}": [RandomLayer(entries) for entries in stack]
+        for number, stack in enumerate(stacks)
+    }
+    node.publish_images(
+        **{name: [layer.tar() for layer in layers] for name, layers in images.items()}
+    )
+    manager.process_desired_layers([node.image(name) for name in images])
+    here = {one.reference: one for one in manager.get_images_info() if not one.cached}
+    for name, layers in images.items():
+        tree = OneTree()
+        for layer in layers:
+            tree.apply(layer)
+        image = here[node.image(name).reference]
+        for names in (image.reference, upwards(image)):
+            with manager.lease(names, owner="test") as held:
+                lower = [*held.lower, target] if len(held.lower) == 1 else held.lower
+                with overlay(lower, target):
+                    assert shown(target) == tree.directories
+    assert statuses(node) == {Status.INTACT}
+
+
+def shown(root: Path) -> dict[str, Mapping[str, Any]]:
+    """The directories below *root*, as ``OneTree`` has them."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for path in (root, *(one for one in root.rglob("*") if one.is_dir() and not one.is_symlink())):
+        state = path.lstat()
+        found[str(path.relative_to(root))] = {
+            "mode": stat.S_IMODE(state.st_mode),
+            "uid": state.st_uid,
+            "mtime_ns": state.st_mtime_ns,
+            "xattrs": {name: os.getxattr(path, name) for name in os.listxattr(path)},
+        }
+    return found
