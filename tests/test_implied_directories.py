@@ -169,7 +169,8 @@ def overlay(lower: Sequence[Path], target: Path) -> Iterator[Path]:
     try:
         yield target
     finally:
-        subprocess.run(["umount", target], check=True)
+        # A look at the mounts may be in it at this moment.
+        subprocess.run(["umount", "--lazy", target], check=True)
 
 
 class TestWhatIsShown:
@@ -542,14 +543,20 @@ class RandomLayer:
         taken = self.directories.keys() | self.implied | self.hidden
         if kind == "file" and path in taken:
             return False
-        # A directory of nothing but markers may be none; and nothing is hidden that is not there.
-        within = {*parents(path)} & (self.hidden | self.opaque)
-        return not (kind in ("whiteout", "opaque") and (within or path in self.hidden))
+        if kind in ("file", "directory"):
+            return True
+        # A directory that is hidden and holds nothing but markers is none.
+        others = self.hidden | self.opaque
+        return not any(
+            one == path or one in parents(path) or path in parents(one) for one in others
+        )
 
     def _add(self, kind: str, path: str, metadata: dict[str, Any]) -> None:
         match kind:
             case "directory":
-                self.directories[path] = {**self.directories.get(path, {}), **metadata}
+                before = self.directories.get(path, {})
+                xattrs = {**before.get("xattrs", {}), **metadata.get("xattrs", {})}
+                self.directories[path] = {**metadata, "xattrs": xattrs}
                 self._builder.directory(path, **metadata)
             case "file":
                 self.files.add(path)

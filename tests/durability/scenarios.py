@@ -28,11 +28,13 @@ from layermanager.errors import (
     LayersFailedError,
     MountNotExistError,
 )
+from layermanager.images.directories import LAYER_NAME
+from layermanager.inventory import Inventory
 from layermanager.model import LayerProgress, Phase, Repair
 from layermanager.space import DiskUsage, Partitions
 from layermanager.steps import Step, unannounced
 from layermanager.store import index_path
-from layermanager.testing.layers import digest_of
+from layermanager.testing.layers import LayerBuilder, digest_of
 from layermanager.testing.sources import MemorySource, Mishap
 from manager_fixtures import IMPATIENT, descendants
 
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from layermanager.manager import LayerManager
-    from layermanager.model import DesiredLayer
+    from layermanager.model import DesiredLayer, LayerInfo
 
 RETURNED: Final = 0
 RAISED: Final = 10
@@ -232,6 +234,31 @@ def _with_a_cached_image(site: Site) -> None:
     _with_an_image(site)
     with site.manager() as manager:
         manager.process_desired_layers([site.image("app")])
+
+
+def _with_an_image_to_come(site: Site) -> None:
+    """An image whose upper layer does not list directories of the lower one."""
+    _with_an_image(site)
+    base = LayerBuilder().directory("secret", mode=0o700).directory("home", uid=1000).tar()
+    site.publish_image_of("app", [base, LayerBuilder().file("secret/key").file("home/x").tar()])
+
+
+def _with_damaged_directories(site: Site) -> None:
+    _with_an_image_to_come(site)
+    _apply_another_image(site, Walk())
+    (_directories(site).path / "secret").chmod(0o777)
+
+
+def _directories(site: Site) -> LayerInfo:
+    rows = site.state().rows.values()
+    return next(row for row in rows if row.layer_id == LAYER_NAME)
+
+
+def _repair_directories(site: Site, walk: Walk) -> None:
+    layer = _directories(site)
+    source = Inventory(site.config).sources()[layer.digest]
+    with site.manager(on_step=walk, on_progress=walk.on_progress) as manager:
+        walk.do(lambda: manager.repair_layers([Repair(layer, source)]))
 
 
 # Removing
@@ -519,6 +546,8 @@ SCENARIOS: Final = {
     "note a source": _scenario(_with_a_moved_package, _apply_from_elsewhere),
     "evict": _scenario(_with_too_much_cached, _apply_evicting, layers_part_limit=100),
     "install an image": _scenario(_with_an_image, _apply_another_image),
+    "install an image with directories": _scenario(_with_an_image_to_come, _apply_another_image),
+    "repair the directories of an image": _scenario(_with_damaged_directories, _repair_directories),
     "remove an image": _scenario(
         _with_a_cached_image, _remove(lambda manager: manager.remove_cached_layers(1))
     ),

@@ -94,7 +94,10 @@ class Site:
 
     def publish_image(self, name: str, layers: Sequence[str]) -> None:
         """Put an image with a layer for each of the names *layers* into the layout."""
-        blobs = [compress(layer_tar(layer), "gzip") for layer in layers]
+        self.publish_image_of(name, [compress(layer_tar(layer), "gzip") for layer in layers])
+
+    def publish_image_of(self, name: str, blobs: Sequence[bytes]) -> None:
+        """Put an image with these layers into the layout."""
         image = build_image(blobs, config={"os": None})  # for any machine
         write_files(self._published / "images" / name, layout_files({"": image}))
 
