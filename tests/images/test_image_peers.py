@@ -125,7 +125,7 @@ def ours(node: Node, reference: str, overlay: Overlay) -> dict[bytes, FileState]
         (image,) = result.images.installed
         paths = {layer.digest: layer.path for layer in manager.get_layers_info()}
     assert len(image.layers) == 2
-    with overlay([paths[digest] for digest in reversed(image.layers)]) as merged:
+    with overlay([paths[digest] for digest in image.stack]) as merged:
         return without_root(snapshot(merged))
 
 
@@ -179,10 +179,7 @@ def test_an_image_is_the_same_to_umoci_and_to_us(
             call(*copy, f"dir:{tmp_path / 'dir'}", reference)
     theirs = by_umoci_tree(layout, tmp_path / "umoci")
     node = Node(tmp_path, network=Network(registries=registries))
-    shown = ours(node, reference, overlay)
-    if builder == "umoci":  # it lists no directory in which something changed
-        shown, theirs = without_times(shown), without_times(theirs)
-    assert shown == theirs
+    assert ours(node, reference, overlay) == theirs
     assert b"gone/file" not in theirs
     assert b"replaced/new" in theirs
 
