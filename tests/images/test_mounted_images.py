@@ -29,6 +29,7 @@ from manager_fixtures import Node
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from layermanager.testing.trees import FileState
@@ -233,7 +234,7 @@ def buildah(layout: Path, base: Path, driver: str = "vfs") -> Iterator[Path]:
             subprocess.run(["umount", base / "store/overlay"], check=True)
 
 
-PEERS: Final = {
+PEERS: Final[Mapping[str, Callable[[Path, Path], AbstractContextManager[Path]]]] = {
     UMOCI: umoci,
     VFS: buildah,
     OVERLAY: functools.partial(buildah, driver="overlay"),
