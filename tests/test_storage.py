@@ -391,6 +391,13 @@ class TestImages:
             images, key=lambda one: (one.reference, one.digest)
         )
 
+    def test_the_layer_of_directories_need_not_be_there(self, storage: Storage) -> None:
+        add_layers(storage, 1, 2, 3)
+        one = replace(image("a:1", 1, 2), directories=digest_of(3))
+        storage.add_image(one)
+        storage.delete_layer_by_digest(digest_of(3))
+        assert list(storage.get_images_info()) == [one]
+
     def test_adding_again_replaces(self, storage: Storage) -> None:
         add_layers(storage, 1, 2)
         storage.add_image(image("a:1", 1, 2))
@@ -476,6 +483,20 @@ class TestImages:
         assert rows_of(database, "SELECT reference, layer FROM ociImageLayers") == [
             ("b:1", digest_of(2))
         ]
+
+    def test_images_of_the_version_before_layers_of_directories(
+        self, database: Path, clock: FakeClock
+    ) -> None:
+        with SqliteLayerStorage(database, clock) as storage:
+            add_layers(storage, 1)
+            storage.add_image(image("a:1", 1))
+        execute(database, "ALTER TABLE ociImages DROP COLUMN directories")
+        execute(database, "PRAGMA user_version = 8")
+        assert read_images(database) == (image("a:1", 1),)
+        with SqliteLayerStorage(database, clock) as storage:
+            assert storage.get_images_info() == (image("a:1", 1),)
+            storage.add_image(replace(image("a:1", 1), directories=digest_of(2)))
+        assert read_images(database)[0].directories == digest_of(2)
 
     def test_a_database_of_others_has_none(self, database: Path, clock: FakeClock) -> None:
         make_go_database(database)
