@@ -20,15 +20,16 @@ if TYPE_CHECKING:
 
     from durability.children import Child, Children, Ended
 
-LONGEST_LIFE_SECONDS = 0.4
+FIRST_LIFE_SECONDS = 0.4
+LONGEST_LIFE_SECONDS = 10.0
 
 
-def kill_process(child: Child, _: random.Random) -> None:
+def kill_process(child: Child, _: random.Random, __: float) -> None:
     """Only the manager's process: its children have to end by themselves."""
     os.kill(child.process, signal.SIGKILL)
 
 
-def kill_group(child: Child, _: random.Random) -> None:
+def kill_group(child: Child, _: random.Random, __: float) -> None:
     """All at once, as at the end of a container."""
     try:
         os.killpg(child.process, signal.SIGKILL)
@@ -36,13 +37,13 @@ def kill_group(child: Child, _: random.Random) -> None:
         os.kill(child.process, signal.SIGKILL)
 
 
-def kill_unpacker(child: Child, choice: random.Random) -> None:
+def kill_unpacker(child: Child, choice: random.Random, life: float) -> None:
     """The unpack server or a worker, if there is one; then, some time later, the process."""
     processes = sorted(descendants(child.process))
     for process in choice.sample(processes, min(1, len(processes))):
         with contextlib.suppress(ProcessLookupError):  # it ended by itself
             os.kill(process, signal.SIGKILL)
-    time.sleep(choice.uniform(0, LONGEST_LIFE_SECONDS / 2))
+    time.sleep(choice.uniform(0, life / 2))
     os.kill(child.process, signal.SIGKILL)
 
 
@@ -59,15 +60,18 @@ def test_random_kills(kills: int, fast_path: Path, children: Children) -> None:
     publish(site)
     site.apply(["earlier", *NAMES])
     intact = site.state()
-    unfinished = 0
+    unfinished, life = 0, FIRST_LIFE_SECONDS
     for number in range(kills):
         victim = choice.choice(VICTIMS)
         child = children.start(use, str(fast_path), choice.randrange(1 << 32))
         # The moment is what is random here: nothing is waited for.
-        time.sleep(choice.uniform(0, LONGEST_LIFE_SECONDS))
-        victim(child, choice)
+        time.sleep(choice.uniform(0, life))
+        victim(child, choice, life)
         ended = child.wait()
-        unfinished += bool(site.leftovers())
+        is_interrupted = bool(site.leftovers())
+        unfinished += is_interrupted
+        # A busy machine gets less done: the lives are as long as it takes to interrupt something.
+        life = life / 1.1 if is_interrupted else min(life * 1.1, LONGEST_LIFE_SECONDS)
         context = f"kill {number}, {victim.__name__}: {ended.lines}"
         assert ended.was_killed, context
         with site.manager():
