@@ -10,7 +10,7 @@ import pytest
 
 from durability.volumes import full, tmpfs
 from layermanager.errors import StorageError
-from layermanager.reserve import RESERVE_BYTES, Reserve
+from layermanager.reserve import RESERVE_BYTES, Reserve, allocate, is_full
 from layermanager.steps import Step, unannounced
 
 if TYPE_CHECKING:
@@ -85,15 +85,15 @@ def test_after_a_failure_the_next_change_takes_it_back(volume: Path) -> None:
         assert bytes_of(path) == RESERVE_BYTES
 
 
-def test_a_full_disk_without_it_is_an_error(volume: Path) -> None:
-    reserve = Reserve(volume / "reserve", unannounced)
+def test_without_it_the_change_is_tried_on_a_full_disk_too(volume: Path) -> None:
+    path = volume / "reserve"
+    (volume / "row").write_bytes(b"before")
 
-    with (
-        full(volume, free=0),
-        pytest.raises(StorageError, match="reserve: the disk is full: remove something else"),
-        reserve.room(),
-    ):
-        pytest.fail("there is no room")
+    with full(volume, free=0), Reserve(path, unannounced).room():
+        (volume / "row").write_bytes(b"after!")
+        assert not path.exists() or bytes_of(path) == 0
+
+    assert (volume / "row").read_bytes() == b"after!"
 
 
 def test_a_link_in_its_place_is_not_followed(volume: Path) -> None:
@@ -107,3 +107,36 @@ def test_a_link_in_its_place_is_not_followed(volume: Path) -> None:
         pytest.fail("it followed the link")
 
     assert bytes_of(volume / "precious") == 0
+
+
+def test_a_disk_without_blocks_or_without_inodes_is_full(tmp_path: Path, volume: Path) -> None:
+    assert not is_full(volume)
+    with full(volume, free=0):
+        assert is_full(volume)
+        assert not allocate(volume / "more", MIB)
+    with tmpfs(tmp_path / "few", 8 * MIB, inodes=3) as few:
+        (few / "one").touch()
+        assert not is_full(few)
+        (few / "two").touch()
+        assert is_full(few)
+        assert not allocate(few / "three", MIB)
+
+
+def test_without_inodes_it_gives_up_its_own(tmp_path: Path, volume: Path) -> None:
+    del volume
+    with tmpfs(tmp_path / "few", 8 * MIB, inodes=2) as few:
+        reserve = Reserve(few / "reserve", unannounced)
+        with reserve.room():
+            pass
+        assert is_full(few)
+        with reserve.room():
+            (few / "journal").touch()
+
+
+def test_what_is_allocated_can_be_like_another_file(volume: Path) -> None:
+    (volume / "database").touch()
+    (volume / "database").chmod(0o640)
+    os.chown(volume / "database", 7, 8)
+    assert allocate(volume / "journal", MIB, like=volume / "database")
+    status = (volume / "journal").stat()
+    assert (status.st_mode & 0o7777, status.st_uid, status.st_gid) == (0o640, 7, 8)

@@ -591,7 +591,7 @@ class TestTheFile:
             os.umask(before)
         assert stat.S_IMODE(database.stat().st_mode) == 0o644
         with closing(sqlite3.connect(database)) as connection:
-            assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+            assert connection.execute("PRAGMA journal_mode").fetchone() == ("delete",)  # no log
             assert connection.execute("PRAGMA user_version").fetchone() == (9,)
             columns = connection.execute("PRAGMA table_info(layers)").fetchall()
         assert columns == [
@@ -697,7 +697,7 @@ class TestTheFile:
         with SqliteLayerStorage(database, clock) as storage:
             storage.add_layer(layer(1))
         names = {path.name for path in tmp_path.iterdir()}
-        assert names == {database.name, f"{database.name}-reserve"}
+        assert names == {database.name, f"{database.name}-journal", f"{database.name}-reserve"}
         assert read_layers_info(database, clock) == (layer(1),)
 
     def test_what_is_no_database_is_an_error(self, database: Path, clock: FakeClock) -> None:
@@ -1003,11 +1003,33 @@ class TestReadingOnly:
         copy.mkdir()
         with SqliteLayerStorage(database, clock) as storage:
             storage.add_layer(layer(1))
+            storage._connection.execute("PRAGMA cache_spill = 1")
+            storage._connection.execute("PRAGMA cache_size = 10")
+            with storage.transaction():
+                for number in range(1000):  # more than it is to keep in memory
+                    storage.add_layer(layer(number))
+                for path in tmp_path.glob(f"{database.name}*"):
+                    shutil.copy(path, copy)
+        assert (copy / database.name).stat().st_size > 100_000
+        assert "journal cannot be read" in str(read_without_permission(copy / database.name))
+        assert read_layers_info(copy / database.name, clock) == (layer(1),)
+        assert read_without_permission(copy / database.name) == [digest_of(1)]
+
+    def test_a_log_whose_writer_was_killed(self, tmp_path: Path, database: Path) -> None:
+        copy = tmp_path / "copy"
+        copy.mkdir()
+        make_go_database(database)
+        with closing(sqlite3.connect(database, isolation_level=None)) as aos:
+            aos.execute("PRAGMA journal_mode = WAL")
+            aos.execute("UPDATE layers SET version = '2'")
+            insert(database)
             for path in tmp_path.glob(f"{database.name}*"):
                 shutil.copy(path, copy)
         assert read_without_permission(copy / database.name) == [digest_of(1)]
         (copy / f"{database.name}-shm").unlink()
-        assert "its log cannot be read" in str(read_without_permission(copy / database.name))
+        assert "its log or journal cannot be read" in str(
+            read_without_permission(copy / database.name)
+        )
 
     def test_a_database_of_aos_with_no_log(self, database: Path, clock: FakeClock) -> None:
         make_go_database(database)

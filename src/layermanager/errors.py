@@ -32,6 +32,7 @@
     ├── StoreError                 the directories of the store cannot be used
     │   └── StoreBusyError         another process changes this store        exit 3
     ├── StorageError               the database cannot be used
+    │   └── StorageFullError       its disk is full: remove something from it
     ├── ExhaustedError             descriptors, memory, threads or locks ran out: try again later
     ├── UnexpectedError            a bug: report it with the traceback in the log
     │   └── UnexpectedSourceError  … of a source
@@ -322,6 +323,12 @@ class StoreBusyError(StoreError):
 
 class StorageError(LayerManagerError):
     """The database of the installed layers cannot be used."""
+
+
+class StorageFullError(StorageError):
+    """The database cannot be changed: its disk has no free blocks or no free inodes."""
+
+    hint = "remove other files from the disk, or cached layers with `layermanager gc`"
 
 
 class ExhaustedError(LayerManagerError):

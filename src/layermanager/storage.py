@@ -6,10 +6,9 @@ Its other tables are not touched. Where each layer comes from, and which layers 
 tables of our own, which Aos passes over. Should Aos remove a layer, the images that have it are no
 longer there either: only those whose layers are all recorded count.
 
-The database is in WAL mode: a reader never waits for a writer, nor a writer for a reader; writers
-wait for one another, a minute at most. With ``synchronous=FULL`` a change is on the disk when its
-transaction ends. Which changes the schema has had is in ``PRAGMA user_version``, which Aos does
-not use; each change is a step of ``_MIGRATIONS``.
+How the file is opened and read is in ``database``. With ``synchronous=FULL`` a change is on the
+disk when its transaction ends. Which changes the schema has had is in ``PRAGMA user_version``,
+which Aos does not use; each change is a step of ``_MIGRATIONS``.
 
 What others wrote is read with patience, since a row that cannot be read is a layer that would be
 removed from the disk: a NULL text reads as empty, a size that is none as 0, a timestamp that is
@@ -20,27 +19,25 @@ without a digest or an absolute path says nothing; it is passed over. Each is lo
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import logging
 import os
-import sqlite3
 import threading
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias, TypeVar
 
+from layermanager.database import errors_named, open_database, read_database
 from layermanager.errors import InvalidDigestError, LayerNotExistError, StorageError
 from layermanager.leases import LayerMount, Lease, format_bond, parse_bond
 from layermanager.model import DesiredLayer, Digest, ImageInfo, LayerInfo
-from layermanager.presence import exists
 from layermanager.reserve import Reserve
 from layermanager.steps import Step, unannounced
 from layermanager.timestamps import format_timestamp, parse_timestamp
-from layermanager.urls import file_url, without_credentials
+from layermanager.urls import without_credentials
 
 if TYPE_CHECKING:
+    import sqlite3
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from datetime import datetime
     from types import TracebackType
@@ -52,12 +49,6 @@ Content = TypeVar("Content")
 _SourceRow: TypeAlias = tuple[str, str, str, str, bytes, int | None, str, str | None]
 
 _LOGGER: Final = logging.getLogger(__name__)
-
-_FILE_MODE: Final = 0o644
-_BUSY_SECONDS: Final = 60.0
-_POLL_SECONDS: Final = 0.01
-_DESCRIPTORS_TO_READ: Final = 3  # the database, its log and the log's index
-_READ_ATTEMPTS: Final = 10
 
 _COLUMNS: Final = (
     "digest",
@@ -300,17 +291,13 @@ class SqliteLayerStorage:
         self._rows = _RowReader(path, clock)
         self._lock = threading.RLock()
         self._reserve = Reserve(path.with_name(f"{path.name}-reserve"), on_step)
-        with self._reserve.room(), _errors_named(path):
-            _create_file(path, on_step)
-            on_step(Step.OPEN_DATABASE)
-            self._connection = _connect(path, "mode=rw")
-            try:
-                _prepare(self._connection, path, on_step)
-                if not durable:
-                    self._connection.execute("PRAGMA synchronous = OFF")
-            except BaseException:
-                self._connection.close()
-                raise
+        self._connection = open_database(
+            path,
+            self._reserve,
+            on_step,
+            require_known=lambda connection: _refuse_foreign(connection, path),
+            prepare=lambda connection: self._prepare(connection, durable=durable),
+        )
 
     def add_layer(self, layer: LayerInfo) -> None:
         """Add *layer*; one of the same digest is replaced."""
@@ -370,7 +357,7 @@ class SqliteLayerStorage:
 
     def get_images_info(self) -> tuple[ImageInfo, ...]:
         """The images whose layers are all there, ordered by reference and digest."""
-        with self._lock, _errors_named(self._path):
+        with self._lock, errors_named(self._path):
             return _images(self._connection)
 
     def set_image_cached(self, reference: str, digest: Digest, cached: bool) -> None:  # noqa: FBT001 - as for layers
@@ -390,7 +377,7 @@ class SqliteLayerStorage:
 
         Only what is new is written.
         """
-        with self._lock, _errors_named(self._path):
+        with self._lock, errors_named(self._path):
             known = {row[0]: row for row in _source_rows(self._connection)}
             rows = [_source_row(layer) for layer in layers]
             changed = [row for row in rows if known.get(row[0]) != row]
@@ -402,7 +389,7 @@ class SqliteLayerStorage:
 
     def get_sources(self) -> Mapping[Digest, DesiredLayer]:
         """From where each layer can be fetched again, as far as that is known."""
-        with self._lock, _errors_named(self._path):
+        with self._lock, errors_named(self._path):
             return _sources(self._connection)
 
     def add_lease(self, lease: Lease) -> None:
@@ -415,7 +402,7 @@ class SqliteLayerStorage:
 
     def get_leases(self) -> tuple[Lease, ...]:
         """All leases, those that are over included, in the order in which they were made."""
-        with self._lock, _errors_named(self._path):
+        with self._lock, errors_named(self._path):
             return _leases(self._connection)
 
     def add_mount(self, mount: LayerMount) -> None:
@@ -431,12 +418,12 @@ class SqliteLayerStorage:
 
     def get_mounts(self) -> tuple[LayerMount, ...]:
         """All mounts, ordered by name, with the layers of their leases."""
-        with self._lock, _errors_named(self._path):
+        with self._lock, errors_named(self._path):
             return _mounts(self._connection)
 
     def get_layers_info(self) -> tuple[LayerInfo, ...]:
         """All layers, ordered by digest."""
-        with self._lock, _errors_named(self._path):
+        with self._lock, errors_named(self._path):
             return self._rows.layers(self._connection.execute(_SELECT_ALL).fetchall())
 
     def get_layer_info_by_digest(self, digest: Digest) -> LayerInfo:
@@ -445,7 +432,7 @@ class SqliteLayerStorage:
         Raises:
             LayerNotExistError: it is not there.
         """
-        with self._lock, _errors_named(self._path):
+        with self._lock, errors_named(self._path):
             rows = self._connection.execute(_SELECT_ONE, {"digest": digest}).fetchall()
             for layer in self._rows.layers(rows):
                 return layer
@@ -473,16 +460,16 @@ class SqliteLayerStorage:
         that use this object wait, other processes wait only to write: so keep it short.
         """
         with self._lock, self._room():
-            with _errors_named(self._path):
+            with errors_named(self._path):
                 brackets = _PART if self._connection.in_transaction else _WHOLE
                 self._connection.execute(brackets.begin)
             try:
                 yield
-                with _errors_named(self._path):
+                with errors_named(self._path):
                     self._on_step(Step.COMMIT_ROWS)
                     self._connection.execute(brackets.keep)
             except BaseException:
-                with _errors_named(self._path):
+                with errors_named(self._path):
                     # SQLite takes all back by itself when the disk is full or fails.
                     if self._connection.in_transaction:
                         for statement in brackets.take_back:
@@ -491,7 +478,7 @@ class SqliteLayerStorage:
 
     def close(self) -> None:
         """Close the database; what a thread is doing with it is done first."""
-        with self._lock, _errors_named(self._path):
+        with self._lock, errors_named(self._path):
             try:
                 self._on_step(Step.CLOSE_DATABASE)
             finally:  # SQLite closes its files whatever fails
@@ -508,37 +495,38 @@ class SqliteLayerStorage:
     ) -> None:
         self.close()
 
+    def _prepare(self, connection: sqlite3.Connection, *, durable: bool) -> None:
+        if not durable:
+            connection.execute("PRAGMA synchronous = OFF")
+        if _user_version(connection) < len(_MIGRATIONS):
+            with self._reserve.room():
+                self._on_step(Step.MIGRATE_DATABASE)
+                _migrate(connection)
+
     def _delete_images(self, selection: str, parameters: Mapping[str, object]) -> None:
         """Forget the images that the statement *selection* names."""
-        with _errors_named(self._path):
+        with errors_named(self._path):
             images = self._connection.execute(selection, parameters).fetchall()
         for reference, digest in images:
             self.delete_image(reference, digest)
 
     def _execute(self, statement: str, parameters: Mapping[str, object] | Sequence[object]) -> int:
         """Change the database; return how many rows were concerned."""
-        with self._lock, self._room(), _errors_named(self._path):
+        with self._lock, self._room(), errors_named(self._path):
             self._on_step(Step.WRITE_ROW)
             return self._connection.execute(statement, parameters).rowcount
 
     def _room(self) -> contextlib.AbstractContextManager[None]:
         """Room on the disk for a change of the database; a part of one has it already."""
-        with _errors_named(self._path):
+        with errors_named(self._path):
             is_part = self._connection.in_transaction
         return contextlib.nullcontext() if is_part else self._reserve.room()
 
 
 def read_layers_info(path: Path, clock: Clock) -> tuple[LayerInfo, ...]:
-    """All layers in the database *path*, ordered by digest, for those who may only read it.
+    """Return all layers in the database *path*, ordered by digest, for those who may only read it.
 
-    Nothing in it is changed and nobody is waited for. A database that never had a table of
-    layers has no layers.
-
-    A reader of a WAL database shares an index of its log with the writers. While a process has
-    the database open the index is there, and reading it is enough. Otherwise the reader would
-    have to make one, which it may not; but then there is no log either, the file alone is
-    everything, and SQLite can be told that it is immutable. That is wrong if a writer comes
-    meanwhile: then there is a log afterwards, or the file is another, and it is read once more.
+    Nothing in it is changed. A database that never had a table of layers has no layers.
 
     Raises:
         StorageError: the database cannot be read, was made by a newer version of this package,
@@ -585,50 +573,10 @@ def read_mounts(path: Path) -> tuple[LayerMount, ...]:
 
 
 def _read_only(path: Path, read: Callable[[sqlite3.Connection], Content]) -> Content:
-    with _errors_named(path):
-        for _ in range(_READ_ATTEMPTS):
-            try:
-                return _read_by(path, "mode=ro", read)
-            except sqlite3.OperationalError as error:
-                if not _is(error, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
-                    raise
-            _require_descriptors(path)
-            found = _read_at_rest(path, read)
-            if found is not None:
-                return found
-            time.sleep(_POLL_SECONDS)
-    raise StorageError(
-        f"{path}: its log cannot be read without the permission to write; "
-        "a command that changes the store, or any command as root, will set that right"
-    )
-
-
-def _read_by(path: Path, query: str, read: Callable[[sqlite3.Connection], Content]) -> Content:
-    with contextlib.closing(_connect(path, query)) as connection:
+    def require_known(connection: sqlite3.Connection) -> None:
         _refuse_foreign(connection, path)
-        return read(connection)
 
-
-def _read_at_rest(path: Path, read: Callable[[sqlite3.Connection], Content]) -> Content | None:
-    """Read a database that no process has open; None if one has, or came to."""
-    before = _state_at_rest(path)
-    if before is None:
-        return None
-    try:
-        content = _read_by(path, "mode=ro&immutable=1", read)
-    except sqlite3.DatabaseError:
-        if before == _state_at_rest(path):
-            raise
-        return None
-    return content if before == _state_at_rest(path) else None
-
-
-def _state_at_rest(path: Path) -> tuple[int, ...] | None:
-    """What changes whenever the file changes; None while it is not everything: it has a log."""
-    if any(exists(path.with_name(path.name + suffix)) for suffix in ("-wal", "-journal")):
-        return None
-    status = path.stat()
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+    return read_database(path, read, require_known=require_known)
 
 
 def _select_rows(connection: sqlite3.Connection) -> list[Any]:
@@ -817,70 +765,6 @@ class _RowReader:
         return self._complaints[complaint]
 
 
-def _create_file(path: Path, on_step: OnStep) -> None:
-    """Make an empty database file where there is none.
-
-    It is made without being opened: closing any descriptor of a file ends all locks that the
-    process has on it, also those of another connection.
-    """
-    on_step(Step.MAKE_DATABASE)
-    try:
-        os.mknod(path, _FILE_MODE)
-    except FileExistsError:
-        return
-    path.chmod(_FILE_MODE)
-    on_step(Step.SYNC_DATABASE_DIRECTORY)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-
-
-def _connect(path: Path, query: str) -> sqlite3.Connection:
-    """Open the existing database *path*; *query* says how, in the words of SQLite's addresses."""
-    connection = sqlite3.connect(
-        f"{file_url(path.absolute())}?{query}",
-        timeout=_BUSY_SECONDS,
-        isolation_level=None,
-        check_same_thread=False,
-        uri=True,
-    )
-    connection.text_factory = _decode
-    return connection
-
-
-def _decode(text: bytes) -> str:
-    """Decode a text of the database as file names are, so that none makes a row unreadable."""
-    return text.decode("utf-8", "surrogateescape")
-
-
-def _prepare(connection: sqlite3.Connection, path: Path, on_step: OnStep) -> None:
-    _refuse_foreign(connection, path)
-    _switch_to_wal(connection)
-    connection.execute("PRAGMA synchronous = FULL")
-    if _user_version(connection) < len(_MIGRATIONS):
-        on_step(Step.MIGRATE_DATABASE)
-        _migrate(connection)
-
-
-def _switch_to_wal(connection: sqlite3.Connection) -> None:
-    """Note in the file that it has a log from now on, if it is not noted yet.
-
-    It is the one thing for which SQLite does not wait itself when another process is doing it too.
-    """
-    deadline = time.monotonic() + _BUSY_SECONDS
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode = WAL")
-        except sqlite3.OperationalError as error:
-            if not _is(error, sqlite3.SQLITE_BUSY) or time.monotonic() > deadline:
-                raise
-        else:
-            return
-        time.sleep(_POLL_SECONDS)
-
-
 def _migrate(connection: sqlite3.Connection) -> None:
     """Bring the schema up to date; another process may have done so in the meantime."""
     connection.execute("BEGIN IMMEDIATE")
@@ -915,36 +799,3 @@ def _user_version(connection: sqlite3.Connection) -> int:
 def _columns(connection: sqlite3.Connection, table: str) -> tuple[str, ...]:
     rows = connection.execute("SELECT name FROM pragma_table_info(:table)", {"table": table})
     return tuple(name for (name,) in rows)
-
-
-def _require_descriptors(path: Path) -> None:
-    """Raise ``OSError`` if it is for want of descriptors that *path* cannot be opened.
-
-    SQLite itself says no more than that it cannot.
-    """
-    with contextlib.ExitStack() as stack:
-        for _ in range(_DESCRIPTORS_TO_READ):
-            try:
-                stack.enter_context(path.open("rb"))
-            except OSError as error:
-                if error.errno in {errno.EMFILE, errno.ENFILE}:
-                    raise
-                return
-
-
-def _is(error: sqlite3.Error, *primary_codes: int) -> bool:
-    return error.sqlite_errorcode & 0xFF in primary_codes
-
-
-@contextlib.contextmanager
-def _errors_named(path: Path) -> Iterator[None]:
-    """Raise what SQLite and the system raise as ``StorageError``, with the *path*.
-
-    A ``ValueError`` comes from a text that cannot be UTF-8 or a path that cannot be one.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(f"cannot use the database {path}: {error.strerror}") from error
-    except (sqlite3.Error, ValueError) as error:
-        raise StorageError(f"cannot use the database {path}: {error}") from error

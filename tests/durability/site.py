@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from layermanager.testing.trees import FileState
 
 _SOME_TIME: Final = datetime(2026, 1, 1, tzinfo=UTC)
-_OF_THE_DATABASE: Final = ("", "-wal", "-shm", "-reserve")
+_OF_THE_DATABASE: Final = ("", "-journal", "-reserve")
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 CALLS = {
     Step.WRITE_LOCK: {"mkdir", "openat"},
-    Step.MAKE_RESERVE: {"openat", "fallocate"},
+    Step.MAKE_RESERVE: {"openat", "fallocate", "fchmod"},
     Step.SPEND_RESERVE: {"unlink", "unlinkat", "syncfs"},
     Step.MAKE_DATABASE: {"mknod", "mknodat", "chmod", "fchmodat"},
     Step.SYNC_DATABASE_DIRECTORY: {"fsync"},
@@ -74,8 +74,11 @@ def traced(name: str, fast_path: Path, tmp_path: Path, marks: str = "marked") ->
 def is_announced(change: Change) -> bool:
     if change.step is None:
         return False
+    # SQLite gives its journal the owner of the database whenever it looks at it.
+    if change.call == "fchown" and "servicemanager.db-journal" in change.arguments:
+        return True
     if change.step in IN_SQLITE:
-        # It also syncs the directory in which it makes its log.
+        # It also syncs the directory in which it makes its journal.
         return "servicemanager.db" in change.arguments or change.call == "fdatasync"
     return change.call in CALLS[change.step]
 
