@@ -237,17 +237,17 @@ class TestRemoval:
     def test_only_that_layer_goes(self, store: Store) -> None:
         commit(store, ONE, TWO)
         (store.path_of(ONE) / "dir").chmod(0)
-        store.remove(ONE)
+        store.remove([ONE])
         assert store.digests() == [TWO]
         assert not store.index_path_of(ONE).exists()
         assert store.index_path_of(TWO).exists()
         assert list((store.layers_dir / ".trash").iterdir()) == []
 
     def test_it_may_be_repeated(self, store: Store) -> None:
-        store.remove(ONE)
+        store.remove([ONE])
         commit(store, ONE)
-        store.remove(ONE)
-        store.remove(ONE)
+        store.remove([ONE])
+        store.remove([ONE])
         assert store.digests() == []
 
     def test_by_several_threads_at_once(self, store: Store) -> None:
@@ -261,7 +261,7 @@ class TestRemoval:
         def remove_some(first: int) -> None:
             together.wait()
             for digest in digests[first::2]:  # each is removed by two threads
-                store.remove(digest)
+                store.remove([digest])
 
         with ThreadPoolExecutor(4) as threads:
             for done in [threads.submit(remove_some, number // 2) for number in range(4)]:
@@ -280,7 +280,7 @@ class TestRemoval:
         subprocess.run(["mount", "--bind", tmp_path / "home", mount_point], check=True)
         try:
             with pytest.raises(StoreError, match=r"cannot remove: .*/dir: a file system is mount"):
-                store.remove(ONE)
+                store.remove([ONE])
         finally:
             (trashed,) = (store.layers_dir / ".trash").iterdir()
             subprocess.run(["umount", trashed / "dir"], check=True)

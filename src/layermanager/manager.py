@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import defaultdict
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ from layermanager.errors import (
     LayerNotExistError,
     LayersFailedError,
     NotEnoughSpaceError,
+    StorageFullError,
     StoreError,
     UnexpectedError,
     UseError,
@@ -54,6 +56,7 @@ from layermanager.model import (
 from layermanager.observer import UNOBSERVED, Removal, guard_for, guarded
 from layermanager.plan import expired, oldest_to_free, plan, reconcile
 from layermanager.protocols import RemembersSources, Transactional
+from layermanager.reserve import is_full
 from layermanager.sources import default_sources, opener
 from layermanager.space import Partitions
 from layermanager.steps import unannounced
@@ -86,6 +89,7 @@ if TYPE_CHECKING:
         SpaceAllocator,
     )
     from layermanager.steps import OnStep
+    from layermanager.store import IsInUse, TakenOut
     from layermanager.use.layer_use import HeldLease, MountedLayers, Users
 
 _LOGGER: Final = logging.getLogger(__name__)
@@ -187,6 +191,7 @@ class LayerManager:
         self._operation_lock = threading.Lock()
         self._state_lock = threading.Lock()
         self._reclaimable: set[Digest] = set()
+        self._users: Users | None = None
         with ExitStack() as stack:
             self._store = Store(
                 config.working_dir,
@@ -194,7 +199,7 @@ class LayerManager:
                 config.index_dir,
                 durable=config.durable,
                 on_step=on_step,
-                is_in_use=lambda name: bool(self._use.users().mounted.holders(name)),
+                look=lambda: _in_use(self._use.users()),
             )
             if layer_storage is None:
                 layer_storage = stack.enter_context(
@@ -396,7 +401,7 @@ class LayerManager:
         """
         with self._operation("removing cached layers", Cancellation()):
             layers = self._recover()
-            users = self._use.users()
+            users = self._users_by_leases()
             free = [layer for layer in layers if not users.holders(layer.digest)]
             return self._remove_cached(oldest_to_free(free, size), Removal.REQUESTED)
 
@@ -675,26 +680,38 @@ class LayerManager:
         """
         with self._state_lock:  # what a neighbour is just evicting is no leftover
             users = self._use.sweep()
-            leftovers = self._store.sweep()
+            leftovers = self._store.sweep(_in_use(users))
             if leftovers:
                 _LOGGER.warning(
                     "removed %d unfinished layers: an operation was interrupted", leftovers
                 )
             found = reconcile(self._storage.get_layers_info(), self._store.digests())
-            with self._transaction():
-                for layer in found.forget:
-                    _LOGGER.warning("forgot layer %s: its directory is gone", layer.digest)
-                    self._storage.delete_layer_by_digest(layer.digest)
-                    self._store.remove(layer.digest)
-            for digest in found.remove:
-                if self._store.remove(digest):
-                    _LOGGER.warning("removed the directory of layer %s: it is not recorded", digest)
-                else:
-                    _LOGGER.warning("layer %s is not recorded, but in use: it stays", digest)
+            self._forget_missing(found.forget)
+            unrecorded = self._store.remove(found.remove)
+            for digest in unrecorded.trashed:
+                _LOGGER.warning("removed the directory of layer %s: it is not recorded", digest)
+            for digest in unrecorded.in_use:
+                _LOGGER.warning("layer %s is not recorded, but in use: it stays", digest)
             self._store.remove_other_indexes({layer.digest for layer in found.complete})
             self._tell_allocator(found.complete, users)
             self._spools.take_stock()
             return found.complete
+
+    def _forget_missing(self, layers: Sequence[LayerInfo]) -> None:
+        """Delete the rows of *layers* whose directories are gone, unless the disk is full.
+
+        Then they do not count all the same, and the next operation is another try.
+        """
+        if not layers:
+            return
+        try:
+            with self._transaction():
+                for layer in layers:
+                    _LOGGER.warning("forgot layer %s: its directory is gone", layer.digest)
+                    self._storage.delete_layer_by_digest(layer.digest)
+        except StorageFullError as error:
+            _LOGGER.warning("layers that are gone stay recorded: %s", error)
+        self._store.remove(layer.digest for layer in layers)  # their indexes
 
     def _adopt(
         self, layer: LayerInfo, cancellation: Cancellation, *, clean_markers: bool
@@ -720,6 +737,7 @@ class LayerManager:
             if layer.digest in reclaimable:
                 self._allocator.add_outdated_item(layer.digest, layer.size, layer.timestamp)
         self._reclaimable = reclaimable
+        self._users = users
         self._allocator.note_used_space(sum(layer.size for layer in layers))
 
     def _resolve(
@@ -813,26 +831,43 @@ class LayerManager:
         return cached, images
 
     def _remove_cached(self, layers: Sequence[LayerInfo], why: Removal) -> tuple[LayerInfo, ...]:
-        removed = []
-        for layer in layers:
-            self._cancellation.check()
-            with self._state_lock:
-                if self._cached(layer.digest) is None:
-                    continue  # a neighbour evicted it, and the allocator knows
+        """Remove cached layers that are not in use; return which were removed.
+
+        Raises:
+            StoreError: something of a layer could not be removed; the others were.
+        """
+        self._cancellation.check()
+        if not layers:
+            return ()
+        self._make_way()
+        with self._state_lock:
+            # Those that a neighbour evicted are gone, and the allocator knows.
+            cached = [layer for layer in layers if self._cached(layer.digest) is not None]
+            for layer in cached:
                 self._allocator.restore_outdated_item(layer.digest)
                 self._reclaimable.discard(layer.digest)
-                if not self._remove(layer, why):
-                    continue
+            removed, failed = self._remove(cached, why)
+        for layer in removed:
             self._allocator.free_space(layer.size)
-            removed.append(layer)
-        return tuple(removed)
+        _raise_first(failed)
+        return removed
+
+    def _make_way(self) -> None:
+        """Remove the spools from a full disk: what is left of transfers is worth less than room."""
+        with self._guard.containing(Boundary.ACCOUNTING, "the room on the disk"):
+            if is_full(self._config.working_dir) or is_full(self._config.layers_dir):
+                self._spools.keep_only(())
 
     def _evict(self, item_id: str) -> None:
         """Remove a cached layer, whose space the allocator needs; called from any thread."""
         digest = Digest(item_id)
         with self._lock.held(self._patience, self._cancellation.requested), self._state_lock:
             layer = self._cached(digest)
-            if layer is not None and not self._remove(layer, Removal.EVICTED):
+            if layer is None:
+                return
+            removed, failed = self._remove([layer], Removal.EVICTED)
+            _raise_first(failed)
+            if not removed:
                 # It came into use since the operation began: its space is not free.
                 self._allocator.restore_outdated_item(item_id)
                 self._reclaimable.discard(digest)
@@ -845,43 +880,105 @@ class LayerManager:
             return None
         return layer if layer.cached else None
 
-    def _remove(self, layer: LayerInfo, why: Removal) -> bool:
-        """Remove a cached layer unless it is in use; return whether it was removed."""
-        with self._store.removal(layer.digest) as take_out:
-            # Looked at and deleted in one transaction, so that a lease is taken before it or not at
-            # all. The row goes before the directory: whoever reads a row finds the layer.
-            with self._transaction():
-                holders = self._use.users().holders(layer.digest)
-                if holders:
-                    _LOGGER.info("layer %s stays: it is in use by %s", layer.digest, holders[0])
-                    return False
-                record = self._record_of(layer)
-                self._storage.delete_layer_by_digest(layer.digest)
-            if not take_out():
-                _LOGGER.info("layer %s stays: it came into use right now", layer.digest)
-                self._record_again(record)
-                return False
-        self._observer.removed(layer, why)
-        _LOGGER.info("removed the cached layer %s: %s", layer.digest, why)
-        return True
+    def _users_by_leases(self) -> Users:
+        """Return who uses layers: mounts as this operation has seen them, leases as they are."""
+        if self._users is None:
+            return self._use.users()
+        return self._use.users_by_leases(self._users)
 
-    def _record_of(self, layer: LayerInfo) -> _Record:
+    def _remove(
+        self, layers: Sequence[LayerInfo], why: Removal
+    ) -> tuple[tuple[LayerInfo, ...], list[StoreError]]:
+        """Remove cached layers, but for those in use; return which were removed, and what failed.
+
+        The rows go before the directories: whoever reads a row finds the layer. Only where the
+        disk has no room for that, even without what was spooled and set aside, the directories go
+        first: rows without directories are forgotten by the next operation, as after a crash.
+        """
+        try:
+            records = self._delete_rows(layers)
+        except StorageFullError as error:
+            _LOGGER.warning("removing layers before their rows: %s", error)
+            with self._transaction():  # nothing is written, and no lease can be taken meanwhile
+                records = self._records_of(self._unused(layers))
+                taken = self._store.take_out(record.layer.digest for record in records)
+            failed = self._store.discard(taken)
+            self._forget_removed(taken)
+        else:
+            taken = self._store.take_out(record.layer.digest for record in records)
+            try:
+                self._record_again(one for one in records if one.layer.digest in taken.in_use)
+            finally:
+                failed = self._store.discard(taken)
+        for digest in taken.in_use:
+            _LOGGER.info("layer %s stays: it came into use right now", digest)
+        removed = tuple(
+            record.layer
+            for record in records
+            if record.layer.digest in taken.trashed and record.layer.digest not in failed
+        )
+        for layer in removed:
+            self._observer.removed(layer, why)
+            _LOGGER.info("removed the cached layer %s: %s", layer.digest, why)
+        return removed, [*taken.failed.values(), *failed.values()]
+
+    def _delete_rows(self, layers: Sequence[LayerInfo]) -> tuple[_Record, ...]:
+        """Delete the rows of those *layers* that are not in use; return what was recorded of them.
+
+        Looked at and deleted in one transaction, so that a lease is taken before it or not at all.
+        """
+        with self._transaction():
+            records = self._records_of(self._unused(layers))
+            for record in records:
+                self._storage.delete_layer_by_digest(record.layer.digest)
+        return records
+
+    def _unused(self, layers: Sequence[LayerInfo]) -> list[LayerInfo]:
+        users = self._users_by_leases()
+        unused = []
+        for layer in layers:
+            holders = users.holders(layer.digest)
+            if holders:
+                _LOGGER.info("layer %s stays: it is in use by %s", layer.digest, holders[0])
+            else:
+                unused.append(layer)
+        return unused
+
+    def _forget_removed(self, taken: TakenOut) -> None:
+        """Delete the rows of layers that are gone; on a full disk the next operation does it."""
+        try:
+            with self._transaction():
+                for digest in taken.trashed:
+                    self._storage.delete_layer_by_digest(digest)
+        except StorageFullError as error:
+            _LOGGER.warning("layers that were removed stay recorded: %s", error)
+
+    def _records_of(self, layers: Sequence[LayerInfo]) -> tuple[_Record, ...]:
+        if not layers:
+            return ()
         storage = self._storage
         sources = storage.get_sources() if isinstance(storage, RemembersSources) else {}
-        return _Record(
-            layer=layer,
-            source=sources.get(layer.digest),
-            images=tuple(
-                image for image in self._images.installed() if layer.digest in image.layers
-            ),
+        images: dict[Digest, list[ImageInfo]] = defaultdict(list)
+        for image in self._images.installed():
+            for digest in {*image.layers}:
+                images[digest].append(image)
+        return tuple(
+            _Record(layer, sources.get(layer.digest), tuple(images[layer.digest]))
+            for layer in layers
         )
 
-    def _record_again(self, record: _Record) -> None:
+    def _record_again(self, records: Iterable[_Record]) -> None:
+        records = tuple(records)
+        if not records:
+            return
         with self._transaction():
-            self._storage.add_layer(record.layer)
-            if record.source is not None:
-                self._note_sources([record.source])
-            self._images.add(record.images)
+            for record in records:
+                self._storage.add_layer(record.layer)
+            self._note_sources([record.source for record in records if record.source is not None])
+            here = {layer.digest for layer in self._storage.get_layers_info()}
+            images = {image for record in records for image in record.images}
+            # Those with a layer that is gone are gone with it.
+            self._images.add(image for image in images if here.issuperset(image.layers))
 
     def _transaction(self) -> AbstractContextManager[None]:
         """Make several changes of the storage one, if it can do that: one sync for all of them."""
@@ -1041,12 +1138,11 @@ class LayerManager:
         failed: list[FailedLayer],
     ) -> None:
         """Remove what was put in its place and is not recorded; note why it failed."""
+        digests = [layer.desired.digest for layer in group]
+        # Else the next operation does it: what counts is why the layers failed.
+        with self._guard.containing(Boundary.LAYER, f"taking back {_names(group)}"):
+            self._store.take_back([digest for digest in digests if digest not in replaced])
         for layer in group:
-            digest = layer.desired.digest
-            if digest not in replaced:
-                # Else the next operation does it: what counts is why the layer failed.
-                with self._guard.containing(Boundary.LAYER, f"taking back layer {digest}"):
-                    self._store.take_back(digest)
             self._fail(layer.desired, error, failed)
 
     def _conclude(self, layer: VerifiedLayer) -> None:
@@ -1117,3 +1213,18 @@ class LayerManager:
 
 def _names(group: Sequence[VerifiedLayer]) -> str:
     return ", ".join(f"layer {layer.desired.digest}" for layer in group)
+
+
+def _in_use(users: Users) -> IsInUse:
+    return lambda name: bool(users.mounted.holders(name))
+
+
+def _raise_first(errors: Sequence[StoreError]) -> None:
+    """Raise the first of *errors*, and say how many more there are."""
+    match errors:
+        case []:
+            return
+        case [error]:
+            raise error
+        case [error, *others]:
+            raise StoreError(f"{error}; and {len(others)} more layers") from error

@@ -29,7 +29,7 @@ import secrets
 import threading
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from layermanager import linux
 from layermanager.errors import InvalidDigestError, StoreError
@@ -45,10 +45,12 @@ from layermanager.removal import RemovalRefusedError, remove_tree
 from layermanager.steps import Step, unannounced
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from layermanager.steps import OnStep
+
+    IsInUse: TypeAlias = Callable[[str], bool]
 
 _LOGGER: Final = logging.getLogger(__name__)
 
@@ -83,6 +85,21 @@ class StagedLayer:
     index_descriptor: int
 
 
+@dataclass(frozen=True, slots=True)
+class TakenOut:
+    """Layers that were to be taken out of their places.
+
+    Attributes:
+        trashed: where those are that were taken out; None where there was none.
+        in_use: those that are in use, and in their places.
+        failed: those that could not be moved, and why.
+    """
+
+    trashed: Mapping[Digest, Path | None]
+    in_use: tuple[Digest, ...]
+    failed: Mapping[Digest, StoreError]
+
+
 class Store:
     """The layers below *layers_dir* and their indexes below *index_dir*.
 
@@ -95,7 +112,8 @@ class Store:
         index_dir: holds their indexes.
         durable: whether a layer that was committed is on the disk.
         on_step: is told of each change of the disk before it is made.
-        is_in_use: tells whether the layer whose digest has these hex digits is mounted.
+        look: looks at all mounts once; what it returns tells whether the layer whose digest has
+            these hex digits was mounted then.
 
     Raises:
         StoreError: a directory cannot be made, read or changed; from every method.
@@ -109,7 +127,7 @@ class Store:
         *,
         durable: bool = True,
         on_step: OnStep = unannounced,
-        is_in_use: Callable[[str], bool] = lambda _: False,
+        look: Callable[[], IsInUse] = lambda: lambda _: False,
     ) -> None:
         self.layers_dir = layers_dir
         self._durable = durable
@@ -118,7 +136,7 @@ class Store:
         self._staging = layers_dir / _STAGING
         self._index_staging = index_dir / _STAGING
         self._trash = layers_dir / _TRASH
-        self._is_in_use = is_in_use
+        self._look = look
         self._replaced: set[Path] = set()
         self._sweeping = threading.Lock()  # one thread at a time, or they would hinder each other
         with _store_errors("cannot make the directories of the store"):
@@ -228,53 +246,68 @@ class Store:
             for directory in (self.index_path_of(digest).parent, self._index_dir):
                 self._sync_directory(directory)
 
-    @contextmanager
-    def removal(self, digest: Digest) -> Iterator[Callable[[], bool]]:
-        """Remove a layer at the end of the context.
+    def take_out(self, digests: Iterable[Digest]) -> TakenOut:
+        """Take layers out of their places, but for those that are in use.
 
-        Yields a function that takes the layer out of its place, when its row is gone, and returns
-        whether it may go. It is looked at in the trash, where nobody can begin to use it by its
-        path, whether somebody has. Who did has the directory itself; to him it is nothing that it
-        was renamed, and it is put back. So it is after an exception.
+        They are looked at in the trash, where no process can begin to use them by their path; one
+        look is for all. Who began before has the directory itself: it loses nothing by a rename,
+        and the layer is put back. So are all when it cannot be told what is in use.
 
-        When the context ends its space is free again.
+        ``discard`` is to follow.
         """
-        taken: list[Path] = []
-
-        def take_out() -> bool:
-            taken.extend(self._move_to_trash(digest))
-            if taken and self._is_in_use(digest.encoded):
-                self._put_back(taken.pop(), digest)
-                return False
-            return True
-
+        trashed: dict[Digest, Path | None] = {}
+        failed: dict[Digest, StoreError] = {}
+        for digest in digests:
+            try:
+                trashed[digest] = self._move_to_trash(digest)
+            except StoreError as error:
+                failed[digest] = error
+        moved = {digest: path for digest, path in trashed.items() if path is not None}
+        in_use = [*moved]
         try:
-            yield take_out
-        except BaseException:
-            for trashed in taken:
-                self._put_back(trashed, digest)
-            raise
-        if not exists(self.path_of(digest)):
-            with _store_errors("cannot remove a layer"):
-                self._on_step(Step.REMOVE_INDEX)
-                self.index_path_of(digest).unlink(missing_ok=True)
-        for trashed in taken:
-            self._remove_tree(trashed)
+            if moved:
+                is_in_use = self._look()
+                in_use = [digest for digest in moved if is_in_use(digest.encoded)]
+        finally:
+            for digest in in_use:
+                self._put_back(moved[digest], digest)
+                del trashed[digest]
+        return TakenOut(trashed, tuple(in_use), failed)
 
-    def remove(self, digest: Digest) -> bool:
-        """Remove a layer that has no row; return whether that was done, and it is not in use."""
-        with self.removal(digest) as take_out:
-            return take_out()
+    def discard(self, taken: TakenOut) -> dict[Digest, StoreError]:
+        """Remove what was taken out; its space is free then.
 
-    def take_back(self, digest: Digest) -> None:
-        """Remove a layer that was committed and got no row; if that fails, a sweep's caller does.
+        One that refuses stops no other.
 
-        Why it got no row is what is to be said; that the disk refuses this too is only logged.
+        Returns:
+            Those of which something is left, and why.
+        """
+        failed: dict[Digest, StoreError] = {}
+        for digest, trashed in taken.trashed.items():
+            try:
+                self._remove_index(digest)
+                if trashed is not None:
+                    self._remove_tree(trashed)
+            except StoreError as error:
+                failed[digest] = error
+        return failed
+
+    def remove(self, digests: Iterable[Digest]) -> TakenOut:
+        """Remove layers that have no rows, but for those that are in use."""
+        taken = self.take_out(digests)
+        for error in (*taken.failed.values(), *self.discard(taken).values()):
+            raise error
+        return taken
+
+    def take_back(self, digests: Collection[Digest]) -> None:
+        """Remove layers that were committed and got no row; a sweep tries again where that fails.
+
+        Why they got no row is what is to be said; that the disk refuses this too is only logged.
         """
         try:
-            self.remove(digest)
+            self.remove(digests)
         except StoreError as error:
-            _LOGGER.warning("layer %s is left to the next operation: %s", digest, error)
+            _LOGGER.warning("layers are left to the next operation: %s", error)
 
     def remove_other_indexes(self, digests: Collection[Digest]) -> None:
         """Remove the indexes of all layers but *digests*.
@@ -293,8 +326,12 @@ class Store:
                         self._on_step(Step.REMOVE_INDEX)
                         path.unlink(missing_ok=True)
 
-    def sweep(self) -> int:
-        """Remove what a crash left in staging and trash; return how many layers that were."""
+    def sweep(self, is_in_use: IsInUse | None = None) -> int:
+        """Remove what a crash left in staging and trash; return how many layers that were.
+
+        Args:
+            is_in_use: from a look since the crash; by default it is looked once.
+        """
         with self._sweeping:
             with _store_errors("cannot clean up"):
                 indexes = _entries(self._index_staging)
@@ -306,8 +343,10 @@ class Store:
             for path in indexes:
                 self._remove_tree(path)
             removed = 0
+            if layers and is_in_use is None:
+                is_in_use = self._look()
             for path in layers:
-                if self._is_mounted(path):
+                if is_in_use is not None and is_in_use(_encoded(path)):
                     _LOGGER.info("%s is in use by a mount, and stays until that ends", path)
                     continue
                 removed += self._sweep_tree(path)
@@ -403,7 +442,7 @@ class Store:
         finally:
             os.close(descriptor)
 
-    def _move_to_trash(self, digest: Digest) -> list[Path]:
+    def _move_to_trash(self, digest: Digest) -> Path | None:
         """Take a layer out of its place; return where it is then, if it was there."""
         trashed = _new_name(self._trash, digest)
         with _store_errors("cannot remove a layer"):
@@ -412,17 +451,18 @@ class Store:
                 self._on_step(Step.MOVE_TO_TRASH)
                 self.path_of(digest).rename(trashed)
             except FileNotFoundError:
-                return []
-        return [trashed]
+                return None
+        return trashed
+
+    def _remove_index(self, digest: Digest) -> None:
+        with _store_errors("cannot remove a layer"):
+            self._on_step(Step.REMOVE_INDEX)
+            self.index_path_of(digest).unlink(missing_ok=True)
 
     def _put_back(self, trashed: Path, digest: Digest) -> None:
         with _store_errors("cannot put a layer back that is in use"):
             self._on_step(Step.PUT_BACK)
             trashed.rename(self.path_of(digest))
-
-    def _is_mounted(self, path: Path) -> bool:
-        """Whether a layer in staging or trash is in use."""
-        return self._is_in_use(_encoded(path))
 
     def _replacements(self) -> list[Path]:
         """What grew beside a layer, or was replaced by that."""
@@ -440,7 +480,7 @@ class Store:
         What was replaced by a repair may be in use, and is then left to a later sweep, too.
         """
         try:
-            if path in self._replaced and self._is_mounted(path):
+            if path in self._replaced and self._look()(_encoded(path)):
                 return
             self._remove_tree(path)
         except StoreError as error:

@@ -22,6 +22,7 @@ where a crash came between.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import secrets
@@ -37,6 +38,7 @@ from layermanager.errors import (
     MountError,
     MountNotExistError,
     StorageError,
+    StorageFullError,
     StoreError,
     UseError,
 )
@@ -67,7 +69,7 @@ from layermanager.use.processes import boot_name, is_process_alive, process_bond
 from layermanager.xattrs import remove_acls, xattrs_of_layer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
     from contextlib import AbstractContextManager
     from datetime import timedelta
     from types import TracebackType
@@ -77,6 +79,8 @@ if TYPE_CHECKING:
     from layermanager.protocols import Clock, LayerStorage
     from layermanager.steps import OnStep
     from layermanager.use.overlay import Mounter
+
+_LOGGER: Final = logging.getLogger(__name__)
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 # user:role:type, and on most systems a level: sensitivity and categories
@@ -185,6 +189,11 @@ class Users:
         """Those of *layers* that cannot be removed, and why."""
         held = [HeldLayer(layer.digest, self.holders(layer.digest)) for layer in layers]
         return tuple(layer for layer in held if layer.holders)
+
+    def with_leases(self, leases: Iterable[Lease]) -> Users:
+        """Return the same with other *leases*, but for those that were over already."""
+        over = {lease.lease_id for lease in self.over}
+        return replace(self, leases=[one for one in leases if one.lease_id not in over])
 
 
 def users_of(layers_dir: Path, leases: Sequence[Lease], clock: Clock) -> Users:
@@ -322,9 +331,11 @@ class LayerUse:
 
     def users(self) -> Users:
         """Who uses layers now."""
-        record = self._layers
-        leases = record.get_leases() if isinstance(record, HoldsLeases) else ()
-        return users_of(self._config.layers_dir, leases, self._clock)
+        return users_of(self._config.layers_dir, self._recorded_leases(), self._clock)
+
+    def users_by_leases(self, users: Users) -> Users:
+        """Return *users* with the leases as they are now; mounts are not looked at again."""
+        return users.with_leases(self._recorded_leases())
 
     # Mounts
 
@@ -421,16 +432,27 @@ class LayerUse:
                 self._remove_directory(name)
         if not users.over:
             return users
-        over = {lease.lease_id for lease in users.over}
-        with self._transaction():
-            for mount in self._record.get_mounts():
-                if mount.lease_id in over:
-                    self._record.delete_mount(mount.name)
-            for lease_id in over:
-                self._record.delete_lease(lease_id)
+        try:
+            self._forget({lease.lease_id for lease in users.over})
+        except StorageFullError as error:
+            # They count no more, whatever the database says; a later sweep is another try.
+            _LOGGER.warning("leases that are over stay recorded: %s", error)
         return users
 
     # Within
+
+    def _recorded_leases(self) -> Sequence[Lease]:
+        record = self._layers
+        return record.get_leases() if isinstance(record, HoldsLeases) else ()
+
+    def _forget(self, lease_ids: Collection[str]) -> None:
+        """Forget leases, and the mounts that have them."""
+        with self._transaction():
+            for mount in self._record.get_mounts():
+                if mount.lease_id in lease_ids:
+                    self._record.delete_mount(mount.name)
+            for lease_id in lease_ids:
+                self._record.delete_lease(lease_id)
 
     @property
     def _record(self) -> HoldsLeases:
