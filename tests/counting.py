@@ -51,3 +51,21 @@ def assert_linear(prepare: Callable[[int], Callable[[], object]], size: int) -> 
     few, many = map(count_steps, computations)
     assert size <= few, f"{few} steps for {size}: the input was not looked at"
     assert many <= MOST_GROWTH * few, f"{few} steps for {size}, but {many} for {4 * size}"
+
+
+def count_calls(function: Callable[[], object], called: Callable[..., object]) -> int:
+    """Return how often *function* calls the Python function *called* in this thread."""
+    code = getattr(called, "__code__")  # noqa: B009 - no attribute of all that can be called
+    calls = 0
+
+    def profile(frame: FrameType, event: str, _: object) -> None:
+        nonlocal calls
+        calls += event == "call" and frame.f_code is code
+
+    before = sys.getprofile()
+    sys.setprofile(profile)
+    try:
+        function()
+    finally:
+        sys.setprofile(before)
+    return calls

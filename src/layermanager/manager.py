@@ -58,7 +58,7 @@ from layermanager.plan import expired, oldest_to_free, plan, reconcile
 from layermanager.protocols import RemembersSources, Transactional
 from layermanager.reserve import is_full
 from layermanager.sources import default_sources, opener
-from layermanager.space import Partitions
+from layermanager.space import Partitions, settle
 from layermanager.steps import unannounced
 from layermanager.storage import SqliteLayerStorage
 from layermanager.store import Store
@@ -853,10 +853,17 @@ class LayerManager:
         return removed
 
     def _make_way(self) -> None:
-        """Remove the spools from a full disk: what is left of transfers is worth less than room."""
+        """Have a full disk give back what was removed, and if that is not enough, the spools."""
         with self._guard.containing(Boundary.ACCOUNTING, "the room on the disk"):
-            if is_full(self._config.working_dir) or is_full(self._config.layers_dir):
+            if not self._is_disk_full():
+                return
+            settle(self._config.layers_dir)
+            if self._is_disk_full():
                 self._spools.keep_only(())
+                settle(self._config.layers_dir)
+
+    def _is_disk_full(self) -> bool:
+        return is_full(self._config.working_dir) or is_full(self._config.layers_dir)
 
     def _evict(self, item_id: str) -> None:
         """Remove a cached layer, whose space the allocator needs; called from any thread."""
