@@ -191,7 +191,6 @@ class LayerManager:
         self._operation_lock = threading.Lock()
         self._state_lock = threading.Lock()
         self._reclaimable: set[Digest] = set()
-        self._users: Users | None = None
         with ExitStack() as stack:
             self._store = Store(
                 config.working_dir,
@@ -336,7 +335,7 @@ class LayerManager:
         with self._operation("applying the desired layers", cancellation):
             if layers or images:
                 self._store.require_whiteouts()
-            installed_layers = self._recover()
+            installed_layers, _ = self._recover()
             installed_images = self._images.installed()
             steps = plan(
                 layers,
@@ -387,10 +386,10 @@ class LayerManager:
         if time_to_live is None:
             time_to_live = self._config.layer_ttl
         with self._operation("removing expired layers", Cancellation()):
-            layers = self._recover()
+            layers, users = self._recover()
             self._images.remove_expired(time_to_live)
             return self._remove_cached(
-                expired(layers, self._clock.now(), time_to_live), Removal.EXPIRED
+                expired(layers, self._clock.now(), time_to_live), Removal.EXPIRED, users
             )
 
     def remove_cached_layers(self, size: int) -> tuple[LayerInfo, ...]:
@@ -400,10 +399,9 @@ class LayerManager:
             The layers that were removed.
         """
         with self._operation("removing cached layers", Cancellation()):
-            layers = self._recover()
-            users = self._users_by_leases()
+            layers, users = self._recover()
             free = [layer for layer in layers if not users.holders(layer.digest)]
-            return self._remove_cached(oldest_to_free(free, size), Removal.REQUESTED)
+            return self._remove_cached(oldest_to_free(free, size), Removal.REQUESTED, users)
 
     def repair_layers(
         self, repairs: Iterable[Repair], *, cancellation: Cancellation | None = None
@@ -488,7 +486,7 @@ class LayerManager:
         digests = dict.fromkeys(layer.digest for layer in layers)
         cancellation = cancellation or Cancellation()
         with self._operation("adopting layers", cancellation):
-            installed = {layer.digest: layer for layer in self._recover()}
+            installed = {layer.digest: layer for layer in self._recover()[0]}
             for digest in digests:
                 if digest not in installed:
                     raise LayerNotExistError(f"layer {digest} is not installed", digest=digest)
@@ -672,11 +670,11 @@ class LayerManager:
             cancellation.check()
             yield
 
-    def _recover(self) -> tuple[LayerInfo, ...]:
+    def _recover(self) -> tuple[tuple[LayerInfo, ...], Users]:
         """Bring rows and directories together, and tell the allocator of what there is.
 
         It is done at the beginning of every operation, since any process may have been killed in
-        the middle of one. Returns the installed layers.
+        the middle of one. Returns the installed layers, and who uses layers.
         """
         with self._state_lock:  # what a neighbour is just evicting is no leftover
             users = self._use.sweep()
@@ -695,7 +693,7 @@ class LayerManager:
             self._store.remove_other_indexes({layer.digest for layer in found.complete})
             self._tell_allocator(found.complete, users)
             self._spools.take_stock()
-            return found.complete
+            return found.complete, users
 
     def _forget_missing(self, layers: Sequence[LayerInfo]) -> None:
         """Delete the rows of *layers* whose directories are gone, unless the disk is full.
@@ -737,7 +735,6 @@ class LayerManager:
             if layer.digest in reclaimable:
                 self._allocator.add_outdated_item(layer.digest, layer.size, layer.timestamp)
         self._reclaimable = reclaimable
-        self._users = users
         self._allocator.note_used_space(sum(layer.size for layer in layers))
 
     def _resolve(
@@ -830,7 +827,9 @@ class LayerManager:
                 self._tell_allocator(self._storage.get_layers_info(), self._use.users())
         return cached, images
 
-    def _remove_cached(self, layers: Sequence[LayerInfo], why: Removal) -> tuple[LayerInfo, ...]:
+    def _remove_cached(
+        self, layers: Sequence[LayerInfo], why: Removal, users: Users
+    ) -> tuple[LayerInfo, ...]:
         """Remove cached layers that are not in use; return which were removed.
 
         Raises:
@@ -846,7 +845,7 @@ class LayerManager:
             for layer in cached:
                 self._allocator.restore_outdated_item(layer.digest)
                 self._reclaimable.discard(layer.digest)
-            removed, failed = self._remove(cached, why)
+            removed, failed = self._remove(cached, why, users)
         for layer in removed:
             self._allocator.free_space(layer.size)
         _raise_first(failed)
@@ -887,27 +886,26 @@ class LayerManager:
             return None
         return layer if layer.cached else None
 
-    def _users_by_leases(self) -> Users:
-        """Return who uses layers: mounts as this operation has seen them, leases as they are."""
-        if self._users is None:
-            return self._use.users()
-        return self._use.users_by_leases(self._users)
-
     def _remove(
-        self, layers: Sequence[LayerInfo], why: Removal
+        self, layers: Sequence[LayerInfo], why: Removal, users: Users | None = None
     ) -> tuple[tuple[LayerInfo, ...], list[StoreError]]:
         """Remove cached layers, but for those in use; return which were removed, and what failed.
 
         The rows go before the directories: whoever reads a row finds the layer. Only where the
         disk has no room for that, even without what was spooled and set aside, the directories go
         first: rows without directories are forgotten by the next operation, as after a crash.
+
+        Args:
+            layers: the layers.
+            why: for the observer and the log.
+            users: who used layers when the operation began, if they are not known to be unused.
         """
         try:
-            records = self._delete_rows(layers)
+            records = self._delete_rows(layers, users)
         except StorageFullError as error:
             _LOGGER.warning("removing layers before their rows: %s", error)
             with self._transaction():  # nothing is written, and no lease can be taken meanwhile
-                records = self._records_of(self._unused(layers))
+                records = self._records_of(self._unused(layers, users))
                 taken = self._store.take_out(record.layer.digest for record in records)
             failed = self._store.discard(taken)
             self._forget_removed(taken)
@@ -929,19 +927,23 @@ class LayerManager:
             _LOGGER.info("removed the cached layer %s: %s", layer.digest, why)
         return removed, [*taken.failed.values(), *failed.values()]
 
-    def _delete_rows(self, layers: Sequence[LayerInfo]) -> tuple[_Record, ...]:
+    def _delete_rows(self, layers: Sequence[LayerInfo], users: Users | None) -> tuple[_Record, ...]:
         """Delete the rows of those *layers* that are not in use; return what was recorded of them.
 
         Looked at and deleted in one transaction, so that a lease is taken before it or not at all.
         """
         with self._transaction():
-            records = self._records_of(self._unused(layers))
+            records = self._records_of(self._unused(layers, users))
             for record in records:
                 self._storage.delete_layer_by_digest(record.layer.digest)
         return records
 
-    def _unused(self, layers: Sequence[LayerInfo]) -> list[LayerInfo]:
-        users = self._users_by_leases()
+    def _unused(self, layers: Sequence[LayerInfo], users: Users | None) -> list[LayerInfo]:
+        """Return those of *layers* that no lease keeps now, and no mount when it was looked last.
+
+        What has been mounted since is seen when they are out of their places.
+        """
+        users = self._use.users_by_leases(users)
         unused = []
         for layer in layers:
             holders = users.holders(layer.digest)

@@ -132,6 +132,16 @@ class DetachedMounts:
         yield from found.items()
 
 
+class NoMounts:
+    """What is mounted where it was not looked."""
+
+    overlays: Mapping[str, Sequence[Holder]] = MappingProxyType({})
+
+    def holders(self, _: str) -> tuple[Holder, ...]:
+        """Return nothing."""
+        return ()
+
+
 class Look:
     """What is mounted at a moment. The mounts themselves are looked at when that is needed.
 

@@ -60,7 +60,7 @@ from layermanager.removal import remove_tree
 from layermanager.steps import Step, unannounced
 from layermanager.storage import SqliteLayerStorage
 from layermanager.use import overlay
-from layermanager.use.in_use import Look, look
+from layermanager.use.in_use import Look, NoMounts, look
 from layermanager.use.merged import merged_directories, write_directories
 from layermanager.use.namespaces import mounts_seen_by
 from layermanager.use.opaque import directories_of_whiteouts, has_opaque_root, visible_layers
@@ -178,7 +178,7 @@ class Users:
 
     leases: Sequence[Lease]
     over: Sequence[Lease]
-    mounted: Look
+    mounted: Look | NoMounts
 
     def holders(self, digest: Digest) -> tuple[Holder, ...]:
         """What keeps the layer from being removed; nothing if it may be."""
@@ -333,9 +333,13 @@ class LayerUse:
         """Who uses layers now."""
         return users_of(self._config.layers_dir, self._recorded_leases(), self._clock)
 
-    def users_by_leases(self, users: Users) -> Users:
-        """Return *users* with the leases as they are now; mounts are not looked at again."""
-        return users.with_leases(self._recorded_leases())
+    def users_by_leases(self, users: Users | None) -> Users:
+        """Return *users* with the leases as they are now; mounts are not looked at again.
+
+        Args:
+            users: from the last look; None for no mounts.
+        """
+        return (users or Users((), (), NoMounts())).with_leases(self._recorded_leases())
 
     # Mounts
 
