@@ -141,6 +141,10 @@ class NoMounts:
         """Return nothing."""
         return ()
 
+    def is_lower(self, _: str) -> bool:
+        """Return true, since it may be one."""
+        return True
+
 
 class Look:
     """What is mounted at a moment. The mounts themselves are looked at when that is needed.
