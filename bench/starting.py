@@ -66,7 +66,9 @@ def _milliseconds_of_nothing(unpacker: Unpacker, directory: Path) -> float:
         root = os.open(empty, os.O_RDONLY | os.O_DIRECTORY)
         try:
             start = time.perf_counter()
-            with unpacker.start(_EMPTY_LAYER, root, index.fileno(), lambda *_: 0) as unpacking:
+            with unpacker.start(
+                _EMPTY_LAYER, root, index.fileno(), lambda n: n.wanted
+            ) as unpacking:
                 unpacking.feed(_EMPTY_TAR)
                 unpacking.finish()
             return 1000 * (time.perf_counter() - start)

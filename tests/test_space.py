@@ -176,7 +176,8 @@ class TestLimits:
 
         error = refusal(layers.allocator, 10)
 
-        assert (error.free, error.reclaimable, error.missing) == (-50, 30, 30)
+        assert (error.free, error.reclaimable, error.missing) == (0, 30, 30)
+        assert "free 0," in str(error)
 
     def test_missing_is_exact_when_others_took_what_was_set_aside(
         self, disk: SimulatedDisk, layers: Directory
@@ -186,7 +187,8 @@ class TestLimits:
 
         error = refusal(layers.allocator, 10)
 
-        assert (error.free, error.missing, error.limit_reached) == (-200, 210, False)
+        assert (error.free, error.missing, error.limit_reached) == (0, 210, False)
+        assert "free 0," in str(error)
 
 
 class TestSharing:
@@ -516,7 +518,9 @@ class TestEviction:
 
         allocator = partitions.new_allocator(DIRECTORY, 0, remove)
         disk.free_inodes = 0
-        assert room(allocator) == 0
+        with pytest.raises(NotEnoughSpaceError) as caught:
+            allocator.allocate_space(1)
+        assert (caught.value.kind, caught.value.needed, caught.value.free) == ("inodes", 1, 0)
 
         allocator.add_outdated_item("old", 1, day(1))
         assert allocator.allocate_space(1).size == 1

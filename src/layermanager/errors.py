@@ -44,7 +44,8 @@ Data is in attributes; the message is for people. ``exit_code`` is the command's
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+import enum
+from typing import TYPE_CHECKING, ClassVar, Final
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,7 +59,7 @@ class LayerManagerError(Exception):
     """Root of all errors that this package raises on purpose."""
 
     exit_code: ClassVar[int] = 1
-    hint: ClassVar[str | None] = None
+    hint: str | None = None
 
 
 class InputError(LayerManagerError):
@@ -184,21 +185,39 @@ class SourceChangedError(SourceError):
     """What a source gives now is not what it gave before, again and again."""
 
 
+class SpaceKind(enum.StrEnum):
+    """What a disk can be short of."""
+
+    BYTES = "bytes"
+    INODES = "inodes"
+
+
+_HINTS_OF_SPACE: Final = {
+    SpaceKind.BYTES: "free space on the partition, raise layersPartLimit, or desire fewer layers",
+    SpaceKind.INODES: (
+        "remove files from the partition, desire fewer layers, or make a file system with more "
+        "inodes (`mkfs.ext4 -i`, `mount -o nr_inodes=`)"
+    ),
+}
+
+
 class NotEnoughSpaceError(LayerError):
     """The layer does not fit, even after removing all that may be removed.
 
-    Attributes (bytes):
+    Attributes:
+        kind: of what there is not enough: the unit of the numbers.
         needed: what was asked for.
-        free: what is free now, within the limit if that is in the way; negative when more is used
+        free: what is free now, within the limit if that is in the way; 0 also when more is used
             than there may be.
-        limit: the allocator's limit, 0 when there is none.
+        missing: how much more would have to be free.
+        limit: the allocator's limit in bytes, 0 when there is none.
         reclaimable: what removing cached layers would give.
         limit_reached: True when the configured limit is in the way, False when the partition is
             full: only then can freeing something else on the partition help.
         held: the cached layers that cannot be removed, since they are in use, and by whom.
     """
 
-    hint = "free space on the partition, raise layersPartLimit, or desire fewer layers"
+    hint = _HINTS_OF_SPACE[SpaceKind.BYTES]
 
     def __init__(
         self,
@@ -210,36 +229,48 @@ class NotEnoughSpaceError(LayerError):
         limit_reached: bool,
         held: Sequence[HeldLayer] = (),
         digest: str = "",
+        kind: SpaceKind = SpaceKind.BYTES,
     ) -> None:
+        """Take *free* also where it is negative, since more is used than there may be."""
         in_use = f"; in use are {', '.join(map(str, held))}" if held else ""
+        bound = f", limit {limit or 'none'}" if kind is SpaceKind.BYTES else ""
         super().__init__(
-            f"not enough space: needed {needed}, free {free}, limit {limit or 'none'}, "
-            f"reclaimable {reclaimable} bytes{in_use}",
+            f"not enough space: needed {needed}, free {max(0, free)}{bound}, "
+            f"reclaimable {reclaimable} {kind}{in_use}",
             digest=digest,
         )
+        self.hint = _HINTS_OF_SPACE[kind]
+        self.kind = kind
         self.needed = needed
-        self.free = free
+        self.free = max(0, free)
+        self.missing = max(0, needed - free - reclaimable)
+        self._overdrawn = max(0, -free)
         self.limit = limit
         self.reclaimable = reclaimable
         self.limit_reached = limit_reached
         self.held = tuple(held)
 
     def held_back_by(self, held: Sequence[HeldLayer]) -> NotEnoughSpaceError:
-        """The same error, which says besides which cached layers are in use."""
+        """Return the same error with the cached layers that are in use."""
+        return self._with(held=held, digest=self.digest)
+
+    def with_held(self, amount: int) -> NotEnoughSpaceError:
+        """Return the same error of a request as a whole, of which *amount* is held already."""
+        return self._with(amount, held=self.held, digest=self.digest)
+
+    def _with(
+        self, amount: int = 0, *, held: Sequence[HeldLayer], digest: str
+    ) -> NotEnoughSpaceError:
         return NotEnoughSpaceError(
-            needed=self.needed,
-            free=self.free,
+            needed=self.needed + amount,
+            free=self.free - self._overdrawn + amount,
             limit=self.limit,
             reclaimable=self.reclaimable,
             limit_reached=self.limit_reached,
             held=held,
-            digest=self.digest,
+            digest=digest,
+            kind=self.kind,
         )
-
-    @property
-    def missing(self) -> int:
-        """How many bytes more would have to be free."""
-        return max(0, self.needed - self.free - self.reclaimable)
 
 
 class UnpackerError(LayerError):

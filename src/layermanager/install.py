@@ -6,38 +6,46 @@ import errno
 import itertools
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from layermanager.amounts import NOTHING, Amount
 from layermanager.boundary import Boundary
 from layermanager.errors import (
     IntegrityError,
     LayerError,
     LayerManagerError,
     NotEnoughSpaceError,
+    SpaceKind,
     StoreError,
 )
 from layermanager.model import LayerProgress, Phase
+from layermanager.reservations import estimated
+from layermanager.rooms import rooms_of
 from layermanager.space import disk_usage
 from layermanager.steps import Step
 from layermanager.unpack.messages import Job
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from layermanager.boundary import Guard
     from layermanager.cancellation import Cancellation
     from layermanager.model import DesiredLayer, Limits
     from layermanager.observer import Observer
-    from layermanager.protocols import Allocator, Space, SpaceAllocator
+    from layermanager.protocols import Allocator, Room, Space, SpaceAllocator
     from layermanager.steps import OnStep
     from layermanager.store import StagedLayer, Store
     from layermanager.transfer.fetcher import Fetcher, Transfer
     from layermanager.unpack.client import Unpacker
-    from layermanager.unpack.messages import Unpacked
+    from layermanager.unpack.messages import Need, Unpacked
 
 Result = TypeVar("Result")
 
-_RESERVED_STEP_BYTES: Final = 16 * 1024 * 1024
+_BYTES_OF_AN_INODE: Final = 4096
+"""What a neighbour that counts bytes frees for an inode, at least: the block of a file."""
+
+NOT_KNOWN: Final[Mapping[int, Amount]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +57,8 @@ class VerifiedLayer:
         transfer: what brought it; what it keeps is of no use once the layer is committed.
         staged: where it is.
         unpacked: what it turned out to be.
-        space: what it takes; to be accepted when it is committed.
+        amount: what it takes on disk, its root and its index included.
+        space: what it holds; to be accepted when it is committed.
         leftovers: closing this removes from staging and gives back what was not committed.
     """
 
@@ -57,6 +66,7 @@ class VerifiedLayer:
     transfer: Transfer
     staged: StagedLayer
     unpacked: Unpacked
+    amount: Amount
     space: Space
     leftovers: ExitStack
 
@@ -95,15 +105,25 @@ class Installer:
         self._fetcher = fetcher
         self._unpacker = unpacker
         self._store = store
-        self._allocator = allocator
+        self._rooms = rooms_of(allocator)
         self._neighbour = neighbour
         self._limits = limits
         self._on_progress = on_progress
         self._on_step = on_step
         self._observer = observer
 
-    def install(self, desired: DesiredLayer, cancellation: Cancellation) -> VerifiedLayer:
+    def install(
+        self,
+        desired: DesiredLayer,
+        cancellation: Cancellation,
+        known: Mapping[int, Amount] = NOT_KNOWN,
+    ) -> VerifiedLayer:
         """Fetch, unpack and verify one layer; nothing is left behind where that fails.
+
+        Args:
+            desired: the layer.
+            cancellation: ends it early.
+            known: what it took when it was installed before, by the block size of the file system.
 
         Raises:
             LayerManagerError: the layer cannot be had, is not the desired one, or does not fit.
@@ -113,40 +133,64 @@ class Installer:
             while True:
                 try:
                     cancellation.check()
-                    return self._install(desired, transfer, cancellation)
+                    return self._install(desired, transfer, known, cancellation)
                 except LayerError as error:
                     error.digest = error.digest or desired.digest
                     transfer.start_over(error)
 
     def _install(
-        self, desired: DesiredLayer, transfer: Transfer, cancellation: Cancellation
+        self,
+        desired: DesiredLayer,
+        transfer: Transfer,
+        known: Mapping[int, Amount],
+        cancellation: Cancellation,
     ) -> VerifiedLayer:
         with ExitStack() as leftovers:
-            space = leftovers.enter_context(self._first_space(desired))
+            shape = self._shape(desired, known)
+            room = leftovers.enter_context(
+                self._with_neighbour(
+                    lambda: self._rooms.allocate(shape.least(NOTHING), shape.likely(NOTHING))
+                )
+            )
             staged = leftovers.enter_context(self._store.stage(desired.digest))
-            unpacked = self._unpack(desired, transfer, staged, space, cancellation)
-            return VerifiedLayer(desired, transfer, staged, unpacked, space, leftovers.pop_all())
+            granting = _Granting(room, shape, transfer, self._with_neighbour, self._observer)
+            unpacked = self._unpack(desired, transfer, staged, granting, cancellation)
+            amount = unpacked.amount + shape.frame
+            return VerifiedLayer(
+                desired, transfer, staged, unpacked, amount, room, leftovers.pop_all()
+            )
+
+    def _shape(self, desired: DesiredLayer, known: Mapping[int, Amount]) -> _Shape:
+        block_bytes = self._store.block_bytes()
+        return _Shape(
+            # Hardly ever is a layer smaller unpacked than its compressed file.
+            file_bytes=desired.size or 0,
+            declared=desired.unpacked,
+            before=known.get(block_bytes, NOTHING),
+            block_bytes=block_bytes,
+            frame=Amount(inodes=self._store.inodes_beside_layer()),
+        )
 
     def _unpack(
         self,
         desired: DesiredLayer,
         transfer: Transfer,
         staged: StagedLayer,
-        space: Space,
+        granting: _Granting,
         cancellation: Cancellation,
     ) -> Unpacked:
         with ExitStack() as stack:
             chunks = stack.enter_context(closing(transfer.chunks()))
             # Nobody unpacks before there is something to unpack: that may take any time to arrive.
             first = next(chunks, b"")
-            granting = _Granting(self._grow, space, self._observer)
             job = Job(
                 digest=desired.digest,
                 is_package=desired.is_package,
                 limits=self._limits,
-                granted=space.size,
+                granted=0,
                 block_bytes=staged.block_bytes,
                 diff_id=desired.diff_id,
+                granted_inodes=0,
             )
             unpacking = stack.enter_context(
                 self._unpacker.start(
@@ -162,39 +206,14 @@ class Installer:
                 transfer.verify()
                 unpacked = unpacking.finish()
             except OSError as error:
-                raise _disk_error(error, staged, space) from error
-            granting.note_written(unpacked.size)
+                raise _disk_error(error, staged, granting) from error
+            granting.settle(unpacked.amount)
             self._report(desired, transfer, granting)
             if desired.is_package and unpacked.blob_digest != desired.digest:
                 raise IntegrityError(
                     "layer digest", expected=desired.digest, found=unpacked.blob_digest
                 )
             return unpacked
-
-    def _first_space(self, desired: DesiredLayer) -> Space:
-        """Set aside what the layer takes at least.
-
-        How large it is unpacked shows only while it unpacks; hardly ever is it smaller than the
-        compressed file, so that what can never fit is refused before anything is evicted for it.
-        """
-        return self._with_neighbour(lambda: self._allocator.allocate_space(desired.size or 0))
-
-    def _grow(self, space: Space, size: int) -> None:
-        """Have *space* hold *size* bytes, and a step more if there is room."""
-        missing = size - space.size
-        if space.grow_if_free(missing + _RESERVED_STEP_BYTES):
-            return
-        try:
-            self._with_neighbour(lambda: space.grow(missing))
-        except NotEnoughSpaceError as error:
-            # From the layer's point of view: what it needs so far, and what it could have had.
-            raise NotEnoughSpaceError(
-                needed=space.size + missing,
-                free=space.size + error.free,
-                limit=error.limit,
-                reclaimable=error.reclaimable,
-                limit_reached=error.limit_reached,
-            ) from error
 
     def _with_neighbour(self, allocate: Callable[[], Result]) -> Result:
         """Call *allocate*; where the partition is too full, ask the neighbour and call it again."""
@@ -204,8 +223,10 @@ class Installer:
             # Only the partition is shared: against our own limit the neighbour cannot help.
             if self._neighbour is None or error.limit_reached:
                 raise
+            is_short_of_inodes = error.kind is SpaceKind.INODES
+            size = error.missing * (_BYTES_OF_AN_INODE if is_short_of_inodes else 1)
             with self._guard.containing(Boundary.SPACE_PROVIDER, "the neighbour"):
-                self._neighbour.allocate_layers_space(error.missing)
+                self._neighbour.allocate_layers_space(size)
         return allocate()
 
     def _report(self, desired: DesiredLayer, transfer: Transfer, granting: _Granting) -> None:
@@ -220,6 +241,37 @@ class Installer:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """What is known, before it is unpacked, of the space that a layer takes.
+
+    Attributes:
+        file_bytes: the size of its file.
+        declared: its content and inodes, as its publisher says; 0 for what is not said.
+        before: what it took when it was installed before, on a file system with such blocks.
+        block_bytes: the size of the blocks.
+        frame: what it takes beside what is unpacked.
+    """
+
+    file_bytes: int
+    declared: Amount
+    before: Amount
+    block_bytes: int
+    frame: Amount
+
+    def least(self, declared: Amount) -> Amount:
+        """Return what it takes at least; *declared* is what its package says."""
+        content = Amount(self.file_bytes).at_least(self.declared).at_least(declared)
+        return content.at_least(self.before) + self.frame
+
+    def likely(self, declared: Amount) -> Amount:
+        """Return what it takes at most, if what is said of it is true."""
+        content = self.declared.at_least(declared)
+        # Each file fills the last of its blocks in part.
+        whole = content + Amount(content.inodes * self.block_bytes)
+        return (self.before if self.before != NOTHING else whole) + self.frame
+
+
 class _Granting:
     """Answers one worker's requests for space.
 
@@ -228,36 +280,60 @@ class _Granting:
     """
 
     def __init__(
-        self, grow: Callable[[Space, int], None], space: Space, observer: Observer
+        self,
+        room: Room,
+        shape: _Shape,
+        transfer: Transfer,
+        with_neighbour: Callable[[Callable[[], Amount]], Amount],
+        observer: Observer,
     ) -> None:
-        self._grow = grow
-        self._space = space
+        self.room = room
+        self._shape = shape
+        self._transfer = transfer
+        self._with_neighbour = with_neighbour
         self._observer = observer
         self.written = 0
 
-    def grant(self, written: int, needed: int) -> int:
-        """Return how many bytes the layer may take in all."""
-        self.note_written(written)
-        if written + needed > self._space.size:
-            self._grow(self._space, written + needed)
-        return self._space.size
+    def grant(self, need: Need) -> Amount:
+        """Return how much the layer may take in all."""
+        self._note_written(need.written)
+        frame = self._shape.frame
+        used, wanted = need.used + frame, need.wanted + frame
+        # What the publisher says is refused at once if it cannot fit, and so is what is needed now.
+        needed = wanted.at_least(self._shape.least(need.declared))
+        pace = estimated(need.used, self._transfer.transferred, self._transfer.size)
+        likely = self._shape.likely(need.declared).at_least(pace + frame)
+        try:
+            told = self._with_neighbour(lambda: self.room.extend(used, needed, likely))
+        except NotEnoughSpaceError as error:
+            # From the layer's point of view: what it needs so far, and what it could have had.
+            held = self.room.amount
+            amount = held.inodes if error.kind is SpaceKind.INODES else held.size
+            raise error.with_held(amount) from error
+        return told - frame
 
-    def note_written(self, written: int) -> None:
-        """Note that the layer takes *written* bytes on disk by now: they do not count twice."""
-        self._space.note_written(written)
+    def settle(self, unpacked: Amount) -> None:
+        """Note that the layer takes *unpacked*, and will take no more."""
+        self._note_written(unpacked.size)
+        self.room.settle(unpacked + self._shape.frame)
+
+    def _note_written(self, written: int) -> None:
         if written > self.written:
             self._observer.written(written - self.written)
             self.written = written
 
 
-def _disk_error(error: OSError, staged: StagedLayer, space: Space) -> LayerManagerError:
+def _disk_error(error: OSError, staged: StagedLayer, granting: _Granting) -> LayerManagerError:
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return StoreError(f"cannot unpack {staged.digest}: {error.strerror}")
+    usage, held = disk_usage(staged.path), granting.room.amount
+    is_short_of_inodes = usage.free_inodes == 0
     return NotEnoughSpaceError(
-        needed=space.size,
-        free=disk_usage(staged.path).free,
+        needed=held.inodes if is_short_of_inodes else held.size,
+        free=0 if is_short_of_inodes else usage.free,
         limit=0,
         reclaimable=0,
         limit_reached=False,
         digest=staged.digest,
+        kind=SpaceKind.INODES if is_short_of_inodes else SpaceKind.BYTES,
     )

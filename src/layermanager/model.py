@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from layermanager.amounts import NOTHING, Amount
 from layermanager.errors import DesiredStateError, InvalidDigestError
 from layermanager.header_numbers import MAX_INTEGER
 
@@ -83,6 +84,8 @@ class DesiredLayer:
         mirrors: other addresses of the same file, tried in order where *url* fails.
         diff_id: the digest of the layer's tar, decompressed, which is compared while it is
             unpacked; None: it is not.
+        unpacked: the bytes of its files and its inodes, as its publisher says; 0 for what is not
+            said. Two layers that differ in nothing else are equal.
 
     Raises:
         InvalidDigestError: *digest* or *diff_id* is no digest.
@@ -97,6 +100,7 @@ class DesiredLayer:
     size: int | None = None
     mirrors: tuple[str, ...] = ()
     diff_id: Digest | None = None
+    unpacked: Amount = field(default=NOTHING, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "digest", Digest(self.digest))

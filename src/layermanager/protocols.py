@@ -6,7 +6,7 @@ suite in ``tests/`` that runs on every implementation, also on those of ``layerm
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
 
 if TYPE_CHECKING:
     import threading
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
+    from layermanager.amounts import Amount
     from layermanager.cancellation import Cancellation
     from layermanager.leases import LayerMount, Lease
     from layermanager.model import DesiredLayer, Digest, ImageInfo, LayerInfo
@@ -174,7 +175,7 @@ class Space(Protocol):
     def release(self) -> None:
         """Give all of it back; after ``accept`` or ``release`` this does nothing."""
 
-    def __enter__(self) -> Space: ...
+    def __enter__(self) -> Self: ...
 
     def __exit__(
         self,
@@ -220,6 +221,48 @@ class Allocator(Protocol):
 
     def close(self) -> None:
         """End; the directory no longer takes part in its partition."""
+
+
+class Room(Space, Protocol):
+    """Bytes and inodes that were set aside; a ``Space`` whose holder asks as it writes."""
+
+    @property
+    def amount(self) -> Amount:
+        """All that it holds."""
+
+    def extend(self, used: Amount, needed: Amount, likely: Amount) -> Amount:
+        """Hold *needed*; *used* is on disk, and there will probably be *likely* in all.
+
+        Returns:
+            What may be on disk before this is called again: *needed* or more.
+
+        Raises:
+            NotEnoughSpaceError: it cannot be had; what was held before is still held.
+        """
+
+    def settle(self, used: Amount) -> None:
+        """Note that *used* is on disk and all that is needed; the rest is given back."""
+
+
+@runtime_checkable
+class CountsInodes(Protocol):
+    """What an allocator may offer in addition: it counts inodes as it counts bytes.
+
+    Threads as for ``Allocator``; ``allocate`` and ``Room.extend`` may remove items.
+    """
+
+    def allocate(self, amount: Amount, likely: Amount) -> Room:
+        """Set *amount* aside, as ``allocate_space``.
+
+        If items must be removed for that, they are removed for *likely* at once, where that can be
+        had.
+        """
+
+    def offer(self, item_id: str, amount: Amount, timestamp: datetime, *, goes_last: bool) -> None:
+        """Note that an item may be removed, as ``add_outdated_item``.
+
+        One that *goes_last* is removed only when all others are not enough.
+        """
 
 
 class NewSpaceAllocator(Protocol):

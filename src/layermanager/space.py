@@ -1,17 +1,20 @@
 """Who may use how much of a disk: limits, reservations, and eviction where they are not enough.
 
 Every directory has an allocator; the allocators on one partition share what is free there and
-each other's outdated items. Two things bound an allocation:
+each other's outdated items. Three things bound an allocation; ``reservations`` decides:
 
 *the limit*
     of the allocator, a share of its partition: used + reserved bytes stay within it. ``used`` are
     the accepted items, outdated ones included; ``reserved`` is what is set aside in ``Space``
     objects that are neither accepted nor released.
-*the partition*
-    itself: what the file system says is free, less what is set aside and not on disk yet. A byte
-    that was written and is not yet noted counts twice for that time: on the safe side.
+*the bytes of the partition*
+    that the file system says are free, less what is set aside and not on disk yet. A byte that was
+    written and is not yet noted counts twice for that time: on the safe side. Nothing is evicted
+    or refused for it: see ``reservations`` on what is unsure.
+*its inodes*
+    likewise, where the file system counts them.
 
-Where either is short, outdated items are removed, oldest first: the allocator's own for its
+Where one is short, outdated items are removed, oldest first: the allocator's own for its
 limit, those of any allocator for the partition. Freed space is never believed in: after removing,
 the disk is looked at again, and only what is really there is set aside. XFS and btrfs give back the
 space of removed files in the background, so where it is not there yet, it is waited for: else more
@@ -35,7 +38,9 @@ they would meet a thread that holds their lock and waits for this one. For the s
 - a remover may call those other methods, but must not allocate or close.
 
 One thread evicts at a time. Others that find too little wait for it to end and look again: what
-is just being removed may be all that they need.
+is just being removed may be all that they need. They also wait for what is unsure of other spaces
+of the same allocator. The holders of these are threads of the same operation, which is cancelled
+as a whole, so that a cancelled thread does not wait for one that goes on.
 """
 
 from __future__ import annotations
@@ -43,21 +48,34 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeAlias
 
 from layermanager import linux
+from layermanager.amounts import NOTHING, UNCOUNTED, Amount
 from layermanager.boundary import Boundary, Guard
 from layermanager.errors import (
     CancelledError,
     ConfigError,
     LayerManagerError,
     NotEnoughSpaceError,
+    SpaceKind,
     StoreError,
+)
+from layermanager.reservations import (
+    Decision,
+    Evict,
+    Fits,
+    Item,
+    Refuse,
+    Reservation,
+    Situation,
+    decide,
+    step_of,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection
     from datetime import datetime
     from pathlib import Path
     from types import TracebackType
@@ -75,12 +93,19 @@ class DiskUsage:
         free: the bytes that anybody may still write, without the reserve of the super-user: a
             store must not eat what keeps the system repairable.
         free_inodes: how many files can still be made; None where nothing but space bounds them.
+        total_inodes: how many there can be; None likewise.
     """
 
     device: int
     total: int
     free: int
     free_inodes: int | None = None
+    total_inodes: int | None = None
+
+    @property
+    def room(self) -> Amount:
+        """What is free, as an amount."""
+        return Amount(self.free, UNCOUNTED if self.free_inodes is None else self.free_inodes)
 
 
 def disk_usage(path: Path) -> DiskUsage:
@@ -99,6 +124,7 @@ def disk_usage(path: Path) -> DiskUsage:
         total=usage.f_blocks * usage.f_frsize,
         free=usage.f_bavail * usage.f_frsize,
         free_inodes=usage.f_favail if usage.f_files else None,
+        total_inodes=usage.f_files or None,
     )
 
 
@@ -155,6 +181,9 @@ class Partitions:
         return allocator
 
 
+_Item: TypeAlias = "Item[_DirectoryAllocator]"
+
+
 class _DirectoryAllocator:
     """The ``Allocator`` of one directory; its attributes are guarded by the partition's lock."""
 
@@ -167,11 +196,11 @@ class _DirectoryAllocator:
         self.remover = remover
         self.used = 0
         self.spaces: set[_HeldSpace] = set()
-        self.outdated: dict[str, _OutdatedItem] = {}
-        self.being_removed: dict[str, _OutdatedItem] = {}
+        self.outdated: dict[str, _Item] = {}
+        self.being_removed: dict[str, _Item] = {}
 
     def allocate_space(self, size: int) -> _HeldSpace:
-        """Set *size* bytes aside.
+        """Set *size* bytes aside, and the inode of a file that holds them.
 
         Where other threads or processes take space while outdated items are being removed for
         it, or removing frees less than expected, some were removed and there is still not enough.
@@ -181,8 +210,16 @@ class _DirectoryAllocator:
             CancelledError: the allocator is closed.
             LayerManagerError: what a remover raised; its item stays outdated.
         """
+        return self.allocate(Amount(size, 1 if size else 0))
+
+    def allocate(self, amount: Amount, likely: Amount = NOTHING) -> _HeldSpace:
+        """Set *amount* aside, as ``allocate_space``.
+
+        If items must be removed for it, they are removed for *likely* at once, where that can be
+        had.
+        """
         space = _HeldSpace(self)
-        space.grow(size)
+        self.partition.reserve(space, amount, likely)
         return space
 
     def note_used_space(self, size: int) -> None:
@@ -196,9 +233,18 @@ class _DirectoryAllocator:
             self.used = max(0, self.used - size)
 
     def add_outdated_item(self, item_id: str, size: int, timestamp: datetime) -> None:
-        """Offer an item for removal."""
+        """Offer an item for removal; it is taken to be one file."""
+        self.offer(item_id, Amount(size, 1), timestamp)
+
+    def offer(
+        self, item_id: str, amount: Amount, timestamp: datetime, *, goes_last: bool = False
+    ) -> None:
+        """Offer an item that takes *amount* for removal, as ``add_outdated_item``.
+
+        One that *goes_last* is removed only when all others are not enough.
+        """
         with self.partition.changed:
-            self.outdated[item_id] = _OutdatedItem(self, item_id, size, timestamp)
+            self.outdated[item_id] = Item(self, item_id, amount, timestamp, goes_last)
 
     def restore_outdated_item(self, item_id: str) -> None:
         """Withdraw an item; its accounting is the caller's from now on.
@@ -223,9 +269,14 @@ class _DirectoryAllocator:
         return sum(space.size for space in self.spaces)
 
     @property
-    def unwritten(self) -> int:
-        """The bytes of those that the file system does not count as used yet."""
-        return sum(max(0, space.size - space.written) for space in self.spaces)
+    def unwritten(self) -> Amount:
+        """What of that the file system does not count as used yet, as far as is known."""
+        return sum((space.reservation.unwritten for space in self.spaces), NOTHING)
+
+    def unsure_beside(self, space: _HeldSpace) -> Amount:
+        """What the holders of the other spaces may have written already, or may never need."""
+        others = (other.reservation.unsure for other in self.spaces if other is not space)
+        return sum(others, NOTHING)
 
 
 class _HeldSpace:
@@ -233,22 +284,58 @@ class _HeldSpace:
 
     def __init__(self, owner: _DirectoryAllocator) -> None:
         self.owner = owner
-        self.size = 0
-        self.written = 0
+        self.reservation = Reservation()
         self.ended = False
+
+    @property
+    def size(self) -> int:
+        """How many bytes it holds."""
+        return self.reservation.aside.size
+
+    @property
+    def amount(self) -> Amount:
+        """All that it holds."""
+        return self.reservation.aside
 
     def grow(self, extra: int) -> None:
         """Set *extra* bytes more aside; raises what ``allocate_space`` raises."""
-        self.owner.partition.reserve(self, extra)
+        self.owner.partition.reserve(self, Amount(extra))
 
     def grow_if_free(self, extra: int) -> bool:
         """Set *extra* bytes more aside if nothing need be removed for that; return whether."""
-        return self.owner.partition.reserve_if_free(self, extra)
+        return self.owner.partition.reserve_if_free(self, Amount(extra))
+
+    def extend(self, used: Amount, needed: Amount, likely: Amount = NOTHING) -> Amount:
+        """Hold *needed*, for a holder that asks before it writes more than it was told.
+
+        Args:
+            used: what is on disk.
+            needed: what there must be in all.
+            likely: what there will probably be in all.
+
+        Returns:
+            What may be on disk before the holder asks again: *needed*, and more if that is free.
+
+        Raises:
+            NotEnoughSpaceError, CancelledError, LayerManagerError: as ``allocate_space``.
+        """
+        return self.owner.partition.extend(self, used, needed, likely)
 
     def note_written(self, size: int) -> None:
         """Note that *size* bytes are on disk, in all since the space was allocated."""
+        held = self.reservation.held
+        used = Amount(size, held.inodes if size else 0)
+        self._note(Reservation(held, told=NOTHING, used=used))
+
+    def settle(self, used: Amount) -> None:
+        """Note that *used* is on disk and all that is needed; the rest is given back."""
+        self._note(Reservation(used, used, used))
+
+    def _note(self, reservation: Reservation) -> None:
         with self.owner.partition.changed:
-            self.written = size
+            if not self.ended:
+                self.reservation = reservation
+                self.owner.partition.changed.notify_all()
 
     def accept(self, size: int | None = None) -> None:
         """Count the space, or *size* bytes in its stead, as used; they must be on disk."""
@@ -265,8 +352,9 @@ class _HeldSpace:
 
     def _end(self) -> None:
         self.owner.spaces.discard(self)
-        self.size = 0
+        self.reservation = Reservation()
         self.ended = True
+        self.owner.partition.changed.notify_all()
 
     def __enter__(self) -> _HeldSpace:
         return self
@@ -280,37 +368,11 @@ class _HeldSpace:
         self.release()
 
 
-@dataclass(frozen=True, slots=True)
-class _OutdatedItem:
-    owner: _DirectoryAllocator
-    item_id: str
-    size: int
-    timestamp: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class _Shortage:
-    """How many bytes must go before an allocation fits; zero or less: it does.
-
-    Attributes:
-        in_limit: of the allocator's used bytes.
-        on_partition: of what is on the partition.
-        limit: the allocator's limit in bytes, 0 when there is none.
-    """
-
-    in_limit: int
-    on_partition: int
-    limit: int
-
-    @property
-    def is_none(self) -> bool:
-        return self.in_limit <= 0 and self.on_partition <= 0
-
-
 class _Partition:
     """The allocators of one partition.
 
-    ``changed`` is the partition's lock, and tells those who wait that an eviction has ended.
+    ``changed`` is the partition's lock. It notifies when an eviction has ended, when the unsure
+    part of a space is known, and when an allocator leaves.
     """
 
     def __init__(
@@ -325,6 +387,7 @@ class _Partition:
         self._guard = guard
         self._allocators: list[_DirectoryAllocator] = []
         self._evicting = False
+        self._waiting = 0
 
     def join(self, allocator: _DirectoryAllocator) -> None:
         with self.changed:
@@ -343,37 +406,79 @@ class _Partition:
             self.changed.wait_for(lambda: not self._evicting)
             if allocator in self._allocators:
                 self._allocators.remove(allocator)
+                self.changed.notify_all()
 
-    def reserve(self, space: _HeldSpace, size: int) -> None:
-        """Set *size* bytes aside for *space*, evicting as often as that brings it nearer.
+    def reserve(self, space: _HeldSpace, extra: Amount, likely: Amount = NOTHING) -> None:
+        """Set *extra* aside for *space*, evicting as often as that brings it nearer."""
 
-        It ends: every round removes at least one outdated item, or raises. No bytes at all always
-        fit: what others lack is not removed for who asks for nothing.
+        def hold(_: Amount) -> None:
+            held = space.reservation.held + extra
+            space.reservation = replace(space.reservation, held=held)
+
+        self._obtain(space, extra, likely, hold)
+
+    def extend(self, space: _HeldSpace, used: Amount, needed: Amount, likely: Amount) -> Amount:
+        """Have *space*, of which *used* is on disk, hold *needed*; return what may be written."""
+
+        def tell(spare: Amount) -> None:
+            step = NOTHING if self._waiting else step_of(spare)
+            space.reservation = space.reservation.granted(needed, step)
+
+        with self.changed:
+            self._refuse_ended(space)
+            space.reservation = space.reservation.asking(used)
+            held = space.reservation.held
+            self.changed.notify_all()
+        self._obtain(space, (needed - held).at_least(NOTHING), likely - held, tell)
+        return space.reservation.told
+
+    def reserve_if_free(self, space: _HeldSpace, extra: Amount) -> bool:
+        """Set *extra* aside for *space* if that fits as things are; return whether."""
+        with self.changed:
+            self._refuse_ended(space)
+            if not isinstance(self._decision(space, extra), Fits):
+                return False
+            held = space.reservation.held + extra
+            space.reservation = replace(space.reservation, held=held)
+            space.owner.spaces.add(space)
+            return True
+
+    def _obtain(
+        self, space: _HeldSpace, extra: Amount, likely: Amount, take: Callable[[Amount], None]
+    ) -> None:
+        """Call *take*, under the lock, once *extra* fits; with what is left beyond that.
+
+        It ends: every round removes at least one outdated item, or raises.
         """
-        while victims := self._reserve_or_choose_victims(space, size):
-            self._evict(victims, space.owner, size)
+        while victims := self._take_or_choose_victims(space, extra, likely, take):
+            self._evict(victims, space, extra)
 
-    def reserve_if_free(self, space: _HeldSpace, size: int) -> bool:
-        """Set *size* bytes aside for *space* if that fits as things are; return whether."""
+    def _take_or_choose_victims(
+        self, space: _HeldSpace, extra: Amount, likely: Amount, take: Callable[[Amount], None]
+    ) -> tuple[_Item, ...]:
+        """Take what fits and return nothing; or, where it does not fit, begin an eviction."""
         with self.changed:
-            self._refuse_ended(space)
-            return self._reserve_what_fits(space, size, self._shortage(space.owner, size))
+            while True:
+                self._refuse_ended(space)
+                decision = self._decision(space, extra, likely)
+                if isinstance(decision, Fits):
+                    take(decision.spare)
+                    space.owner.spaces.add(space)
+                    return ()
+                # What is just being removed may be all that is needed.
+                if isinstance(decision, Refuse) and not self._evicting:
+                    raise self._refusal(space.owner, decision)
+                if isinstance(decision, Evict) and not self._evicting:
+                    self._begin_eviction(decision.items)
+                    return decision.items
+                self._wait()
 
-    def _reserve_or_choose_victims(self, space: _HeldSpace, size: int) -> list[_OutdatedItem]:
-        """Reserve and return nothing; or, where that does not fit, begin an eviction."""
-        owner = space.owner
-        with self.changed:
-            self.changed.wait_for(lambda: not self._evicting or self._shortage(owner, size).is_none)
-            self._refuse_ended(space)
-            shortage = self._shortage(owner, size)
-            if self._reserve_what_fits(space, size, shortage):
-                return []
-            victims = self._choose_victims(owner, size, shortage)
-            for victim in victims:
-                del victim.owner.outdated[victim.item_id]
-                victim.owner.being_removed[victim.item_id] = victim
-            self._evicting = True
-            return victims
+    def _wait(self) -> None:
+        self._waiting += 1
+        try:
+            self.changed.wait()
+        finally:
+            self._waiting -= 1
 
     def _refuse_ended(self, space: _HeldSpace) -> None:
         if space.owner not in self._allocators:
@@ -381,58 +486,47 @@ class _Partition:
         if space.ended:
             raise ValueError("a space that was accepted or released cannot grow")
 
-    @staticmethod
-    def _reserve_what_fits(space: _HeldSpace, size: int, shortage: _Shortage) -> bool:
-        if not shortage.is_none:
-            return False
-        space.size += size
-        space.owner.spaces.add(space)
-        return True
+    def _decision(
+        self, space: _HeldSpace, extra: Amount, likely: Amount = NOTHING
+    ) -> Decision[_DirectoryAllocator]:
+        return decide(self._situation(space), extra, likely)
 
-    def _shortage(self, owner: _DirectoryAllocator, size: int) -> _Shortage:
+    def _situation(self, space: _HeldSpace) -> Situation[_DirectoryAllocator]:
+        owner = space.owner
         usage = self._usage_of(owner.path)
-        # Without an inode not a byte can be written, however many are free.
-        free = 0 if usage.free_inodes == 0 else usage.free
-        unwritten = sum(allocator.unwritten for allocator in self._allocators)
-        limit = owner.limit(usage.total)
-        if not size:
-            return _Shortage(in_limit=0, on_partition=0, limit=limit)
-        return _Shortage(
-            in_limit=owner.used + owner.reserved + size - limit if owner.part_limit else 0,
-            on_partition=unwritten + size - free,
-            limit=limit,
+        return Situation(
+            free=usage.room,
+            unwritten=sum((one.unwritten for one in self._allocators), NOTHING),
+            unsure=owner.unsure_beside(space),
+            limit=owner.limit(usage.total) if owner.part_limit else None,
+            counted=owner.used + owner.reserved,
+            own=tuple(owner.outdated.values()),
+            everyones=tuple(item for one in self._allocators for item in one.outdated.values()),
         )
 
-    def _choose_victims(
-        self, owner: _DirectoryAllocator, size: int, shortage: _Shortage
-    ) -> list[_OutdatedItem]:
-        own = list(owner.outdated.values())
-        everyones = [item for one in self._allocators for item in one.outdated.values()]
-        for items, missing, limit_reached in (
-            (own, shortage.in_limit, True),
-            (everyones, shortage.on_partition, False),
-        ):
-            reclaimable = _bytes_of(items)
-            if missing > reclaimable:
-                raise NotEnoughSpaceError(
-                    needed=size,
-                    # Negative where more is used or set aside already than there may be.
-                    free=size - missing,
-                    limit=shortage.limit,
-                    reclaimable=reclaimable,
-                    limit_reached=limit_reached,
-                )
-        for_limit = _oldest(own, shortage.in_limit)
-        others = set(everyones).difference(for_limit)
-        return for_limit + _oldest(others, shortage.on_partition - _bytes_of(for_limit))
+    def _refusal(self, owner: _DirectoryAllocator, refuse: Refuse) -> NotEnoughSpaceError:
+        return NotEnoughSpaceError(
+            needed=refuse.needed,
+            free=refuse.free,
+            limit=owner.limit(self._usage_of(owner.path).total),
+            reclaimable=refuse.reclaimable,
+            limit_reached=refuse.is_limit,
+            kind=SpaceKind.INODES if refuse.of_inodes else SpaceKind.BYTES,
+        )
 
-    def _evict(self, victims: list[_OutdatedItem], owner: _DirectoryAllocator, size: int) -> None:
+    def _begin_eviction(self, victims: tuple[_Item, ...]) -> None:
+        for victim in victims:
+            del victim.owner.outdated[victim.item_id]
+            victim.owner.being_removed[victim.item_id] = victim
+        self._evicting = True
+
+    def _evict(self, victims: tuple[_Item, ...], space: _HeldSpace, extra: Amount) -> None:
         """Have the *victims* removed.
 
         One whose remover raises what it may not is withdrawn until its owner offers it again, so
         that it stands in the way of no other.
         """
-        removed: list[_OutdatedItem] = []
+        removed: set[_Item] = set()
         done = 0
         try:
             for victim in victims:
@@ -442,53 +536,36 @@ class _Partition:
                     passing=(LayerManagerError,),
                 ):
                     victim.owner.remover(victim.item_id)
-                    removed.append(victim)
+                    removed.add(victim)
                 done += 1
-            self._wait_for_freed_space(owner, size)
+            self._wait_for_freed_space(space, extra)
         finally:
             with self.changed:
-                self._account(victims[:done], victims[done:], frozenset(removed))
+                self._account(victims[:done], victims[done:], removed)
                 self._evicting = False
                 self.changed.notify_all()
 
-    def _wait_for_freed_space(self, owner: _DirectoryAllocator, size: int) -> None:
-        """Wait while the partition is short of *size* bytes and gets more of them by waiting."""
-        missing = self._missing_on_partition(owner, size)
-        while missing > 0:
-            self._settle(owner.path)
-            before, missing = missing, self._missing_on_partition(owner, size)
-            if missing >= before:
+    def _wait_for_freed_space(self, space: _HeldSpace, extra: Amount) -> None:
+        """Wait while the partition is short of *extra* and gets more of it by waiting."""
+        missing = self._missing(space, extra)
+        while missing != NOTHING:
+            self._settle(space.owner.path)
+            before, missing = missing, self._missing(space, extra)
+            if before.fits(missing):
                 return
 
-    def _missing_on_partition(self, owner: _DirectoryAllocator, size: int) -> int:
+    def _missing(self, space: _HeldSpace, extra: Amount) -> Amount:
         with self.changed:
-            return self._shortage(owner, size).on_partition
+            situation = self._situation(space)
+        return (situation.unwritten + extra - situation.free).at_least(NOTHING)
 
     def _account(
-        self,
-        done: list[_OutdatedItem],
-        left: list[_OutdatedItem],
-        removed: frozenset[_OutdatedItem],
+        self, done: tuple[_Item, ...], left: tuple[_Item, ...], removed: Collection[_Item]
     ) -> None:
         """Settle an eviction; what was restored meanwhile is with who restored it."""
         for item in done:
             if item.owner.being_removed.pop(item.item_id, None) and item in removed:
-                item.owner.used = max(0, item.owner.used - item.size)
+                item.owner.used = max(0, item.owner.used - item.amount.size)
         for item in left:
             if item.owner.being_removed.pop(item.item_id, None):
                 item.owner.outdated.setdefault(item.item_id, item)
-
-
-def _oldest(items: Iterable[_OutdatedItem], size: int) -> list[_OutdatedItem]:
-    """The oldest *items* that together have at least *size* bytes."""
-    chosen: list[_OutdatedItem] = []
-    for item in sorted(items, key=lambda item: (item.timestamp, item.item_id)):
-        if size <= 0:
-            break
-        chosen.append(item)
-        size -= item.size
-    return chosen
-
-
-def _bytes_of(items: Iterable[_OutdatedItem]) -> int:
-    return sum(item.size for item in items)

@@ -158,6 +158,20 @@ class Store:
         with _store_errors("cannot reach an index"):
             return exists(self.index_path_of(digest))
 
+    def block_bytes(self) -> int:
+        """Return the size of the blocks in which the file system of the layers counts."""
+        with _store_errors("cannot tell the file system of the layers"):
+            return os.statvfs(self.layers_dir).f_frsize
+
+    def inodes_beside_layer(self) -> int:
+        """Return how many inodes a layer takes beside what is unpacked: its root and its index.
+
+        An index on another file system does not count.
+        """
+        with _store_errors("cannot reach the directories of the store"):
+            is_beside = self.layers_dir.stat().st_dev == self._index_dir.stat().st_dev
+        return 2 if is_beside else 1
+
     def require_whiteouts(self) -> None:
         """Make sure that the file system of the layers can hold what hides files of other layers.
 

@@ -146,7 +146,8 @@ def hear_worker(data: bytes) -> None:
         except (DocumentError, LayerError):
             return
         if need is not None:
-            conversation.granted = need.written + need.more
+            conversation.granted = need.wanted.size
+            conversation.granted_inodes = need.wanted.inodes
             assert conversation.granted <= most_on_disk(_JOB, fed)
     verdict = conversation.verdict
     assert verdict is None or 0 <= verdict.size <= conversation.granted

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from hostile.cases import OUTSIDE, SOME_DIGEST
+from layermanager.amounts import UNCOUNTED, Amount
 from layermanager.errors import NotEnoughSpaceError
 from layermanager.removal import remove_tree
 from layermanager.testing.trees import snapshot
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from layermanager.testing.trees import FileState
     from layermanager.unpack.client import Unpacker
     from layermanager.unpack.index import IndexEntry
+    from layermanager.unpack.messages import Need
 
 _SPACE_BYTES: Final = 8 * 1024 * 1024
 _SHOWN_BYTES: Final = 64
@@ -124,12 +126,12 @@ def _remove(directory: Path) -> None:
         os.close(parent)
 
 
-def _grant(written: int, needed: int) -> int:
-    if written + needed > _SPACE_BYTES:
+def _grant(need: Need) -> Amount:
+    if need.wanted.size > _SPACE_BYTES:
         raise NotEnoughSpaceError(
-            needed=written + needed, free=0, limit=_SPACE_BYTES, reclaimable=0, limit_reached=True
+            needed=need.wanted.size, free=0, limit=_SPACE_BYTES, reclaimable=0, limit_reached=True
         )
-    return _SPACE_BYTES
+    return Amount(_SPACE_BYTES, UNCOUNTED)
 
 
 def _look(path: Path) -> _Seen:

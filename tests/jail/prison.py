@@ -258,7 +258,7 @@ class Stolen:
                 channel,
                 data,
                 errors,
-                lambda written, more: written + more,
+                lambda need: need.wanted,
                 free_bytes=lambda: 0,
                 on_jail=lambda _: None,
                 timeout=timeout,

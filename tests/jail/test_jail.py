@@ -738,7 +738,7 @@ def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     )
     with (
         contextlib.closing(unpacker),
-        unpacker.start(job, root, index, lambda written, wanted: written + wanted) as unpacking,
+        unpacker.start(job, root, index, lambda need: need.wanted) as unpacking,
     ):
         unpacking.jail_measures()
         assert unpacking._process_descriptor is not None

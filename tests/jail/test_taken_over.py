@@ -186,7 +186,7 @@ index = os.open(sys.argv[1] + ".index", os.O_RDWR | os.O_CREAT)
 unpacker = Unpacker(timedelta(seconds=60))
 job = Job(digest_of(tar), False, Limits(), 10**9, 4096)
 for _ in range(2):
-    with unpacker.start(job, root, index, lambda *_: 10**9) as running:
+    with unpacker.start(job, root, index, lambda need: need.wanted) as running:
         running.feed(tar)
         running.finish()
 unpacker.close()

@@ -39,7 +39,7 @@ with contextlib.ExitStack() as stack:
     job = Job(
         digest=Digest(digest), is_package=False, limits=Limits(), granted=1 << 40, block_bytes=4096
     )
-    unpacking = stack.enter_context(unpacker.start(job, root, index, lambda _, more: more))
+    unpacking = stack.enter_context(unpacker.start(job, root, index, lambda need: need.wanted))
     with open(blob_path, "rb") as blob:
         unpacking.feed(blob.read())
     unpacked = unpacking.finish()

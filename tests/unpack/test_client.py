@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 import pytest
 
+from layermanager.amounts import Amount
 from layermanager.cancellation import Cancellation
 from layermanager.errors import (
     ArchiveError,
@@ -36,7 +37,7 @@ from layermanager.testing.layers import (
     digest_of,
 )
 from layermanager.unpack.client import Unpacker, Unpacking
-from layermanager.unpack.messages import Channel, Job, Unpacked
+from layermanager.unpack.messages import Channel, Job, Need, Unpacked
 from layermanager.unpack.stderr import ErrorPipe
 
 if TYPE_CHECKING:
@@ -61,8 +62,12 @@ def job(
     return Job(digest_of(blob), is_package, limits or Limits(), granted, 4096)
 
 
-def refuse(written: int, needed: int) -> int:
-    raise AssertionError(f"asked for {needed} bytes besides {written}")
+def refuse(need: Need) -> Amount:
+    raise AssertionError(f"asked for more: {need}")
+
+
+def grant_all(need: Need) -> Amount:
+    return need.wanted
 
 
 @contextmanager
@@ -70,7 +75,7 @@ def unpacking(
     unpacker: Unpacker,
     root: Path,
     what: Job,
-    grant: Callable[[int, int], int] = refuse,
+    grant: Callable[[Need], Amount] = refuse,
 ) -> Iterator[Unpacking]:
     """Start to unpack below *root*."""
     root.mkdir()
@@ -192,9 +197,9 @@ def test_more_after_the_end_than_a_pipe_holds(unpacker: Unpacker, tmp_path: Path
 def test_space_is_asked_for_as_the_layer_grows(unpacker: Unpacker, tmp_path: Path) -> None:
     asked = []
 
-    def grant(written: int, needed: int) -> int:
-        asked.append((written, needed))
-        return written + needed + 100_000
+    def grant(need: Need) -> Amount:
+        asked.append((need.written, need.more))
+        return need.wanted + Amount(100_000, 100)
 
     tar = LayerBuilder().file("large", os.urandom(2_000_000)).tar()
     with unpacking(unpacker, tmp_path / "layer", job(tar, granted=0), grant) as running:
@@ -304,7 +309,7 @@ def test_a_name_that_the_file_system_refuses_is_the_layers_fault(
 def test_space_that_is_refused_ends_the_worker(unpacker: Unpacker, tmp_path: Path) -> None:
     error = NotEnoughSpaceError(needed=2, free=1, limit=0, reclaimable=0, limit_reached=False)
 
-    def grant(*_: int) -> int:
+    def grant(_: Need) -> Amount:
         raise error
 
     before = processes_after_warming_up(unpacker, tmp_path)
@@ -413,7 +418,7 @@ def test_no_unpacker_outlives_its_manager(tmp_path: Path) -> None:
         job = Job(digest_of(tar), False, Limits(), 10**9, 4096)
         root = os.open(sys.argv[1], os.O_RDONLY)
         unpacker = Unpacker(timedelta(seconds=60))
-        with unpacker.start(job, root, os.memfd_create("index"), lambda *_: 10**9) as running:
+        with unpacker.start(job, root, os.memfd_create("index"), lambda n: n.wanted) as running:
             running.feed(tar[:600])
             print("feeding", flush=True)
             sys.stdin.read()
@@ -547,7 +552,7 @@ def unpack(name):
     assert (place / "f").read_bytes() == b"content"
 
 def with_descriptors(root, index):
-    with unpacker.start(job, root, index, lambda *_: 10**9) as running:
+    with unpacker.start(job, root, index, lambda need: need.wanted) as running:
         running.feed(tar)
         running.finish()
 
@@ -633,7 +638,7 @@ class Imposter:
         timeout: timedelta = PATIENCE,
         *,
         what: Job | None = None,
-        grant: Callable[[int, int], int] = lambda written, more: written + more,
+        grant: Callable[[Need], Amount] = grant_all,
         free_bytes: Callable[[], int] = lambda: 0,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> Unpacking:
@@ -769,10 +774,10 @@ def test_messages_do_not_extend_the_deadline(imposter: Imposter) -> None:
     """Each asks for one block more, as often as the worker likes."""
     granted: list[int] = []
 
-    def grant(written: int, more: int) -> int:
-        granted.append(written + more)
-        imposter.say({"type": "needs", "written": written + more, "bytes": 4096})
-        return written + more
+    def grant(need: Need) -> Amount:
+        granted.append(need.wanted.size)
+        imposter.say({"type": "needs", "written": need.wanted.size, "bytes": 4096})
+        return need.wanted
 
     with imposter.start(timedelta(seconds=10), grant=grant, monotonic=Ticking()) as running:
         imposter.say({"type": "needs", "written": 0, "bytes": 4096})
@@ -785,16 +790,16 @@ def test_messages_do_not_extend_the_deadline(imposter: Imposter) -> None:
 def test_what_appears_on_the_disk_extends_the_deadline(imposter: Imposter) -> None:
     granted: list[int] = []
 
-    def grant(written: int, more: int) -> int:
-        granted.append(written + more)
+    def grant(need: Need) -> Amount:
+        granted.append(need.wanted.size)
         if len(granted) > 1:
             imposter.read_answer()
         if len(granted) < 500:
-            imposter.say({"type": "needs", "written": written + more, "bytes": 8 * 4096})
+            imposter.say({"type": "needs", "written": need.wanted.size, "bytes": 8 * 4096})
         else:
-            imposter.say({**DONE, "size": written + more})
+            imposter.say({**DONE, "size": need.wanted.size})
             imposter.hang_up()
-        return written + more
+        return need.wanted
 
     with (
         imposter.start(
@@ -813,13 +818,13 @@ def test_a_worker_that_takes_in_its_input_drop_by_drop_is_given_up(imposter: Imp
     clock = Ticking(0.3)
     taken = 0
 
-    def grant(written: int, more: int) -> int:
+    def grant(need: Need) -> Amount:
         nonlocal taken
         if taken:
             imposter.read_answer()
         taken += len(os.read(imposter.data_out, 4096))
-        imposter.say({"type": "needs", "written": written + more, "bytes": 4096})
-        return written + more
+        imposter.say({"type": "needs", "written": need.wanted.size, "bytes": 4096})
+        return need.wanted
 
     with imposter.start(timedelta(seconds=10), grant=grant, monotonic=clock) as running:
         imposter.say({"type": "needs", "written": 0, "bytes": 4096})

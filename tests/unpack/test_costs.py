@@ -352,7 +352,7 @@ class _Writing:
             rights=Rights.below(self._root),
             limits=Limits(),
             block_bytes=4096,
-            spend=lambda _: None,
+            spend=lambda *_: None,
             index=index,
         )
         for entry in reader:

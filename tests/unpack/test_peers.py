@@ -149,7 +149,7 @@ def _ours(unpacker: Unpacker, layer: bytes, target: Path) -> Outcome:
     with tempfile.TemporaryFile() as index:
         root = os.open(target, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            with unpacker.start(job, root, index.fileno(), lambda *_: _SPACE_BYTES) as unpacking:
+            with unpacker.start(job, root, index.fileno(), lambda need: need.wanted) as unpacking:
                 unpacking.feed(layer)
                 unpacking.finish()
         except ArchiveError:

@@ -68,9 +68,10 @@ def unpack(
     limits = limits or Limits()
     spent = 0
 
-    def spend(size: int) -> None:
+    def spend(size: int, inodes: int) -> None:
         nonlocal spent
         assert size >= 0
+        assert inodes >= 0
         spent += size
 
     # As in the worker, which changes its working directory and has no mask.

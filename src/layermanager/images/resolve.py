@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from layermanager.amounts import annotated
 from layermanager.boundary import Boundary, Guard
 from layermanager.cancellation import Cancellation
 from layermanager.errors import (
@@ -195,6 +196,7 @@ class _Resolving:
                     self._reference.at(layer.digest).url,
                     size=layer.size,
                     diff_id=diff_id,
+                    unpacked=annotated(layer.annotations),
                 )
                 for layer, diff_id in zip(manifest.layers, config.diff_ids, strict=True)
             ),

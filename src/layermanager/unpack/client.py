@@ -23,12 +23,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
+from layermanager.amounts import NOTHING
 from layermanager.documents import DocumentError
 from layermanager.errors import UnpackerError
 from layermanager.model import Digest, Limits
 from layermanager.unpack.conversation import Conversation
 from layermanager.unpack.deadline import Deadline, DiskGrowth
-from layermanager.unpack.messages import Channel, Job, close_all, job_message
+from layermanager.unpack.messages import Channel, Job, close_all, granted_message, job_message
 from layermanager.unpack.stderr import ErrorPipe
 
 if TYPE_CHECKING:
@@ -36,11 +37,12 @@ if TYPE_CHECKING:
     from datetime import timedelta
     from types import TracebackType
 
+    from layermanager.amounts import Amount
     from layermanager.documents import JsonObject
     from layermanager.model import JailMeasure
-    from layermanager.unpack.messages import Packet, Unpacked
+    from layermanager.unpack.messages import Need, Packet, Unpacked
 
-    Grant = Callable[[int, int], int]
+    Grant = Callable[[Need], Amount]
     OnJail = Callable[[tuple[JailMeasure, ...]], None]
 
 _LOGGER: Final = logging.getLogger(__name__)
@@ -93,8 +95,8 @@ class Unpacker:
             job: what to expect and what to refuse.
             root: file descriptor of an empty directory, open until the unpacking ends.
             index: file descriptor of an empty file, which gets the index of the layer.
-            grant: is told how many bytes are on disk and how many more are needed, and returns
-                how many there may be in all; it may raise, which ends the unpacking.
+            grant: is told what is on disk and what more is needed, and returns what there may be in
+                all; it may raise, which ends the unpacking.
 
         Raises:
             UnpackerError: no process can be started; nothing is left of the attempt.
@@ -148,7 +150,7 @@ class Unpacker:
         ):
             root = os.open(empty, os.O_RDONLY | os.O_DIRECTORY)
             try:
-                with self.start(_NO_LAYER, root, index.fileno(), lambda *_: 0) as unpacking:
+                with self.start(_NO_LAYER, root, index.fileno(), lambda _: NOTHING) as unpacking:
                     return unpacking.jail_measures()
             finally:
                 os.close(root)
@@ -442,9 +444,11 @@ class Unpacking:
             self._on_jail(self._conversation.jail)
         if need is None:
             return
-        self._conversation.granted = self._grant(need.written, need.more)
+        granted = self._grant(need)
+        self._conversation.granted = granted.size
+        self._conversation.granted_inodes = granted.inodes
         try:
-            self._channel.send({"granted": self._conversation.granted}, waits=False)
+            self._channel.send(granted_message(granted), waits=False)
         except BlockingIOError:
             raise DocumentError("it does not read its answers") from None
         except (BrokenPipeError, ConnectionResetError):

@@ -8,9 +8,9 @@
                                                ▼                                    │
                                              ended ◄──────────────ended─────────────┘
 
-All but ``needs`` come once. Each ``needs`` asks for whole blocks beyond what was granted, so that
-their number is bounded by the blocks that the layer may take; and a worker may not take more than
-a hostile archive of the same length could make an honest worker take.
+All but ``needs`` come once. Each ``needs`` asks for whole blocks or inodes beyond what was granted,
+so that their number is bounded by those that the layer may take; and a worker may not take more
+than a hostile archive of the same length could make an honest worker take.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING, Final
 
+from layermanager.amounts import Amount
 from layermanager.documents import DocumentError
 from layermanager.errors import LimitExceededError, UnpackerError
 from layermanager.unpack.compression import most_plain_bytes
@@ -64,6 +65,7 @@ class Conversation:
 
     Attributes:
         granted: bytes on disk that the worker may take.
+        granted_inodes: inodes that it may take.
         jail: what confines it, once it told that.
         verdict: what it unpacked, once it told that.
         error: why it did not, once that was told.
@@ -73,7 +75,9 @@ class Conversation:
         self._job = job
         self._stage = _Stage.STARTING
         self._written = 0
+        self._inodes = 0
         self.granted = job.granted
+        self.granted_inodes = job.granted_inodes
         self.jail: tuple[JailMeasure, ...] | None = None
         self.verdict: Unpacked | None = None
         self.error: Exception | None = None
@@ -140,22 +144,40 @@ class Conversation:
             raise DocumentError(
                 f"written: must be {self._written} to {self.granted}, not {need.written}"
             )
-        wanted = need.written + need.more
-        if wanted <= self.granted or need.more % self._job.block_bytes:
+        if not self._inodes <= need.inodes <= self.granted_inodes:
+            raise DocumentError(
+                f"inodes: must be {self._inodes} to {self.granted_inodes}, not {need.inodes}"
+            )
+        wanted, granted = need.wanted, Amount(self.granted, self.granted_inodes)
+        if wanted.fits(granted) or need.more % self._job.block_bytes:
             raise DocumentError(f"bytes: no whole blocks beyond those granted: {need.more}")
-        most = min(most_on_disk(self._job, fed), _most_by_limits(self._job))
-        if wanted > most:
+        most = self._most(fed)
+        if not wanted.fits(most):
             raise LimitExceededError(
-                f"takes {wanted} bytes on disk, and what arrived so far may become {most}",
+                f"takes {wanted.size} bytes and {wanted.inodes} inodes on disk, and what arrived "
+                f"so far may become {most.size} bytes and {most.inodes} inodes",
                 digest=self._job.digest,
             )
-        self._written = need.written
-        return need
+        self._written, self._inodes = need.written, need.inodes
+        # What a package says of its layer is bounded as what is asked for.
+        declared = need.declared.at_most(most)
+        return need._replace(content=declared.size, content_inodes=declared.inodes)
+
+    def _most(self, fed: int) -> Amount:
+        job = self._job
+        return Amount(
+            min(most_on_disk(job, fed), _most_by_limits(job)),
+            min(_most_inodes(job, fed), _most_blocks_by_limits(job)),
+        )
 
     def _checked_verdict(self, unpacked: Unpacked) -> Unpacked:
         if not self._written <= unpacked.size <= self.granted:
             raise DocumentError(
                 f"size: must be {self._written} to {self.granted}, not {unpacked.size}"
+            )
+        if not self._inodes <= unpacked.inodes <= self.granted_inodes:
+            raise DocumentError(
+                f"inodes: must be {self._inodes} to {self.granted_inodes}, not {unpacked.inodes}"
             )
         if unpacked.entries > self._job.limits.entries:
             raise DocumentError(f"entries: more than the limit: {unpacked.entries}")
@@ -172,18 +194,28 @@ def most_on_disk(job: Job, fed: int) -> int:
     The input decompresses by the configured ratio, that of a package twice. A block of a tar may
     become a block on disk: the header of a directory does, and the content of a file of one byte.
     """
+    return _most_plain(job, fed) * max(1, job.block_bytes // BLOCK_BYTES)
+
+
+def _most_inodes(job: Job, fed: int) -> int:
+    """Return how many inodes *fed* bytes of input may take: one a block of the tar."""
+    return _most_plain(job, fed) // BLOCK_BYTES
+
+
+def _most_plain(job: Job, fed: int) -> int:
     plain = most_plain_bytes(fed, job.limits)
-    if job.is_package:
-        plain = most_plain_bytes(plain, job.limits)
-    return plain * max(1, job.block_bytes // BLOCK_BYTES)
+    return most_plain_bytes(plain, job.limits) if job.is_package else plain
 
 
 def _most_by_limits(job: Job) -> int:
-    """Return how many bytes a layer within its limits may take on disk.
+    """Return how many bytes a layer within its limits may take on disk."""
+    return job.limits.unpacked_bytes + _most_blocks_by_limits(job) * job.block_bytes
+
+
+def _most_blocks_by_limits(job: Job) -> int:
+    """Return how many blocks, or inodes, a layer within its limits may take beside its content.
 
     An entry takes a block, and its content fills the last of its blocks in part; and there are
     directories that no entry lists.
     """
-    limits = job.limits
-    blocks = 3 * limits.entries + limits.path_depth + 1
-    return limits.unpacked_bytes + blocks * job.block_bytes
+    return 3 * job.limits.entries + job.limits.path_depth + 1

@@ -20,6 +20,7 @@ import socket
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from layermanager.amounts import UNCOUNTED, Amount
 from layermanager.documents import DocumentError, JsonObject, parse
 from layermanager.errors import (
     ArchiveError,
@@ -63,6 +64,7 @@ class Job:
         granted: bytes on disk that may be taken without asking.
         block_bytes: the block size by which the file system hands out space.
         diff_id: the digest that the layer's tar must have; None: it is not computed.
+        granted_inodes: inodes that may be taken without asking.
     """
 
     digest: Digest
@@ -71,6 +73,7 @@ class Job:
     granted: int
     block_bytes: int
     diff_id: Digest | None = None
+    granted_inodes: int = UNCOUNTED
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,7 @@ class Unpacked:
         entries: members of the layer's tar.
         os_version: from the package's descriptor.
         notes: what was left out or not honoured, and how often.
+        inodes: files, directories, symlinks and devices, without the layer's root.
     """
 
     blob_digest: str
@@ -91,6 +95,12 @@ class Unpacked:
     entries: int
     os_version: str
     notes: Mapping[str, int]
+    inodes: int = 0
+
+    @property
+    def amount(self) -> Amount:
+        """What it takes on disk, without the layer's root."""
+        return Amount(self.size, self.inodes)
 
 
 class Need(NamedTuple):
@@ -99,10 +109,33 @@ class Need(NamedTuple):
     Attributes:
         written: bytes on disk so far.
         more: bytes that the next step takes.
+        inodes: inodes taken so far.
+        more_inodes: inodes that the next step takes.
+        content: bytes of all files of the layer, as its package says; 0 where it does not.
+        content_inodes: inodes of the layer, likewise.
     """
 
     written: int
     more: int
+    inodes: int = 0
+    more_inodes: int = 0
+    content: int = 0
+    content_inodes: int = 0
+
+    @property
+    def used(self) -> Amount:
+        """What is on disk so far."""
+        return Amount(self.written, self.inodes)
+
+    @property
+    def wanted(self) -> Amount:
+        """What there must be in all for the next step."""
+        return Amount(self.written + self.more, self.inodes + self.more_inodes)
+
+    @property
+    def declared(self) -> Amount:
+        """What the package says of its layer."""
+        return Amount(self.content, self.content_inodes)
 
 
 class Packet(NamedTuple):
@@ -229,6 +262,7 @@ def read_job(message: JsonObject) -> Job:
         granted=message.integer("granted", 0),
         block_bytes=message.integer("block_bytes", 0, minimum=1),
         diff_id=None if diff_id is None else Digest(diff_id),
+        granted_inodes=message.integer("granted_inodes", 0),
     )
 
 
@@ -261,12 +295,37 @@ def read_jail(message: JsonObject) -> tuple[JailMeasure, ...]:
 
 def needs_message(need: Need) -> dict[str, object]:
     """The message by which a worker asks for space."""
-    return {"type": "needs", "written": need.written, "bytes": need.more}
+    return {
+        "type": "needs",
+        "written": need.written,
+        "bytes": need.more,
+        "inodes": need.inodes,
+        "more_inodes": need.more_inodes,
+        "content": need.content,
+        "content_inodes": need.content_inodes,
+    }
 
 
 def read_needs(message: JsonObject) -> Need:
     """What the worker asks for in *message*."""
-    return Need(_count(message, "written"), _count(message, "bytes"))
+    return Need(
+        _count(message, "written"),
+        _count(message, "bytes"),
+        *(
+            message.integer(key, 0, maximum=_LARGEST)
+            for key in ("inodes", "more_inodes", "content", "content_inodes")
+        ),
+    )
+
+
+def granted_message(granted: Amount) -> dict[str, object]:
+    """The answer to a worker that asked for space: what it may take in all."""
+    return {"granted": granted.size, "inodes": granted.inodes}
+
+
+def read_granted(message: JsonObject) -> Amount:
+    """What the worker may take in all, by *message*."""
+    return Amount(message.integer("granted", 0), message.integer("inodes", 0))
 
 
 def done_message(unpacked: Unpacked) -> dict[str, object]:
@@ -283,6 +342,7 @@ def read_done(message: JsonObject) -> Unpacked:
         entries=_count(message, "entries"),
         os_version=_bounded_text(message, "os_version", OS_VERSION_CHARACTERS),
         notes={what: _count(notes, what) for what in _few_words(notes, _MAX_NOTES)},
+        inodes=message.integer("inodes", 0, maximum=_LARGEST),
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from layermanager.amounts import annotated
 from layermanager.documents import DocumentError, JsonObject, parse
 from layermanager.errors import ArchiveError, IntegrityError, LimitExceededError, PackageError
 from layermanager.unpack.compression import decompressed, no_bomb
@@ -17,8 +18,9 @@ from layermanager.unpack.streams import ByteReader, CountedChunks
 from layermanager.unpack.tar import EntryKind, TarReader
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+    from layermanager.amounts import Amount
     from layermanager.model import Digest, Limits
     from layermanager.unpack.tar import Entry
 
@@ -29,16 +31,29 @@ _DESCRIPTOR_BYTES: Final = 64 * 1024
 class PackageReader:
     """Finds the blob of the layer *digest* in the bytes of a package.
 
+    Args:
+        chunks: the package.
+        digest: the layer.
+        limits: what to refuse.
+        on_declared: is told what ``layer.json`` says of the unpacked layer, if it says that.
+
     Attributes:
         os_version: ``platform["os.version"]`` of ``layer.json``; known once the blob was read.
     """
 
-    def __init__(self, chunks: Iterator[bytes], digest: Digest, limits: Limits) -> None:
+    def __init__(
+        self,
+        chunks: Iterator[bytes],
+        digest: Digest,
+        limits: Limits,
+        on_declared: Callable[[Amount], None] = lambda _: None,
+    ) -> None:
         counted = CountedChunks(chunks)
         plain = decompressed(iter(counted), zstd_window_bytes=limits.zstd_window_bytes)
         self._reader = ByteReader(no_bomb(plain, counted, limits))
         self._tar = TarReader(self._reader, limits)
         self._digest = digest
+        self._on_declared = on_declared
         self._descriptor: JsonObject | None = None
         self._blob_size: int | None = None
         self.os_version = ""
@@ -87,6 +102,7 @@ class PackageReader:
             descriptor = JsonObject.of(parse(self._tar.whole_content(entry)), "")
             found = descriptor.required_text("digest")
             self.os_version = descriptor.child("platform").text("os.version", "")
+            declared = annotated(descriptor.child("annotations").texts_by_key())
         except DocumentError as error:
             raise PackageError(f"layer.json: {error}") from error
         if len(self.os_version) > OS_VERSION_CHARACTERS:
@@ -96,6 +112,7 @@ class PackageReader:
         if found != self._digest:
             raise IntegrityError("digest in layer.json", expected=self._digest, found=found)
         self._descriptor = descriptor
+        self._on_declared(declared)
 
     def _require_complete(self) -> None:
         if self._descriptor is None:

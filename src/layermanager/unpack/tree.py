@@ -167,8 +167,8 @@ class TreeWriter:
         rights: what may be done to files.
         limits: bounds on the paths and the content.
         block_bytes: the file system's block size.
-        spend: is told the bytes on disk that each step is about to take, and raises if there are
-            none left.
+        spend: is told the bytes on disk and the inodes that each step is about to take, and raises
+            if there are none left.
         index: is told what every path is.
     """
 
@@ -179,7 +179,7 @@ class TreeWriter:
         rights: Rights,
         limits: Limits,
         block_bytes: int,
-        spend: Callable[[int], None],
+        spend: Callable[[int, int], None],
         index: IndexWriter,
     ) -> None:
         self._root_descriptor = root
@@ -422,6 +422,7 @@ class TreeWriter:
             raise LimitExceededError(
                 f"the files of the layer exceed unpackedBytes: {self._limits.unpacked_bytes}"
             )
+        self._spend(0, 1)
         try:
             file = os.open(name, _CREATE, entry.mode & 0o777, dir_fd=descriptor)
         except FileExistsError:
@@ -434,7 +435,7 @@ class TreeWriter:
                 content = self._write_pieces(file, tar.content(entry))
             else:
                 data = tar.whole_content(entry)
-                self._spend(self._on_disk(len(data)))
+                self._spend(self._on_disk(len(data)), 0)
                 _write_all(file, data)
                 content = hashlib.sha256(data)
             # chown(2) clears setuid and file capabilities, so it comes before both.
@@ -466,7 +467,7 @@ class TreeWriter:
         written = spent = 0
         for piece in pieces:
             written += len(piece)
-            self._spend(self._on_disk(written) - spent)
+            self._spend(self._on_disk(written) - spent, 0)
             spent = self._on_disk(written)
             _write_all(file, piece)
             content.update(piece)
@@ -481,7 +482,7 @@ class TreeWriter:
             if segment.size:  # it may be smaller than a block, and share one with the last
                 start = max(spent_up_to, segment.offset - segment.offset % self._block_bytes)
                 spent_up_to = self._on_disk(segment.offset + segment.size)
-                self._spend(spent_up_to - start)
+                self._spend(spent_up_to - start, 0)
             _hash_zeros(content, segment.offset - position)
             os.lseek(file, segment.offset, os.SEEK_SET)
             missing = segment.size
@@ -501,7 +502,7 @@ class TreeWriter:
     ) -> None:
         if not entry.link or b"\0" in entry.link:
             raise ArchiveError(f"{shown(entry.path)}: a symlink without a target")
-        self._spend(self._block_bytes)
+        self._spend(self._block_bytes, 1)
         try:
             os.symlink(entry.link, name, dir_fd=descriptor)
         except FileExistsError:
@@ -554,7 +555,7 @@ class TreeWriter:
             self._note("whiteout devices in the archive not honoured")
             return
         mode = entry.mode | _FILE_TYPES[entry.kind]
-        self._spend(self._block_bytes)
+        self._spend(self._block_bytes, 1)
         try:
             os.mknod(name, mode, device, dir_fd=descriptor)
         except FileExistsError:
@@ -582,6 +583,7 @@ class TreeWriter:
         if hidden in parent.children:
             self._make_opaque(parent.children[hidden])
             return
+        self._spend(0, 1)
         try:
             os.mknod(hidden, stat.S_IFCHR, _WHITEOUT_DEVICE, dir_fd=descriptor)
         except FileExistsError:
@@ -616,6 +618,7 @@ class TreeWriter:
         """
         self._clear(parent, name)
         if not parent.hides_all_below():
+            self._spend(0, 1)
             os.mknod(name, stat.S_IFCHR, _WHITEOUT_DEVICE, dir_fd=self._descriptor(parent))
             parent.whiteouts.add(name)
 
@@ -635,7 +638,7 @@ class TreeWriter:
         return self._make_plain_directory(parent, name, mode)
 
     def _make_plain_directory(self, parent: _Directory, name: bytes, mode: int) -> _Directory:
-        self._spend(self._block_bytes)
+        self._spend(self._block_bytes, 1)
         descriptor = self._descriptor(parent)
         made_mode = mode & 0o777 | 0o700
         try:

@@ -7,6 +7,7 @@ import gc
 import os
 from typing import TYPE_CHECKING, Final
 
+from layermanager.amounts import NOTHING
 from layermanager.errors import ArchiveError, IntegrityError, LayerError, LimitExceededError
 from layermanager.unpack import jail
 from layermanager.unpack.compression import decompressed, no_bomb
@@ -21,6 +22,7 @@ from layermanager.unpack.messages import (
     jail_message,
     needs_message,
     os_error_message,
+    read_granted,
     read_job,
 )
 from layermanager.unpack.package import PackageReader
@@ -38,6 +40,7 @@ from layermanager.unpack.tree import TreeWriter
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from layermanager.amounts import Amount
     from layermanager.model import JailMeasure
     from layermanager.unpack.messages import Channel, Job
 
@@ -67,7 +70,7 @@ def run(
     channel.send(jail_message([*namespaces, *jail.confine(root, job.limits)]))
     try:
         unpacked = _unpack(
-            job, data, root, IndexWriter(index, job.limits), _Allowance(job.granted, channel)
+            job, data, root, IndexWriter(index, job.limits), _Allowance(job, channel)
         )
     except _RefusedError:
         return
@@ -89,28 +92,50 @@ class _RefusedError(Exception):
 
 
 class _Allowance:
-    """The bytes on disk that the client granted; more is asked for when they are spent."""
+    """The space on disk that the client granted; more is asked for when it is spent.
 
-    def __init__(self, granted: int, channel: Channel) -> None:
-        self._granted = granted
+    Attributes:
+        spent: bytes taken.
+        inodes: inodes taken.
+        declared: what the package says of its layer, once that was read.
+    """
+
+    def __init__(self, job: Job, channel: Channel) -> None:
+        self._granted = job.granted
+        self._granted_inodes = job.granted_inodes
         self._channel = channel
         self.spent = 0
+        self.inodes = 0
+        self.declared = NOTHING
 
-    def spend(self, size: int) -> None:
-        """Take *size* bytes of it, waiting until the client has that much for us."""
-        if self.spent + size > self._granted:
-            self._channel.send(needs_message(Need(self.spent, size)))
-            answer = self._channel.receive()
-            if answer is None:
-                raise _RefusedError
-            self._granted = answer.message.integer("granted", 0)
+    def spend(self, size: int, inodes: int = 0) -> None:
+        """Take *size* bytes and *inodes* of it, waiting until the client has that much for us."""
+        if self.spent + size > self._granted or self.inodes + inodes > self._granted_inodes:
+            self._ask(size, inodes)
         self.spent += size
+        self.inodes += inodes
+
+    def declare(self, content: Amount) -> None:
+        """Note what the package says of its layer; it is told with the next question."""
+        self.declared = content
+
+    def _ask(self, size: int, inodes: int) -> None:
+        declared = self.declared
+        need = Need(self.spent, size, self.inodes, inodes, declared.size, declared.inodes)
+        self._channel.send(needs_message(need))
+        answer = self._channel.receive()
+        if answer is None:
+            raise _RefusedError
+        granted = read_granted(answer.message)
+        self._granted, self._granted_inodes = granted.size, granted.inodes
 
 
 def _unpack(job: Job, data: int, root: int, index: IndexWriter, allowance: _Allowance) -> Unpacked:
     limits = job.limits
     chunks: Iterator[bytes] = chunks_of_file(data)
-    package = PackageReader(chunks, job.digest, limits) if job.is_package else None
+    package = (
+        PackageReader(chunks, job.digest, limits, allowance.declare) if job.is_package else None
+    )
     # The digest of a bare blob is the checksum of all that arrived, which the client computes.
     hashed = HashedChunks(package.blob(), job.digest.algorithm) if package else None
     blob = hashed or CountedChunks(chunks)
@@ -151,4 +176,5 @@ def _unpack(job: Job, data: int, root: int, index: IndexWriter, allowance: _Allo
         entries=entries,
         os_version=package.os_version if package else "",
         notes=writer.notes,
+        inodes=allowance.inodes,
     )
