@@ -20,7 +20,15 @@ from layermanager.json_documents import (
     usage_json,
 )
 from layermanager.leases import HeldLayer, Holder
-from layermanager.model import ApplyResult, DesiredLayer, Digest, FailedLayer, LayerInfo, StoreUsage
+from layermanager.model import (
+    ApplyResult,
+    DesiredLayer,
+    Digest,
+    FailedLayer,
+    InodeUsage,
+    LayerInfo,
+    StoreUsage,
+)
 from layermanager.plan import Plan
 
 DIGESTS = [Digest(f"sha256:{digit * 64}") for digit in "abcde"]
@@ -104,6 +112,21 @@ def test_usage_sums_up() -> None:
         "reclaimable": 100,
         "held": 50,
         "other": 350,
+        "inodes": None,
+    }
+
+
+def test_inodes_sum_up_as_bytes_do() -> None:
+    inodes = InodeUsage(total=128, free=8, desired=60, reclaimable=40, held=5)
+    usage = StoreUsage(Path("/layers"), 1000, 300, 500, 200, 100, inodes=inodes)
+
+    assert usage_json(usage)["inodes"] == {
+        "total": 128,
+        "free": 8,
+        "desired": 60,
+        "reclaimable": 40,
+        "held": 5,
+        "other": 15,
     }
 
 
@@ -143,6 +166,7 @@ def test_usage_sums_up() -> None:
                 "limit": 0,
                 "reclaimable": 2,
                 "limitReached": False,
+                "kind": "bytes",
                 "held": [
                     {
                         "digest": DIGESTS[0],

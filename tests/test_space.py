@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from layermanager.amounts import NOTHING, Amount
 from layermanager.boundary import Boundary, Guard
 from layermanager.errors import CancelledError, ConfigError, NotEnoughSpaceError, StoreError
+from layermanager.rooms import rooms_of
 from layermanager.space import DiskUsage, Partitions, disk_usage
 from layermanager.testing.space import SimulatedDisk
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from layermanager.protocols import Allocator, NewSpaceAllocator, Remover
 
 DIRECTORY = Path("layers")
+UNCOUNTED_STEP = 512  # told where the file system does not count inodes
 LONG = 20  # seconds after which something that should happen at once counts as hanging
 
 
@@ -524,6 +527,80 @@ class TestEviction:
 
         allocator.add_outdated_item("old", 1, day(1))
         assert allocator.allocate_space(1).size == 1
+
+
+class TestInFlight:
+    """Rooms of layers that grow: what they are told beyond their need."""
+
+    def test_a_layer_in_flight_does_not_hoard(self) -> None:
+        """21.6 MB are free, and two layers take 7.7 MB each; what is cached stays."""
+        disk = SimulatedDisk(total=22_600_000)
+        layers = Directory(disk, Partitions(disk.usage).new_allocator, part_limit=0)
+        layers.cache("cached", 1_000_000, day(1))
+        rooms = [rooms_of(layers.allocator).allocate(Amount(10_000), NOTHING) for _ in range(2)]
+
+        for needed in (100_000, 4_000_000, 7_700_000):
+            for room in rooms:
+                told = room.extend(NOTHING, Amount(needed), NOTHING)
+                assert needed < told.size < needed + 1_000_000
+
+        assert layers.evicted == []
+
+    def test_a_request_waits_for_what_another_layer_does_not_need(
+        self, threads: ThreadPoolExecutor
+    ) -> None:
+        disk = WatchedDisk(4300)
+        layers = Directory(disk, Partitions(disk.usage).new_allocator, part_limit=0)
+        layers.cache("cached", 1000, day(1))
+        rooms = rooms_of(layers.allocator)
+        small, large = rooms.allocate(NOTHING, NOTHING), rooms.allocate(NOTHING, NOTHING)
+        assert small.extend(NOTHING, Amount(100), NOTHING) == Amount(200, UNCOUNTED_STEP)
+
+        disk.looked.clear()
+        waiting = threads.submit(large.extend, NOTHING, Amount(3200), NOTHING)
+        assert disk.looked.wait(LONG)
+        disk.write("small", 100)
+        small.settle(Amount(100))
+
+        assert waiting.result(timeout=LONG).size == 3200
+        assert layers.evicted == []
+
+    def test_bytes_that_are_written_and_not_yet_noted_evict_nothing(
+        self, threads: ThreadPoolExecutor
+    ) -> None:
+        """The file system counts them, and the reservation counts them again."""
+        disk = WatchedDisk(4300)
+        layers = Directory(disk, Partitions(disk.usage).new_allocator, part_limit=0)
+        layers.cache("cached", 1000, day(1))
+        rooms = rooms_of(layers.allocator)
+        small, large = rooms.allocate(NOTHING, NOTHING), rooms.allocate(NOTHING, NOTHING)
+        small.extend(NOTHING, Amount(1000), NOTHING)
+        disk.write("small", 1000)
+
+        disk.looked.clear()
+        waiting = threads.submit(large.extend, NOTHING, Amount(2200), NOTHING)
+        assert disk.looked.wait(LONG)
+        small.settle(Amount(1000))
+
+        assert waiting.result(timeout=LONG).size >= 2200
+        assert layers.evicted == []
+
+    def test_who_waits_is_told_when_the_allocator_is_closed(
+        self, threads: ThreadPoolExecutor
+    ) -> None:
+        disk = WatchedDisk(3300)
+        allocator = Partitions(disk.usage).new_allocator(DIRECTORY, 0, _removes_nothing)
+        rooms = rooms_of(allocator)
+        small, large = rooms.allocate(NOTHING, NOTHING), rooms.allocate(NOTHING, NOTHING)
+        small.extend(NOTHING, Amount(100), NOTHING)
+
+        disk.looked.clear()
+        waiting = threads.submit(large.extend, NOTHING, Amount(3200), NOTHING)
+        assert disk.looked.wait(LONG)
+        allocator.close()
+
+        with pytest.raises(CancelledError):
+            waiting.result(timeout=LONG)
 
 
 class TestReallyBack:

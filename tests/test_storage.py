@@ -592,7 +592,7 @@ class TestTheFile:
         assert stat.S_IMODE(database.stat().st_mode) == 0o644
         with closing(sqlite3.connect(database)) as connection:
             assert connection.execute("PRAGMA journal_mode").fetchone() == ("delete",)  # no log
-            assert connection.execute("PRAGMA user_version").fetchone() == (9,)
+            assert connection.execute("PRAGMA user_version").fetchone() == (10,)
             columns = connection.execute("PRAGMA table_info(layers)").fetchall()
         assert columns == [
             (0, "digest", "TEXT", 1, None, 1),

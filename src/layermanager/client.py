@@ -23,7 +23,7 @@ from urllib.parse import quote
 from layermanager.desired import desired_to_json
 from layermanager.documents import DocumentError, JsonObject, objects, parse
 from layermanager.errors import LayerManagerError
-from layermanager.model import Digest, LayerInfo, StoreUsage, layers_and_images
+from layermanager.model import Digest, InodeUsage, LayerInfo, StoreUsage, layers_and_images
 
 if TYPE_CHECKING:
     import ssl
@@ -655,6 +655,20 @@ def _usage(document: JsonObject) -> StoreUsage:
         desired=document.required_integer("desired"),
         reclaimable=document.required_integer("reclaimable"),
         held=document.required_integer("held"),
+        inodes=_inode_usage(document),
+    )
+
+
+def _inode_usage(document: JsonObject) -> InodeUsage | None:
+    if document.members.get("inodes") is None:
+        return None  # not counted, or the daemon is of an earlier version
+    inodes = document.child("inodes")
+    return InodeUsage(
+        total=inodes.required_integer("total"),
+        free=inodes.required_integer("free"),
+        desired=inodes.required_integer("desired"),
+        reclaimable=inodes.required_integer("reclaimable"),
+        held=inodes.required_integer("held"),
     )
 
 

@@ -6,7 +6,6 @@ import errno
 import itertools
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from layermanager.amounts import NOTHING, Amount
@@ -27,11 +26,11 @@ from layermanager.steps import Step
 from layermanager.unpack.messages import Job
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from layermanager.boundary import Guard
     from layermanager.cancellation import Cancellation
-    from layermanager.model import DesiredLayer, Limits
+    from layermanager.model import DesiredLayer, Footprint, Limits
     from layermanager.observer import Observer
     from layermanager.protocols import Allocator, Room, Space, SpaceAllocator
     from layermanager.steps import OnStep
@@ -45,8 +44,6 @@ Result = TypeVar("Result")
 _BYTES_OF_AN_INODE: Final = 4096
 """What a neighbour that counts bytes frees for an inode, at least: the block of a file."""
 
-NOT_KNOWN: Final[Mapping[int, Amount]] = MappingProxyType({})
-
 
 @dataclass(frozen=True, slots=True)
 class VerifiedLayer:
@@ -57,7 +54,6 @@ class VerifiedLayer:
         transfer: what brought it; what it keeps is of no use once the layer is committed.
         staged: where it is.
         unpacked: what it turned out to be.
-        amount: what it takes on disk, its root and its index included.
         space: what it holds; to be accepted when it is committed.
         leftovers: closing this removes from staging and gives back what was not committed.
     """
@@ -66,7 +62,6 @@ class VerifiedLayer:
     transfer: Transfer
     staged: StagedLayer
     unpacked: Unpacked
-    amount: Amount
     space: Space
     leftovers: ExitStack
 
@@ -116,14 +111,14 @@ class Installer:
         self,
         desired: DesiredLayer,
         cancellation: Cancellation,
-        known: Mapping[int, Amount] = NOT_KNOWN,
+        known: Footprint | None = None,
     ) -> VerifiedLayer:
         """Fetch, unpack and verify one layer; nothing is left behind where that fails.
 
         Args:
             desired: the layer.
             cancellation: ends it early.
-            known: what it took when it was installed before, by the block size of the file system.
+            known: what it took when it was installed before.
 
         Raises:
             LayerManagerError: the layer cannot be had, is not the desired one, or does not fit.
@@ -142,7 +137,7 @@ class Installer:
         self,
         desired: DesiredLayer,
         transfer: Transfer,
-        known: Mapping[int, Amount],
+        known: Footprint | None,
         cancellation: Cancellation,
     ) -> VerifiedLayer:
         with ExitStack() as leftovers:
@@ -155,18 +150,17 @@ class Installer:
             staged = leftovers.enter_context(self._store.stage(desired.digest))
             granting = _Granting(room, shape, transfer, self._with_neighbour, self._observer)
             unpacked = self._unpack(desired, transfer, staged, granting, cancellation)
-            amount = unpacked.amount + shape.frame
-            return VerifiedLayer(
-                desired, transfer, staged, unpacked, amount, room, leftovers.pop_all()
-            )
+            return VerifiedLayer(desired, transfer, staged, unpacked, room, leftovers.pop_all())
 
-    def _shape(self, desired: DesiredLayer, known: Mapping[int, Amount]) -> _Shape:
+    def _shape(self, desired: DesiredLayer, known: Footprint | None) -> _Shape:
         block_bytes = self._store.block_bytes()
+        if known is not None and known.block_bytes != block_bytes:
+            known = None
         return _Shape(
             # Hardly ever is a layer smaller unpacked than its compressed file.
             file_bytes=desired.size or 0,
             declared=desired.unpacked,
-            before=known.get(block_bytes, NOTHING),
+            before=known.amount if known is not None else NOTHING,
             block_bytes=block_bytes,
             frame=Amount(inodes=self._store.inodes_beside_layer()),
         )

@@ -27,11 +27,12 @@ from layermanager.clock import SystemClock
 from layermanager.errors import LayerNotExistError, StorageError, StoreError
 from layermanager.exposure import Exposure, exposures
 from layermanager.images import default_image_sources
-from layermanager.model import Digest, Resolution, StoreUsage, layers_and_images
+from layermanager.model import Digest, InodeUsage, Resolution, StoreUsage, layers_and_images
 from layermanager.plan import plan
 from layermanager.presence import exists
 from layermanager.space import disk_usage
 from layermanager.storage import (
+    read_footprints,
     read_images,
     read_layers_info,
     read_leases,
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from layermanager.leases import LayerMount, Lease
     from layermanager.model import DesiredImage, DesiredLayer, ImageInfo, LayerInfo
     from layermanager.plan import Plan
+    from layermanager.space import DiskUsage
     from layermanager.unpack.index import IndexEntry
     from layermanager.use.layer_use import Users
 
@@ -328,7 +330,8 @@ class Inventory:
         """
         usage = disk_usage(_existing(self._config.layers_dir))
         cached = [layer for layer in layers if layer.cached]
-        held = sum(layer.size for layer in cached if users.holders(layer.digest))
+        held_layers = [layer for layer in cached if users.holders(layer.digest)]
+        held = sum(layer.size for layer in held_layers)
         return StoreUsage(
             path=self._config.layers_dir,
             total=usage.total,
@@ -337,6 +340,28 @@ class Inventory:
             desired=sum(layer.size for layer in layers if not layer.cached),
             reclaimable=sum(layer.size for layer in cached) - held,
             held=held,
+            inodes=self._inode_usage(usage, layers, held_layers),
+        )
+
+    def _inode_usage(
+        self, usage: DiskUsage, layers: Sequence[LayerInfo], held: Sequence[LayerInfo]
+    ) -> InodeUsage | None:
+        """Where the inodes went; layers of unknown size count as none."""
+        if usage.free_inodes is None or usage.total_inodes is None:
+            return None
+        footprints = read_footprints(self._config.database) if self._has_database() else {}
+
+        def inodes(some: Iterable[LayerInfo]) -> int:
+            found = (footprints.get(layer.digest) for layer in some)
+            return sum(one.amount.inodes + 1 for one in found if one is not None)
+
+        held_inodes = inodes(held)
+        return InodeUsage(
+            total=usage.total_inodes,
+            free=usage.free_inodes,
+            desired=inodes(layer for layer in layers if not layer.cached),
+            reclaimable=inodes(layer for layer in layers if layer.cached) - held_inodes,
+            held=held_inodes,
         )
 
 

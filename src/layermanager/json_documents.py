@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         ApplyResult,
         FailedImage,
         ImageInfo,
+        InodeUsage,
         LayerInfo,
         LayerProgress,
         ResolvedImage,
@@ -201,6 +202,18 @@ def usage_json(usage: StoreUsage) -> dict[str, object]:
         "reclaimable": usage.reclaimable,
         "held": usage.held,
         "other": usage.other,
+        "inodes": None if usage.inodes is None else _inodes_json(usage.inodes),
+    }
+
+
+def _inodes_json(usage: InodeUsage) -> dict[str, object]:
+    return {
+        "total": usage.total,
+        "free": usage.free,
+        "desired": usage.desired,
+        "reclaimable": usage.reclaimable,
+        "held": usage.held,
+        "other": usage.other,
     }
 
 
@@ -287,6 +300,7 @@ def error_json(error: LayerManagerError) -> dict[str, object]:
                 "limit": error.limit,
                 "reclaimable": error.reclaimable,
                 "limitReached": error.limit_reached,
+                "kind": str(error.kind),
                 "held": [held_json(held) for held in error.held],
             }
     return document

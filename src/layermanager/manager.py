@@ -19,6 +19,7 @@ from datetime import timedelta
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Self
 
+from layermanager.amounts import Amount
 from layermanager.boundary import Boundary
 from layermanager.cancellation import Cancellation
 from layermanager.clock import SystemClock
@@ -47,6 +48,7 @@ from layermanager.model import (
     DesiredLayer,
     Digest,
     FailedLayer,
+    Footprint,
     LayerInfo,
     LayerProgress,
     Phase,
@@ -55,8 +57,9 @@ from layermanager.model import (
 )
 from layermanager.observer import UNOBSERVED, Removal, guard_for, guarded
 from layermanager.plan import expired, oldest_to_free, plan, reconcile
-from layermanager.protocols import RemembersSources, Transactional
+from layermanager.protocols import RemembersFootprints, RemembersSources, Transactional
 from layermanager.reserve import is_full
+from layermanager.rooms import rooms_of
 from layermanager.sources import default_sources, opener
 from layermanager.space import Partitions, settle
 from layermanager.steps import unannounced
@@ -70,7 +73,7 @@ from layermanager.use.bundle import write_bundle
 from layermanager.use.layer_use import LayerUse
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
     from types import TracebackType
@@ -213,6 +216,7 @@ class LayerManager:
             self._allocator = new_allocator(
                 config.layers_dir, config.layers_part_limit, self._evict
             )
+            self._rooms = rooms_of(self._allocator)
             stack.callback(self._guard.callback(Boundary.ACCOUNTING, self._allocator.close))
             if sources is None:
                 sources = {
@@ -725,17 +729,48 @@ class LayerManager:
             self._storage.add_layer(sized)
         return AdoptedLayer(sized, markers)
 
-    def _tell_allocator(self, layers: Sequence[LayerInfo], users: Users) -> None:
+    def _tell_allocator(
+        self,
+        layers: Sequence[LayerInfo],
+        users: Users,
+        replaced: Collection[Digest] = frozenset(),
+    ) -> None:
+        """Offer what may be evicted; layers that the operation has *replaced* go last of all."""
         reclaimable = {
             layer.digest for layer in layers if layer.cached and not users.holders(layer.digest)
         }
         for digest in self._reclaimable - reclaimable:
             self._allocator.restore_outdated_item(digest)
+        footprints = self._footprints() if reclaimable else {}
+        frame = self._store.inodes_beside_layer()
         for layer in layers:
             if layer.digest in reclaimable:
-                self._allocator.add_outdated_item(layer.digest, layer.size, layer.timestamp)
+                known = footprints.get(layer.digest)
+                inodes = known.amount.inodes if known else self._count_inodes(layer)
+                self._rooms.offer(
+                    layer.digest,
+                    Amount(layer.size, inodes + frame),
+                    layer.timestamp,
+                    goes_last=layer.digest in replaced,
+                )
         self._reclaimable = reclaimable
         self._allocator.note_used_space(sum(layer.size for layer in layers))
+
+    def _footprints(self) -> Mapping[Digest, Footprint]:
+        storage = self._storage
+        return storage.get_footprints() if isinstance(storage, RemembersFootprints) else {}
+
+    def _note_footprint(self, digest: Digest, amount: Amount) -> None:
+        if isinstance(self._storage, RemembersFootprints):
+            footprint = Footprint(amount, self._store.block_bytes())
+            self._storage.note_footprint(digest, footprint)
+
+    def _count_inodes(self, layer: LayerInfo) -> int:
+        """Count the inodes of a layer that an earlier version installed, once; by its index."""
+        inodes = self._store.inodes_in_index(layer.digest, self._config.limits)
+        if inodes:
+            self._note_footprint(layer.digest, Amount(layer.size, inodes))
+        return inodes
 
     def _resolve(
         self,
@@ -824,7 +859,11 @@ class LayerManager:
             images = self._images.cache(steps.images.cache)
         if cached:
             with self._state_lock:
-                self._tell_allocator(self._storage.get_layers_info(), self._use.users())
+                self._tell_allocator(
+                    self._storage.get_layers_info(),
+                    self._use.users(),
+                    replaced={layer.digest for layer in steps.cache},
+                )
         return cached, images
 
     def _remove_cached(
@@ -1015,12 +1054,14 @@ class LayerManager:
         for desired in layers:
             self._on_progress(LayerProgress(desired, Phase.PENDING))
         operation = Cancellation()
+        known = self._footprints()
         with (
             cancellation.interrupting(operation.cancel),
             ThreadPoolExecutor(self._config.parallel_installs, "install") as threads,
         ):
             pending = {
-                threads.submit(self._verify, desired, operation): desired for desired in layers
+                threads.submit(self._verify, desired, operation, known.get(desired.digest)): desired
+                for desired in layers
             }
             try:
                 while pending:
@@ -1056,10 +1097,12 @@ class LayerManager:
             if report.status is Status.DAMAGED
         }
 
-    def _verify(self, desired: DesiredLayer, cancellation: Cancellation) -> VerifiedLayer:
+    def _verify(
+        self, desired: DesiredLayer, cancellation: Cancellation, known: Footprint | None
+    ) -> VerifiedLayer:
         """Bring a layer up to the commit, in a thread of its own; whatever fails is its failure."""
         with self._guard.failing(Boundary.LAYER, f"layer {desired.digest}"):
-            return self._installer.install(desired, cancellation)
+            return self._installer.install(desired, cancellation, known)
 
     def _verified(
         self,
@@ -1180,6 +1223,7 @@ class LayerManager:
             size=layer.unpacked.size,
         )
         self._storage.add_layer(info)
+        self._note_footprint(info.digest, layer.unpacked.amount)
         return info
 
     def _abandon(self, pending: Iterable[Future[VerifiedLayer]], operation: Cancellation) -> None:

@@ -380,6 +380,35 @@ class LayerProgress:
 
 
 @dataclass(frozen=True, slots=True)
+class Footprint:
+    """What a layer took on disk when it was installed.
+
+    Attributes:
+        amount: bytes in whole blocks, and inodes; without its root and its index.
+        block_bytes: the size of the blocks.
+    """
+
+    amount: Amount
+    block_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class InodeUsage:
+    """Where the inodes of the layers' partition went; see ``StoreUsage``."""
+
+    total: int
+    free: int
+    desired: int
+    reclaimable: int
+    held: int = 0
+
+    @property
+    def other(self) -> int:
+        """Inodes of what does not belong to the layers."""
+        return max(0, self.total - self.free - self.desired - self.reclaimable - self.held)
+
+
+@dataclass(frozen=True, slots=True)
 class StoreUsage:
     """Where the space of the layers' partition went, in bytes.
 
@@ -391,6 +420,7 @@ class StoreUsage:
         desired: what the layers in use take.
         reclaimable: what the cached layers take that nobody uses.
         held: what those take that cannot be removed, since somebody does.
+        inodes: the same for inodes; None where the file system does not count them.
     """
 
     path: Path
@@ -400,6 +430,7 @@ class StoreUsage:
     desired: int
     reclaimable: int
     held: int = 0
+    inodes: InodeUsage | None = None
 
     @property
     def other(self) -> int:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from layermanager.amounts import Amount
     from layermanager.cancellation import Cancellation
     from layermanager.leases import LayerMount, Lease
-    from layermanager.model import DesiredLayer, Digest, ImageInfo, LayerInfo
+    from layermanager.model import DesiredLayer, Digest, Footprint, ImageInfo, LayerInfo
     from layermanager.oci.manifest import Descriptor, ImageIndex
     from layermanager.oci.reference import Reference
 
@@ -78,6 +78,17 @@ class RemembersSources(Protocol):
 
     def get_sources(self) -> Mapping[Digest, DesiredLayer]:
         """What was desired last of each layer; it is forgotten together with the layer."""
+
+
+@runtime_checkable
+class RemembersFootprints(Protocol):
+    """What a storage may offer in addition: it knows what each layer takes on disk."""
+
+    def note_footprint(self, digest: Digest, footprint: Footprint) -> None:
+        """Remember what a layer takes; it may be remembered when the layer is removed."""
+
+    def get_footprints(self) -> Mapping[Digest, Footprint]:
+        """What each layer takes, or took when it was installed last, as far as that is known."""
 
 
 @runtime_checkable

@@ -192,7 +192,9 @@ def decide(situation: Situation[Owner], extra: Amount, likely: Amount = NOTHING)
     if extra == NOTHING:
         return Fits(NOTHING)  # what others lack is not removed for a request for nothing
     bounds = _bounds(situation, extra)
-    short = [bound for bound in bounds if bound.missing > 0]
+    # What is not asked for cannot be short, whatever others took.
+    bounds_of_need = [bound for bound in bounds if bound.needed]
+    short = [bound for bound in bounds_of_need if bound.missing > 0]
     if not short:
         return Fits(Amount(*_spare(bounds)))
     for bound in short:
@@ -207,7 +209,7 @@ def decide(situation: Situation[Owner], extra: Amount, likely: Amount = NOTHING)
     is_certain = all(bound.missing <= bound.reclaimable for bound in short)
     if not is_certain or all(bound.missing <= bound.unsure for bound in short):
         return Wait()
-    return Evict(_victims(bounds, (likely - extra).at_least(NOTHING)))
+    return Evict(_victims(bounds_of_need, (likely - extra).at_least(NOTHING)))
 
 
 def step_of(spare: Amount) -> Amount:
@@ -242,8 +244,7 @@ def _bounds(situation: Situation[Owner], extra: Amount) -> list[_Bound[Owner]]:
     if situation.limit is not None:
         missing = situation.counted + extra.size - situation.limit
         bounds.insert(0, _Bound(extra.size, missing, unsure.size, situation.own, is_limit=True))
-    # What is not asked for cannot be short, whatever others took.
-    return [bound for bound in bounds if bound.needed]
+    return bounds
 
 
 def _spare(bounds: Iterable[_Bound[Owner]]) -> tuple[int, int]:

@@ -27,10 +27,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias, TypeVar
 
+from layermanager.amounts import Amount
 from layermanager.database import errors_named, open_database, read_database
 from layermanager.errors import InvalidDigestError, LayerNotExistError, StorageError
 from layermanager.leases import LayerMount, Lease, format_bond, parse_bond
-from layermanager.model import DesiredLayer, Digest, ImageInfo, LayerInfo
+from layermanager.model import DesiredLayer, Digest, Footprint, ImageInfo, LayerInfo
 from layermanager.reserve import Reserve
 from layermanager.steps import Step, unannounced
 from layermanager.timestamps import format_timestamp, parse_timestamp
@@ -127,6 +128,14 @@ _MIGRATIONS: Final = (
     ) WITHOUT ROWID
     """,
     "ALTER TABLE ociImages ADD COLUMN directories TEXT",
+    """
+    CREATE TABLE layerFootprints (
+        digest TEXT NOT NULL PRIMARY KEY,
+        size INTEGER NOT NULL,
+        inodes INTEGER NOT NULL,
+        blockBytes INTEGER NOT NULL
+    )
+    """,
 )
 """The statement at index N takes a database from ``user_version`` N to N + 1."""
 
@@ -184,6 +193,21 @@ _REPLACE_MOUNT: Final = """
         (?, ?, ?, ?)
 """
 _DELETE_MOUNT: Final = "DELETE FROM layerMounts WHERE name = :name"
+_REPLACE_FOOTPRINT: Final = """
+    INSERT OR REPLACE INTO layerFootprints
+        (digest, size, inodes, blockBytes)
+    VALUES
+        (?, ?, ?, ?)
+"""
+_SELECT_FOOTPRINTS: Final = "SELECT digest, size, inodes, blockBytes FROM layerFootprints"
+_DELETE_OLD_FOOTPRINTS: Final = """
+    DELETE FROM layerFootprints WHERE
+        digest NOT IN (SELECT CAST(digest AS TEXT) FROM layers)
+        AND rowid NOT IN (SELECT rowid FROM layerFootprints ORDER BY rowid DESC LIMIT :kept)
+"""
+_KEPT_FOOTPRINTS: Final = 1000
+"""So many are remembered at most, those of installed layers not counted."""
+
 _SET_CACHED: Final = """
     UPDATE layers SET
         timestamp = CASE
@@ -392,6 +416,19 @@ class SqliteLayerStorage:
         with self._lock, errors_named(self._path):
             return _sources(self._connection)
 
+    def note_footprint(self, digest: Digest, footprint: Footprint) -> None:
+        """Remember what a layer takes; of removed layers the last ones are remembered."""
+        amount = footprint.amount
+        row = (digest, amount.size, amount.inodes, footprint.block_bytes)
+        with self.transaction():
+            self._execute(_REPLACE_FOOTPRINT, row)
+            self._execute(_DELETE_OLD_FOOTPRINTS, {"kept": _KEPT_FOOTPRINTS})
+
+    def get_footprints(self) -> Mapping[Digest, Footprint]:
+        """What each layer takes, or took when it was installed last, as far as that is known."""
+        with self._lock, errors_named(self._path):
+            return _footprints(self._connection)
+
     def add_lease(self, lease: Lease) -> None:
         """Add *lease*; one of the same id is replaced."""
         self._execute(_REPLACE_LEASE, _lease_row(lease))
@@ -545,6 +582,15 @@ def read_sources(path: Path) -> Mapping[Digest, DesiredLayer]:
     return _read_only(path, _sources)
 
 
+def read_footprints(path: Path) -> Mapping[Digest, Footprint]:
+    """What each layer in the database *path* takes, as ``read_layers_info``.
+
+    Raises:
+        StorageError: the database cannot be read, or was made by a newer version of this package.
+    """
+    return _read_only(path, _footprints)
+
+
 def read_images(path: Path) -> tuple[ImageInfo, ...]:
     """The images in the database *path* whose layers are all there, as ``read_layers_info``.
 
@@ -637,6 +683,15 @@ def _source_row(layer: DesiredLayer) -> _SourceRow:
         mirrors,
         layer.diff_id,
     )
+
+
+def _footprints(connection: sqlite3.Connection) -> Mapping[Digest, Footprint]:
+    if not _columns(connection, "layerFootprints"):
+        return {}  # made by Aos, or by an earlier version of this package
+    return {
+        Digest(digest): Footprint(Amount(size, inodes), block_bytes)
+        for digest, size, inodes, block_bytes in connection.execute(_SELECT_FOOTPRINTS)
+    }
 
 
 def _images(connection: sqlite3.Connection) -> tuple[ImageInfo, ...]:

@@ -21,6 +21,7 @@ is unmounted: a rename takes nothing from those who use it. Aos's own manager re
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -43,11 +44,13 @@ from layermanager.private_files import (
 )
 from layermanager.removal import RemovalRefusedError, remove_tree
 from layermanager.steps import Step, unannounced
+from layermanager.unpack.index import read_index
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from layermanager.model import Limits
     from layermanager.steps import OnStep
 
     IsInUse: TypeAlias = Callable[[str], bool]
@@ -56,6 +59,7 @@ _LOGGER: Final = logging.getLogger(__name__)
 
 _STAGING: Final = ".staging"
 _TRASH: Final = ".trash"
+_ROOT: Final = b"."  # in an index
 _ACCESS_LIST: Final = "system.posix_acl_access"
 _HAS_NONE: Final = (errno.ENODATA, errno.ENOTSUP)
 _INDEX_SUFFIX: Final = ".mtree.gz"
@@ -171,6 +175,22 @@ class Store:
         with _store_errors("cannot reach the directories of the store"):
             is_beside = self.layers_dir.stat().st_dev == self._index_dir.stat().st_dev
         return 2 if is_beside else 1
+
+    def inodes_in_index(self, digest: Digest, limits: Limits) -> int:
+        """Count the inodes of a layer, without its root, by its index; 0 if there is no index.
+
+        Of a damaged index the lines before the damage count: a check reports that.
+        """
+        inodes = 0
+        with _store_errors("cannot read an index"):
+            try:
+                file = self.index_path_of(digest).open("rb")
+            except FileNotFoundError:
+                return 0
+            with file, contextlib.suppress(StoreError):
+                for entry in read_index(file, str(digest), limits):
+                    inodes += not (entry.hard_link or entry.path == _ROOT)
+        return inodes
 
     def require_whiteouts(self) -> None:
         """Make sure that the file system of the layers can hold what hides files of other layers.

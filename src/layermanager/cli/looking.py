@@ -22,7 +22,7 @@ from layermanager.cli.using import list_mounts
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from layermanager.model import ImageInfo, LayerInfo
+    from layermanager.model import ImageInfo, InodeUsage, LayerInfo
     from layermanager.unpack.index import IndexEntry
 
 _LONGER_THAN_DEVICES_LIVE: Final = timedelta(days=36500)
@@ -155,7 +155,18 @@ def df(settings: Settings) -> None:
     ]
     if usage.held:
         rows.insert(6, ("in use", f"{tables.size_text(usage.held)} (cached, not reclaimable)"))
+    if usage.inodes is not None:
+        rows += _inode_rows(usage.inodes)
     write_pairs(rows)
+
+
+def _inode_rows(usage: InodeUsage) -> Iterator[tuple[str, str]]:
+    yield "inodes", f"{usage.total}, {usage.free} free"
+    yield "", f"{usage.desired} desired"
+    yield "", f"{usage.reclaimable} cached (reclaimable)"
+    if usage.held:
+        yield "", f"{usage.held} in use (cached, not reclaimable)"
+    yield "", f"{usage.other} other"
 
 
 def _print_image(settings: Settings, image: ImageInfo) -> None:

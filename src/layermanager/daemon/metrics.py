@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from datetime import datetime
 
-    from layermanager.model import Digest, LayerInfo, LayerProgress, StoreUsage
+    from layermanager.model import Digest, InodeUsage, LayerInfo, LayerProgress, StoreUsage
     from layermanager.protocols import Clock
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -237,6 +237,11 @@ _GAUGES: Final[Mapping[str, str]] = {
     "layermanager_limit_bytes": "Bytes that layers may take in all; 0 for no limit.",
     "layermanager_partition_size_bytes": "Size of the layers' partition.",
     "layermanager_partition_free_bytes": "Bytes that anybody may still write on it.",
+    "layermanager_layers_inodes": "Inodes of installed layers, where the file system counts them.",
+    "layermanager_reclaimable_inodes": "Inodes of cached layers that are not in use.",
+    "layermanager_held_inodes": "Inodes of cached layers that stay since they are in use.",
+    "layermanager_partition_inodes": "Inodes of the layers' partition.",
+    "layermanager_partition_free_inodes": "Inodes that are free on it.",
     "layermanager_last_successful_apply_timestamp_seconds": (
         "When the layers on disk last became the desired ones."
     ),
@@ -276,11 +281,23 @@ def _gauges(snapshot: Snapshot) -> Iterator[tuple[tuple[str, Labels], float]]:
     yield ("layermanager_limit_bytes", ()), usage.limit
     yield ("layermanager_partition_size_bytes", ()), usage.total
     yield ("layermanager_partition_free_bytes", ()), usage.free
+    if usage.inodes is not None:
+        yield from _inode_gauges(usage.inodes)
     yield ("layermanager_ready", ()), snapshot.is_ready
     yield ("layermanager_event_readers", ()), snapshot.event_readers
     yield ("process_resident_memory_bytes", ()), _resident_bytes()
     yield ("process_open_fds", ()), sum(1 for _ in Path("/proc/self/fd").iterdir())
     yield ("process_start_time_seconds", ()), _STARTED
+
+
+def _inode_gauges(usage: InodeUsage) -> Iterator[tuple[tuple[str, Labels], float]]:
+    name = "layermanager_layers_inodes"
+    yield (name, (("state", "desired"),)), usage.desired
+    yield (name, (("state", "cached"),)), usage.reclaimable + usage.held
+    yield ("layermanager_reclaimable_inodes", ()), usage.reclaimable
+    yield ("layermanager_held_inodes", ()), usage.held
+    yield ("layermanager_partition_inodes", ()), usage.total
+    yield ("layermanager_partition_free_inodes", ()), usage.free
 
 
 def _resident_bytes() -> int:

@@ -19,9 +19,12 @@ DIGEST_PATTERN: Final = "^(sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-
 _NO_NUL: Final = "^[^\\u0000]*$"
 _MAX_BYTES: Final = 2**63 - 1
 
+_SHARES_OF_SPACE: Final = ("desired", "reclaimable", "held", "other")
+
 TEXT: Final[Schema] = {"type": "string"}
 BYTES: Final[Schema] = {"type": "integer", "minimum": 0}
 TIME: Final[Schema] = {"type": "string", "format": "date-time"}
+_COUNT: Final[Schema] = {"type": "integer", "minimum": 0}
 NAME: Final[Schema] = {"type": "string", "minLength": 1, "pattern": _NO_NUL}
 FLAG: Final[Schema] = {"type": "boolean"}
 
@@ -330,6 +333,13 @@ COMPONENTS: Final[Mapping[str, Schema]] = {
             "path": TEXT,
             **dict.fromkeys(("total", "free", "limit", "desired"), BYTES),
             **dict.fromkeys(("reclaimable", "held", "other"), BYTES),
+            "inodes": _described(
+                {
+                    **_object(dict.fromkeys(("total", "free", *_SHARES_OF_SPACE), _COUNT)),
+                    "type": ["object", "null"],
+                },
+                "The same for inodes; null where the file system does not count them.",
+            ),
         }
     ),
     "GarbageCollection": {

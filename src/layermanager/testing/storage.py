@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from layermanager.leases import LayerMount, Lease
-    from layermanager.model import DesiredLayer, Digest, ImageInfo, LayerInfo
+    from layermanager.model import DesiredLayer, Digest, Footprint, ImageInfo, LayerInfo
     from layermanager.protocols import Clock
 
 
@@ -25,6 +25,7 @@ class MemoryLayerStorage:
         self._clock = clock
         self._layers: dict[Digest, LayerInfo] = {}
         self._sources: dict[Digest, DesiredLayer] = {}
+        self._footprints: dict[Digest, Footprint] = {}
         self._images: dict[tuple[str, Digest], ImageInfo] = {}
         self._leases: dict[str, Lease] = {}
         self._mounts: dict[str, LayerMount] = {}
@@ -43,6 +44,16 @@ class MemoryLayerStorage:
             self._images = {
                 key: image for key, image in self._images.items() if digest not in image.layers
             }
+
+    def note_footprint(self, digest: Digest, footprint: Footprint) -> None:
+        """Remember what a layer takes, also when it is removed."""
+        with self._lock:
+            self._footprints[digest] = footprint
+
+    def get_footprints(self) -> Mapping[Digest, Footprint]:
+        """What each layer takes, or took when it was installed last."""
+        with self._lock:
+            return dict(self._footprints)
 
     def add_image(self, image: ImageInfo) -> None:
         """Add *image*, whose layers are there; one of the same reference and digest is replaced."""
