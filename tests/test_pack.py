@@ -119,6 +119,10 @@ class TestPackage:
             "mediaType": "application/vnd.aos.image.layer.v1.tar+gzip",
             "digest": f"sha256:{digest}",
             "size": len(package.blob),
+            "annotations": {
+                "io.layermanager.layer.content-bytes": "5",
+                "io.layermanager.layer.inodes": "1",
+            },
         }
         assert layer == DesiredLayer(
             digest=Digest(f"sha256:{digest}"),

@@ -12,9 +12,10 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
+from layermanager.amounts import annotations_of
 from layermanager.documents import DocumentError, JsonObject, parse
 from layermanager.errors import LayerError, ManifestError, PackError
-from layermanager.model import Digest, Limits
+from layermanager.model import Digest
 from layermanager.oci.manifest import (
     OCI_CONFIG,
     OCI_LAYER,
@@ -28,9 +29,8 @@ from layermanager.oci.manifest import (
     write_manifest,
 )
 from layermanager.pack.layer_tar import Compression, LayerTar, open_layer_tar
+from layermanager.pack.measure import measure
 from layermanager.pack.output import new_file, replacing, write
-from layermanager.unpack.compression import decompressed
-from layermanager.unpack.streams import HashedChunks, chunks_of_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -151,28 +151,17 @@ def _add_layer(
     layout: Path, layer: LayerTar, compression: Compression
 ) -> tuple[Descriptor, Digest]:
     """Add the blob of *layer*; return what it is, and the digest of its tar."""
-    plain = None
-    if layer.compression is Compression.NONE:
-        plain = HashedChunks(layer.chunks, _ALGORITHM)
-        layer = LayerTar(iter(plain), Compression.NONE).compressed(compression)
+    layer = layer.compressed(compression)
     with new_file(layout / "blobs" / _ALGORITHM) as blob:
         written = write(layer.chunks, blob.file, _ALGORITHM)
         blob.name = written.checksum.hex()
     digest = Digest(f"{_ALGORITHM}:{blob.name}")
-    diff_id = Digest(plain.digest) if plain else _diff_id(layout, digest)
-    return Descriptor(_media_type(layer.compression), digest, written.size), diff_id
-
-
-def _diff_id(layout: Path, blob: Digest) -> Digest:
-    """The digest of the tar in a *blob* that was compressed by somebody else."""
-    with (layout / "blobs" / blob.algorithm / blob.encoded).open("rb") as file:
-        chunks = decompressed(
-            chunks_of_file(file.fileno()), zstd_window_bytes=Limits().zstd_window_bytes
-        )
-        hashed = HashedChunks(chunks, _ALGORITHM)
-        for _ in hashed:
-            pass
-    return Digest(hashed.digest)
+    with (layout / "blobs" / _ALGORITHM / blob.name).open("rb") as file:
+        diff_id, content = measure(file.fileno())
+    descriptor = Descriptor(
+        _media_type(layer.compression), digest, written.size, annotations=annotations_of(content)
+    )
+    return descriptor, diff_id
 
 
 def _add_document(layout: Path, media_type: str, document: bytes) -> Descriptor:

@@ -6,7 +6,8 @@ import json
 import tempfile
 from typing import IO, TYPE_CHECKING
 
-from layermanager.errors import PackError
+from layermanager.amounts import annotations_of
+from layermanager.errors import LayerError, PackError
 from layermanager.model import DesiredLayer, Digest
 from layermanager.pack.layer_tar import (
     CHUNK_BYTES,
@@ -17,6 +18,7 @@ from layermanager.pack.layer_tar import (
     padding,
     regular,
 )
+from layermanager.pack.measure import measure
 from layermanager.pack.output import replacing, write
 from layermanager.presence import is_directory
 from layermanager.urls import file_url
@@ -24,6 +26,8 @@ from layermanager.urls import file_url
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from layermanager.amounts import Amount
 
 
 def pack_layer(
@@ -68,12 +72,14 @@ def pack_layer(
         with tempfile.TemporaryFile(dir=output.parent) as blob:
             written = write(layer.chunks, blob, "sha256")
             digest = Digest(f"sha256:{written.checksum.hex()}")
-            descriptor = _descriptor(layer.compression, digest, written.size, os_version)
+            blob.seek(0)
+            _, content = measure(blob.fileno())
+            descriptor = _descriptor(layer.compression, digest, written.size, os_version, content)
             with replacing(output) as package:
                 checked = write(
                     _package(descriptor, digest, written.size, blob), package, "sha3_256"
                 )
-    except OSError as error:
+    except (LayerError, OSError) as error:
         raise PackError(f"cannot pack {source} as {output}: {error}") from error
     return DesiredLayer(
         digest=digest,
@@ -82,6 +88,7 @@ def pack_layer(
         version=version,
         sha256=checked.checksum,
         size=checked.size,
+        unpacked=content,
     )
 
 
@@ -97,11 +104,14 @@ def _media_type(compression: Compression) -> str:
     return f"application/vnd.aos.image.layer.v1.tar{suffix}"
 
 
-def _descriptor(compression: Compression, digest: Digest, size: int, os_version: str) -> bytes:
+def _descriptor(
+    compression: Compression, digest: Digest, size: int, os_version: str, content: Amount
+) -> bytes:
     members: dict[str, object] = {
         "mediaType": _media_type(compression),
         "digest": digest,
         "size": size,
+        "annotations": annotations_of(content),
     }
     if os_version:
         members["platform"] = {"os": "linux", "os.version": os_version}
