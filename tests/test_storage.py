@@ -21,13 +21,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aos_schema import AOS_TABLES, make_tables_of_aos
+from layermanager.amounts import Amount
 from layermanager.errors import LayerNotExistError, StorageError
 from layermanager.leases import LayerMount, Lease, OverlayBond, ProcessBond
-from layermanager.model import DesiredLayer, Digest, ImageInfo, LayerInfo
+from layermanager.model import DesiredLayer, Digest, Footprint, ImageInfo, LayerInfo
 from layermanager.protocols import HoldsLeases, LayerStorage, RemembersImages
 from layermanager.steps import Step
 from layermanager.storage import (
     SqliteLayerStorage,
+    read_footprints,
     read_images,
     read_layers_info,
     read_leases,
@@ -357,10 +359,39 @@ class TestSources:
         with SqliteLayerStorage(database, clock) as storage:
             assert storage.get_sources() == {digest_of(1): source(1)}
 
+    def test_what_a_layer_takes_is_known_when_it_is_removed(
+        self, database: Path, clock: FakeClock
+    ) -> None:
+        footprint = Footprint(Amount(8192, 5), 4096)
+        with SqliteLayerStorage(database, clock) as storage:
+            storage.add_layer(layer(1))
+            storage.note_footprint(digest_of(1), footprint)
+            storage.delete_layer_by_digest(digest_of(1))
+            assert storage.get_footprints() == {digest_of(1): footprint}
+        assert read_footprints(database) == {digest_of(1): footprint}
+
+    def test_footprints_of_removed_layers_do_not_pile_up(
+        self, database: Path, clock: FakeClock
+    ) -> None:
+        with SqliteLayerStorage(database, clock, durable=False) as storage:
+            storage.add_layer(layer(1))
+            with storage.transaction():
+                for number in range(1, 1103):
+                    storage.note_footprint(digest_of(number), Footprint(Amount(1, 1), 4096))
+            kept = storage.get_footprints()
+        assert len(kept) == 1001
+        assert {digest_of(1), digest_of(1102)} <= kept.keys()
+
     def test_an_older_database_knows_less(self, database: Path, clock: FakeClock) -> None:
         with SqliteLayerStorage(database, clock) as storage:
             storage.note_sources([source(1)])
-        for table in ("ociImages", "ociImageLayers", "layerLeases", "layerMounts"):
+        for table in (
+            "ociImages",
+            "ociImageLayers",
+            "layerLeases",
+            "layerMounts",
+            "layerFootprints",
+        ):
             execute(database, f"DROP TABLE {table}")
         execute(database, "ALTER TABLE layerSources DROP COLUMN mirrors")
         execute(database, "ALTER TABLE layerSources DROP COLUMN diffId")
@@ -640,7 +671,8 @@ class TestTheFile:
         others = """
             SELECT type, name, sql FROM sqlite_master
             WHERE tbl_name NOT IN
-                ('layerSources', 'ociImages', 'ociImageLayers', 'layerLeases', 'layerMounts')
+                ('layerSources', 'ociImages', 'ociImageLayers', 'layerLeases', 'layerMounts',
+                 'layerFootprints')
         """
         before = [
             rows_of(database, statement) for statement in (others, *map(select_all, AOS_TABLES))

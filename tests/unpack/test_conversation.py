@@ -173,6 +173,32 @@ def test_needs_are_bounded_by_the_limits() -> None:
         working(small).hear(sent(refused), 10**15)
 
 
+def test_inodes_are_asked_for_and_bounded_as_bytes_are() -> None:
+    job = replace(JOB, granted_inodes=3)
+    need = Need(10 * BLOCK, 0, 3, 1)
+    assert working(job).hear(sent(needs_message(need)), 0) == need
+    for wrong in (Need(0, 0, 3, 0), Need(0, 0, 4, 1), Need(0, 0, 2, 1)):
+        with pytest.raises(DocumentError):
+            working(job).hear(sent(needs_message(wrong)), 0)
+    with pytest.raises(LimitExceededError, match="inodes"):
+        working(job).hear(sent(needs_message(Need(0, 0, 3, 10**9))), 10**15)
+
+
+@pytest.mark.parametrize("inodes", [4, 2**62])
+def test_inodes_that_were_not_granted_are_refused(inodes: int) -> None:
+    with pytest.raises(DocumentError, match="inodes"):
+        working(replace(JOB, granted_inodes=3)).hear(sent({**DONE, "inodes": inodes}), 0)
+
+
+def test_what_a_package_says_of_its_layer_is_bounded_by_what_arrived() -> None:
+    """Else its first bytes could have all cached layers evicted."""
+    need = Need(10 * BLOCK, BLOCK, content=2**60, content_inodes=2**60)
+    heard = working().hear(sent(needs_message(need)), 0)
+    assert heard is not None
+    assert heard.content <= most_on_disk(JOB, 0)
+    assert heard.content_inodes <= 3 * JOB.limits.entries + JOB.limits.path_depth + 1
+
+
 def test_the_number_of_needs_is_bounded_by_the_blocks() -> None:
     small = replace(JOB, limits=Limits(unpacked_bytes=MIB, entries=10, path_depth=5), granted=0)
     conversation = working(small)
