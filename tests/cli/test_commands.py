@@ -537,8 +537,13 @@ def test_df(node: Node, layermanager: CommandLine, base: DesiredLayer, app: Desi
     document = layermanager("--json", "df").document
 
     assert [line.split()[0] for line in finished.lines] == [
-        *("layers", "partition", "free", "limit", "desired", "cached", "other")
+        *("layers", "partition", "free", "limit", "desired", "cached", "other"),
+        *(["inodes"] if document["inodes"] else []),
     ]
+    if document["inodes"]:
+        inodes = document["inodes"]
+        assert inodes["desired"] > 0
+        assert f" free, {inodes['desired']} desired, " in finished.lines[-1]
     assert finished.lines[3].split() == ["limit", "none"]
     assert document["path"] == str(node.config.layers_dir)
     assert (document["desired"], document["reclaimable"]) == (sizes[False], sizes[True])

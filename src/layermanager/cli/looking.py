@@ -156,17 +156,16 @@ def df(settings: Settings) -> None:
     if usage.held:
         rows.insert(6, ("in use", f"{tables.size_text(usage.held)} (cached, not reclaimable)"))
     if usage.inodes is not None:
-        rows += _inode_rows(usage.inodes)
+        rows.append(("inodes", _inodes_text(usage.inodes)))
     write_pairs(rows)
 
 
-def _inode_rows(usage: InodeUsage) -> Iterator[tuple[str, str]]:
-    yield "inodes", f"{usage.total}, {usage.free} free"
-    yield "", f"{usage.desired} desired"
-    yield "", f"{usage.reclaimable} cached (reclaimable)"
-    if usage.held:
-        yield "", f"{usage.held} in use (cached, not reclaimable)"
-    yield "", f"{usage.other} other"
+def _inodes_text(usage: InodeUsage) -> str:
+    held = f", {usage.held} in use (not reclaimable)" if usage.held else ""
+    return (
+        f"{usage.total}: {usage.free} free, {usage.desired} desired, "
+        f"{usage.reclaimable} cached (reclaimable){held}, {usage.other} other"
+    )
 
 
 def _print_image(settings: Settings, image: ImageInfo) -> None:
