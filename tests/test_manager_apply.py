@@ -25,6 +25,7 @@ from layermanager.errors import (
 )
 from layermanager.model import ApplyResult, DesiredLayer, Digest
 from layermanager.space import Partitions
+from layermanager.steps import Step
 from layermanager.testing.clock import FakeClock
 from layermanager.testing.layers import (
     LayerBuilder,
@@ -136,6 +137,45 @@ class TestApply:
             result = manager.process_desired_layers([one, two, replace(one)])
         assert names_in(result.installed) == ["one", "two"]
         node.assert_has([one, two])
+
+    @pytest.mark.parametrize("kind", ["sqlite", "memory", "seed"])
+    def test_installed_layers_take_over_the_names_of_the_list(
+        self, node: Node, clock: FakeClock, kind: str
+    ) -> None:
+        kept, restored = node.publish("kept"), node.publish("restored")
+        storages = {"memory": MemoryLayerStorage(clock), "seed": SeedStorage(clock)}
+        storage = storages.get(kind)
+        with node.manager(layer_storage=storage, clock=clock) as manager:
+            manager.process_desired_layers([kept, restored])
+            manager.process_desired_layers([kept])
+            before = manager.get_layer_info_by_digest(kept.digest)
+            clock.advance(HOUR)
+            wanted = [replace(kept, version="2"), replace(restored, layer_id="other")]
+            result = manager.process_desired_layers(wanted)
+            assert result.kept == (replace(before, version="2"),)
+            assert names_in(result.restored) == ["other"]
+            assert {*manager.get_layers_info()} == {*result.kept, *result.restored}
+            assert manager.process_desired_layers(wanted).kept == (*result.kept, *result.restored)
+
+    def test_a_second_apply_of_new_names_writes_nothing(self, node: Node, clock: FakeClock) -> None:
+        one = node.publish("one")
+        steps: list[Step] = []
+        with node.manager(clock=clock, on_step=steps.append) as manager:
+            manager.process_desired_layers([one])
+            steps.clear()
+            manager.process_desired_layers([replace(one, version="2")])
+            assert Step.WRITE_ROW in steps
+            steps.clear()
+            manager.process_desired_layers([replace(one, version="2")])
+            assert Step.WRITE_ROW not in steps
+
+    def test_a_layer_of_another_name_can_be_leased_by_it(self, node: Node) -> None:
+        one = node.publish("one")
+        with node.manager() as manager:
+            manager.process_desired_layers([replace(one, layer_id="")])
+            manager.process_desired_layers([one])
+            with manager.lease("one", owner="a test") as held:
+                assert held.lease.layers == (one.digest,)
 
     def test_when_desired_layers_contradict_nothing_is_done(self, node: Node) -> None:
         one, two = node.publish("one"), node.publish("two")

@@ -18,8 +18,10 @@ from layermanager import (
     ImageInfo,
     IntegrityError,
     InvalidReferenceError,
+    Inventory,
     LayersFailedError,
     ManifestError,
+    Repair,
     SourceError,
 )
 from layermanager.clock import SystemClock
@@ -115,6 +117,35 @@ def digests(*names: str) -> tuple[str, ...]:
 
 def failed(caught: pytest.ExceptionInfo[LayersFailedError]) -> ImageChanges:
     return caught.value.result.images
+
+
+def test_a_layer_of_an_image_has_the_name_that_the_list_gives_it(node: ImageNode) -> None:
+    node.publish_images({"1": image_of("lower", "upper")})
+    lower = node.publish("lower")
+
+    def names(manager: LayerManager) -> dict[str, str]:
+        return {layer.digest: layer.layer_id for layer in manager.get_layers_info()}
+
+    with node.manager() as manager:
+        manager.process_desired_layers([node.image("1")])
+        assert names(manager)[lower.digest] == ""
+        manager.process_desired_layers([lower, node.image("1")])
+        assert names(manager)[lower.digest] == "lower"
+        manager.process_desired_layers([node.image("1")])
+        assert names(manager)[lower.digest] == "lower"
+
+
+def test_a_repair_keeps_the_name_of_a_layer(node: ImageNode) -> None:
+    node.publish_images({"1": image_of("lower")})
+    lower = node.publish("lower")
+    with node.manager() as manager:
+        manager.process_desired_layers([lower])
+        manager.process_desired_layers([node.image("1")])
+        layer = manager.get_layer_info_by_digest(lower.digest)
+        source = Inventory(node.config).sources()[lower.digest]
+        assert (layer.layer_id, source.layer_id) == ("lower", "")
+        manager.repair_layers([Repair(layer, source)])
+        assert manager.get_layer_info_by_digest(lower.digest).layer_id == "lower"
 
 
 def test_an_image_is_installed_with_all_its_layers(node: ImageNode) -> None:

@@ -26,6 +26,7 @@ from layermanager.model import (
 )
 from layermanager.plan import (
     Plan,
+    Renaming,
     expired,
     find_layers,
     oldest_to_free,
@@ -83,6 +84,40 @@ def test_each_layer_is_in_the_step_that_it_needs() -> None:
         f"cache {digest_of(3)}",
         f"install {digest_of(5)} from file:///5",
     ]
+
+
+def test_installed_layers_take_over_the_names_of_the_list() -> None:
+    steps = plan(
+        [
+            replace(desired(1), layer_id="other", version="2"),
+            replace(desired(2), version="2"),
+            desired(3),
+            replace(desired(4), layer_id=""),
+            replace(desired(5), layer_id="", version="5"),
+            replace(desired(6), layer_id="new"),
+        ],
+        [*map(installed, (1, 3, 4, 5)), installed(2, cached=True)],
+    )
+    assert list(steps.lines()) == [
+        f"keep {digest_of(1)}",
+        f"keep {digest_of(3)}",
+        f"keep {digest_of(4)}",
+        f"keep {digest_of(5)}",
+        f"restore {digest_of(2)}",
+        f"rename {digest_of(1)} to other 2",
+        f"rename {digest_of(2)} to layer-2 2",
+        f"rename {digest_of(5)} to 5",
+        f"install {digest_of(6)} from file:///6",
+    ]
+
+
+def test_an_image_names_no_layer() -> None:
+    image = Resolution((resolved("a", 1, 2),))
+    assert plan([], [installed(1), installed(2)], image).rename == ()
+    named = replace(desired(1), layer_id="other")
+    assert plan([named], [installed(1), installed(2)], image).rename == (
+        Renaming(digest_of(1), "other", ""),
+    )
 
 
 def test_nothing_desired_and_nothing_installed_is_nothing_to_do() -> None:

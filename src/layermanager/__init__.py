@@ -95,7 +95,7 @@ if TYPE_CHECKING:
     )
     from layermanager.observer import Observer, Removal, UnexpectedErrorObserver
     from layermanager.pack import Compression, pack_image, pack_layer
-    from layermanager.plan import Plan
+    from layermanager.plan import Plan, Renaming
     from layermanager.protocols import (
         Allocator,
         ByteStream,
@@ -198,7 +198,7 @@ _MODULES = {
     ),
     "pack": ("Compression", "pack_image", "pack_layer"),
     "observer": ("Observer", "Removal", "UnexpectedErrorObserver"),
-    "plan": ("Plan",),
+    "plan": ("Plan", "Renaming"),
     "protocols": (
         "Allocator",
         "ByteStream",
@@ -299,6 +299,7 @@ __all__ = [
     "RemembersFootprints",
     "RemembersSources",
     "Removal",
+    "Renaming",
     "Repair",
     "Room",
     "SignatureError",

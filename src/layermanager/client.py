@@ -24,6 +24,7 @@ from layermanager.desired import desired_to_json
 from layermanager.documents import DocumentError, JsonObject, objects, parse
 from layermanager.errors import LayerManagerError
 from layermanager.model import Digest, InodeUsage, LayerInfo, StoreUsage, layers_and_images
+from layermanager.plan import Renaming
 
 if TYPE_CHECKING:
     import ssl
@@ -209,12 +210,14 @@ class PlannedSteps:
         restore: are cached and would be desired again.
         cache: would not be desired any longer.
         install: would be fetched.
+        rename: would be kept or restored under another name or version.
     """
 
     keep: tuple[Digest, ...]
     restore: tuple[Digest, ...]
     cache: tuple[Digest, ...]
     install: tuple[Digest, ...]
+    rename: tuple[Renaming, ...] = ()
 
 
 class Client:
@@ -643,6 +646,14 @@ def _planned_steps(document: JsonObject) -> PlannedSteps:
         restore=_digests(document, "restore"),
         cache=_digests(document, "cache"),
         install=_digests(document, "install"),
+        rename=tuple(
+            Renaming(
+                Digest(one.required_text("digest")),
+                one.text("layerId", ""),
+                one.text("version", ""),
+            )
+            for one in document.objects("rename")
+        ),
     )
 
 

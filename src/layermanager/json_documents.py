@@ -99,6 +99,10 @@ def plan_json(plan: Plan) -> dict[str, object]:
             "install": [_name_json(image) for image in plan.images.install],
             "failed": [_failed_image_json(failed) for failed in plan.images.failed],
         },
+        "rename": [
+            {"digest": one.digest, "layerId": one.layer_id, "version": one.version}
+            for one in plan.rename
+        ],
     }
 
 

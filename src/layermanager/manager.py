@@ -313,9 +313,10 @@ class LayerManager:
     ) -> ApplyResult:
         """Make the layers on disk the desired ones (the seed's ``ProcessDesiredLayers``).
 
-        Cached layers that are desired again are restored, installed ones that are not desired any
-        longer are cached, missing ones are installed, several at once. A layer that fails stops no
-        other. An image is desired in the stead of all its layers, and is installed when they are.
+        Layers that are here take over the name and version of the desired list. Cached layers that
+        are desired again are restored, installed ones that are not desired any longer are cached,
+        missing ones are installed, several at once. A layer that fails stops no other. An image is
+        desired like all its layers, and is installed when they are.
 
         Args:
             desired_layers: all that shall be here.
@@ -347,10 +348,11 @@ class LayerManager:
                 self._resolve(images, installed_images, cancellation),
                 installed_images,
             )
-            # What is here already does not change, but where it may be had can.
+            # The files of installed layers do not change, but their sources and names can.
             here = {layer.digest for layer in (*steps.keep, *steps.restore)}
             self._note_sources([layer for layer in steps.desired if layer.digest in here])
             restored = self._restore(steps)
+            renamed = self._rename(steps)
             cached, cached_images = self._cache(steps)
             # A neighbour may have evicted what was to be restored, between planning and doing.
             gone = {layer.digest for layer in steps.restore} - {layer.digest for layer in restored}
@@ -365,12 +367,12 @@ class LayerManager:
                 lambda images: self._provide_directories(images, made, cancellation),
             )
         result = ApplyResult(
-            steps.keep,
-            (*restored, *made.restored),
-            tuple(layer for layer in cached if layer.digest not in made.digests),
-            (*installed, *made.installed),
-            failed,
-            changes,
+            kept=_as_in(renamed, steps.keep),
+            restored=(*_as_in(renamed, restored), *made.restored),
+            cached=tuple(layer for layer in cached if layer.digest not in made.digests),
+            installed=(*installed, *made.installed),
+            failed=failed,
+            images=changes,
         )
         errors = [*(layer.error for layer in failed), *(image.error for image in changes.failed)]
         if errors:
@@ -849,6 +851,22 @@ class LayerManager:
             for image, one in found
         ]
 
+    def _rename(self, steps: Plan) -> Mapping[Digest, LayerInfo]:
+        """Record the new names of layers; return those layers as they are then."""
+        renamed = {}
+        if not steps.rename:
+            return {}
+        with self._state_lock, self._transaction():
+            for renaming in steps.rename:
+                try:
+                    layer = self._storage.get_layer_info_by_digest(renaming.digest)
+                except LayerNotExistError:
+                    continue  # evicted by a neighbour: it will be installed again
+                layer = replace(layer, layer_id=renaming.layer_id, version=renaming.version)
+                self._storage.add_layer(layer)
+                renamed[layer.digest] = layer
+        return renamed
+
     def _cache(self, steps: Plan) -> tuple[tuple[LayerInfo, ...], tuple[ImageInfo, ...]]:
         with self._transaction():
             for layer in steps.cache:
@@ -1212,10 +1230,11 @@ class LayerManager:
         self._on_progress(LayerProgress(layer.desired, Phase.INSTALLED))
 
     def _record(self, layer: VerifiedLayer, replaced: LayerInfo | None) -> LayerInfo:
+        named = replaced or layer.desired  # the source of a layer may be that of an image
         info = LayerInfo(
             digest=layer.desired.digest,
-            layer_id=layer.desired.layer_id,
-            version=layer.desired.version,
+            layer_id=named.layer_id,
+            version=named.version,
             path=self._store.path_of(layer.desired.digest),
             os_version=layer.unpacked.os_version,
             timestamp=replaced.timestamp if replaced else self._clock.now(),
@@ -1262,6 +1281,13 @@ class LayerManager:
             except LayerManagerError as error:
                 # No caller could be told; the next period is another try.
                 _LOGGER.error("cannot remove expired layers: %s", error)  # noqa: TRY400 - no bug
+
+
+def _as_in(
+    changed: Mapping[Digest, LayerInfo], layers: Iterable[LayerInfo]
+) -> tuple[LayerInfo, ...]:
+    """Return *layers*, as they are in *changed* where they are in it."""
+    return tuple(changed.get(layer.digest, layer) for layer in layers)
 
 
 def _names(group: Sequence[VerifiedLayer]) -> str:

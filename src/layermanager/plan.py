@@ -52,6 +52,24 @@ class ImagePlan:
 
 
 @dataclass(frozen=True, slots=True)
+class Renaming:
+    """Name and version that the desired list now gives to an installed layer.
+
+    Attributes:
+        digest: the layer.
+        layer_id: its new name.
+        version: its new version.
+    """
+
+    digest: Digest
+    layer_id: str
+    version: str
+
+    def __str__(self) -> str:
+        return " ".join(filter(None, (self.layer_id, self.version)))
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """The steps that make the installed layers the desired ones; each layer is in one of them.
 
@@ -62,6 +80,7 @@ class Plan:
         install: desired and not there: fetch and unpack, in the order of the desired list.
         desired: all layers that are desired, those of images after the others; each once.
         images: the same for images.
+        rename: the new names of layers that are kept or restored, as far as they change.
     """
 
     keep: tuple[LayerInfo, ...]
@@ -70,6 +89,7 @@ class Plan:
     install: tuple[DesiredLayer, ...]
     desired: tuple[DesiredLayer, ...] = ()
     images: ImagePlan = field(default_factory=ImagePlan)
+    rename: tuple[Renaming, ...] = ()
 
     def lines(self) -> Iterator[str]:
         """The plan as text, a line a step, in the order in which they are done."""
@@ -80,6 +100,8 @@ class Plan:
         ):
             for layer in layers:
                 yield f"{action} {layer.digest}"
+        for renaming in self.rename:
+            yield f"rename {renaming.digest} to {renaming}"
         for desired in self.install:
             yield f"install {desired.digest} from {without_credentials(desired.url)}"
         yield from self._image_lines()
@@ -107,7 +129,7 @@ def plan(
 
     A layer is desired as long as the list or any of the *images* wants it. One that is desired
     twice in the same words is desired once; where the list and an image, or two images, want the
-    same layer it is fetched from the first one's address.
+    same layer it is fetched from the first one's address. The list names layers, images do not.
 
     Args:
         desired: the layers that are desired for themselves.
@@ -137,7 +159,20 @@ def plan(
         install=tuple(layer for layer in wanted.values() if layer.digest not in here),
         desired=tuple(wanted.values()),
         images=image_plan,
+        rename=tuple(
+            renaming
+            for layer in desired_here
+            if (renaming := _renaming(layer, wanted[layer.digest])) is not None
+        ),
     )
+
+
+def _renaming(layer: LayerInfo, desired: DesiredLayer) -> Renaming | None:
+    """Return the name that *desired* gives to *layer*; None if it gives none, or the same."""
+    name = desired.layer_id, desired.version
+    if not any(name) or name == (layer.layer_id, layer.version):
+        return None
+    return Renaming(layer.digest, *name)
 
 
 def _with_layers_of_images(

@@ -240,6 +240,7 @@ def test_a_dry_run_changes_nothing(
             "cache": [],
             "install": [base.digest],
             "images": {"keep": [], "restore": [], "cache": [], "install": [], "failed": []},
+            "rename": [],
         }
     else:
         assert finished.lines == [f"install {base.digest} from {base.url}"]

@@ -10,6 +10,7 @@ import pytest
 from cli_fixtures import CommandLine
 
 from layermanager.cli.arguments import names_image
+from layermanager.desired import desired_to_json
 from layermanager.testing.images import build_image, layout_files, write_files
 from layermanager.testing.layers import compress, digest_of
 from manager_fixtures import Node, layer_tar
@@ -51,6 +52,28 @@ def layout(tmp_path: Path, node: Node) -> str:  # noqa: ARG001 - it makes the la
 
 def digest_text(name: str) -> str:
     return f"sha256:{image(name).digest.encoded[:12]}"
+
+
+def test_a_layer_of_an_image_gets_the_name_of_the_list(
+    node: Node, layermanager: CommandLine, layout: str
+) -> None:
+    base = node.publish("base")
+    layermanager("apply", f"{layout}:1")
+    document = {"layers": [desired_to_json(base)], "images": [{"ref": f"{layout}:1"}]}
+    path = node.published / "desired.json"
+    path.write_text(json.dumps(document))
+    assert layermanager("show", "base").status != 0
+
+    planned = layermanager("apply", path, "--dry-run")
+    planned_json = layermanager("apply", path, "--dry-run", "--json").document
+    layermanager("apply", path)
+
+    assert f"rename {base.digest} to base {base.version}" in planned.lines
+    assert planned_json["rename"] == [
+        {"digest": base.digest, "layerId": "base", "version": base.version}
+    ]
+    assert layermanager("show", "base", "--json").document["digest"] == base.digest
+    assert not any("rename" in line for line in layermanager("apply", path, "--dry-run").lines)
 
 
 def test_an_image_is_applied_by_its_reference(

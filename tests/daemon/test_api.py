@@ -6,6 +6,7 @@ import os
 import stat
 import threading
 from contextlib import closing
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from layermanager.clock import SystemClock
 from layermanager.desired import desired_to_json
 from layermanager.inventory import Inventory
 from layermanager.lock import StoreLock
+from layermanager.plan import Renaming
 from layermanager.store import index_path
 from layermanager.testing.layers import LayerBuilder, desired
 from layermanager.testing.web import Answer, LayerServer, Stall
@@ -195,6 +197,20 @@ class TestDesiredState:
         assert plan.cache == (cached.digest,)
         assert plan.install == (new.digest,)
         node.assert_has([kept, cached])
+
+    def test_a_new_version_of_what_is_there_is_planned_and_taken_over(
+        self, node: Node, served: Daemon
+    ) -> None:
+        layer = node.publish("one")
+        served.done(served.client.put_desired([layer]))
+        newer = replace(layer, layer_id="other", version="2")
+        plan = served.client.plan([newer])
+        assert (plan.keep, plan.install) == ((layer.digest,), ())
+        assert plan.rename == (Renaming(layer.digest, "other", "2"),)
+        served.done(served.client.put_desired([newer]))
+        found = served.client.layer(layer.digest)
+        assert (found.layer_id, found.version) == ("other", "2")
+        assert served.client.plan([newer]).rename == ()
 
 
 class TestLayers:

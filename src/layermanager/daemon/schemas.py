@@ -237,6 +237,12 @@ COMPONENTS: Final[Mapping[str, Schema]] = {
                     for step in ("keep", "restore", "cache", "install", "failed")
                 }
             ),
+            "rename": _described(
+                array_of(
+                    _object({"digest": reference("Digest"), "layerId": TEXT, "version": TEXT})
+                ),
+                "Layers that are kept or restored under another name or version.",
+            ),
         }
     ),
     "Image": _object(
