@@ -61,6 +61,10 @@ def installed(
     )
 
 
+def age(item: LayerInfo | ImageInfo) -> timedelta:
+    return NOW - item.timestamp
+
+
 numbers = st.integers(0, 12)
 desired_lists = st.lists(numbers).map(lambda some: [desired(number) for number in some])
 installed_lists = st.dictionaries(
@@ -201,11 +205,11 @@ def test_what_is_as_old_as_its_time_to_live_is_expired_oldest_first() -> None:
         installed(4, timestamp=NOW - 9 * DAY),
         installed(5, cached=True, timestamp=NOW + 9 * DAY),
     ]
-    assert expired(layers, NOW, 2 * DAY) == (layers[2], layers[0])
+    assert expired(layers, age, 2 * DAY) == (layers[2], layers[0])
 
 
 def test_no_time_to_live_expires_all_that_is_cached() -> None:
-    assert expired([installed(1), installed(2, cached=True)], NOW, timedelta(0)) == (
+    assert expired([installed(1), installed(2, cached=True)], age, timedelta(0)) == (
         installed(2, cached=True),
     )
 
@@ -213,7 +217,7 @@ def test_no_time_to_live_expires_all_that_is_cached() -> None:
 @pytest.mark.parametrize("year", [1, 9999])
 def test_a_time_to_live_of_ages_is_over_never(year: int) -> None:
     layer = installed(1, cached=True, timestamp=datetime(year, 1, 1, tzinfo=UTC))
-    assert expired([layer], NOW, timedelta.max) == ()
+    assert expired([layer], age, timedelta.max) == ()
 
 
 def test_as_many_of_the_oldest_as_are_needed_are_freed() -> None:
@@ -223,17 +227,17 @@ def test_as_many_of_the_oldest_as_are_needed_are_freed() -> None:
         installed(3, timestamp=NOW - 9 * DAY, size=1000),
         installed(4, cached=True, timestamp=NOW - DAY, size=10),
     ]
-    assert oldest_to_free(layers, 0) == ()
-    assert oldest_to_free(layers, 10) == (layers[1],)
-    assert oldest_to_free(layers, 11) == (layers[1], layers[3])
-    assert oldest_to_free(layers, 10**9) == (layers[1], layers[3], layers[0])
+    assert oldest_to_free(layers, age, 0) == ()
+    assert oldest_to_free(layers, age, 10) == (layers[1],)
+    assert oldest_to_free(layers, age, 11) == (layers[1], layers[3])
+    assert oldest_to_free(layers, age, 10**9) == (layers[1], layers[3], layers[0])
 
 
 @given(installed_lists, st.integers(0, 500))
 def test_what_is_freed_is_enough_and_none_of_it_too_much(
     layers: list[LayerInfo], size: int
 ) -> None:
-    chosen = oldest_to_free(layers, size)
+    chosen = oldest_to_free(layers, age, size)
     left = [layer for layer in layers if layer.cached and layer not in chosen]
     freed = sum(layer.size for layer in chosen)
     assert all(layer.cached for layer in chosen)
@@ -379,7 +383,7 @@ def test_when_images_are_as_planned_nothing_is_left_to_do(
 
 def test_images_expire_as_layers_do() -> None:
     old = there(resolved("a", 1), cached=True, timestamp=NOW - DAY)
-    assert expired([old, there(resolved("b", 1), timestamp=NOW - DAY)], NOW, DAY) == (old,)
+    assert expired([old, there(resolved("b", 1), timestamp=NOW - DAY)], age, DAY) == (old,)
 
 
 class TestFindLayers:

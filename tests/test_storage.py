@@ -44,6 +44,15 @@ if TYPE_CHECKING:
 
 START = datetime(2026, 11, 24, 0, 49, 32, 586646, UTC)
 HOUR = timedelta(hours=1)
+LATER_TABLES = (
+    "ociImages",
+    "ociImageLayers",
+    "layerLeases",
+    "layerMounts",
+    "layerFootprints",
+    "storeTime",
+    "agePeriods",
+)
 
 
 class Storage(LayerStorage, RemembersImages, HoldsLeases, Protocol):
@@ -385,13 +394,7 @@ class TestSources:
     def test_an_older_database_knows_less(self, database: Path, clock: FakeClock) -> None:
         with SqliteLayerStorage(database, clock) as storage:
             storage.note_sources([source(1)])
-        for table in (
-            "ociImages",
-            "ociImageLayers",
-            "layerLeases",
-            "layerMounts",
-            "layerFootprints",
-        ):
+        for table in LATER_TABLES:
             execute(database, f"DROP TABLE {table}")
         execute(database, "ALTER TABLE layerSources DROP COLUMN mirrors")
         execute(database, "ALTER TABLE layerSources DROP COLUMN diffId")
@@ -623,7 +626,7 @@ class TestTheFile:
         assert stat.S_IMODE(database.stat().st_mode) == 0o644
         with closing(sqlite3.connect(database)) as connection:
             assert connection.execute("PRAGMA journal_mode").fetchone() == ("delete",)  # no log
-            assert connection.execute("PRAGMA user_version").fetchone() == (10,)
+            assert connection.execute("PRAGMA user_version").fetchone() == (12,)
             columns = connection.execute("PRAGMA table_info(layers)").fetchall()
         assert columns == [
             (0, "digest", "TEXT", 1, None, 1),
@@ -672,7 +675,7 @@ class TestTheFile:
             SELECT type, name, sql FROM sqlite_master
             WHERE tbl_name NOT IN
                 ('layerSources', 'ociImages', 'ociImageLayers', 'layerLeases', 'layerMounts',
-                 'layerFootprints')
+                 'layerFootprints', 'storeTime', 'agePeriods')
         """
         before = [
             rows_of(database, statement) for statement in (others, *map(select_all, AOS_TABLES))

@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from layermanager.ages import AgeRecord
     from layermanager.amounts import Amount
     from layermanager.boundary import Boundary
     from layermanager.cancellation import Cancellation
@@ -77,6 +78,7 @@ if TYPE_CHECKING:
     from layermanager.model import (
         AdoptedLayer,
         ApplyResult,
+        ClockReading,
         DesiredImage,
         DesiredLayer,
         Digest,
@@ -97,12 +99,14 @@ if TYPE_CHECKING:
     from layermanager.pack import Compression, pack_image, pack_layer
     from layermanager.plan import Plan, Renaming
     from layermanager.protocols import (
+        AgeStore,
         Allocator,
         ByteStream,
         Clock,
         CountsInodes,
         HoldsLeases,
         LayerStorage,
+        MachineClock,
         NewSpaceAllocator,
         RemembersFootprints,
         RemembersSources,
@@ -120,6 +124,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
+    "ages": ("AgeRecord",),
     "amounts": ("Amount",),
     "boundary": ("Boundary",),
     "cancellation": ("Cancellation",),
@@ -180,6 +185,7 @@ _MODULES = {
     "model": (
         "AdoptedLayer",
         "ApplyResult",
+        "ClockReading",
         "DesiredImage",
         "DesiredLayer",
         "Digest",
@@ -200,12 +206,14 @@ _MODULES = {
     "observer": ("Observer", "Removal", "UnexpectedErrorObserver"),
     "plan": ("Plan", "Renaming"),
     "protocols": (
+        "AgeStore",
         "Allocator",
         "ByteStream",
         "Clock",
         "CountsInodes",
         "HoldsLeases",
         "LayerStorage",
+        "MachineClock",
         "NewSpaceAllocator",
         "RemembersFootprints",
         "RemembersSources",
@@ -225,6 +233,8 @@ _MODULE_OF = {name: module for module, names in _MODULES.items() for name in nam
 __all__ = [
     "REMOVE_CACHED_LAYERS_PERIOD",
     "AdoptedLayer",
+    "AgeRecord",
+    "AgeStore",
     "Allocator",
     "Amount",
     "ApplyResult",
@@ -235,6 +245,7 @@ __all__ = [
     "CancelledError",
     "CheckProgress",
     "Clock",
+    "ClockReading",
     "Compression",
     "Config",
     "ConfigError",
@@ -277,6 +288,7 @@ __all__ = [
     "LeaseNotExistError",
     "LimitExceededError",
     "Limits",
+    "MachineClock",
     "ManifestError",
     "MountBusyError",
     "MountError",

@@ -4,25 +4,71 @@ from __future__ import annotations
 
 import threading
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+from layermanager import linux
+from layermanager.model import ClockReading
+
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+_LONGEST_SLICE_SECONDS: Final = 60.0
 
 
 class SystemClock:
-    """The ``Clock`` of real life."""
+    """The ``MachineClock`` of real life."""
 
     def now(self) -> datetime:
         """The current time, UTC."""
         return datetime.now(UTC)
 
     def monotonic(self) -> float:
-        """Seconds since some moment; setting the date does not change them."""
+        """Seconds since some moment; setting the date does not change them, sleep stops them."""
         return time.monotonic()
 
     def wait(self, event: threading.Event, seconds: float) -> bool:
         """Wait until *event* is set, at most *seconds*; return whether it is set.
 
-        The time that passes is that of the monotonic clock: setting the machine's date neither
-        shortens nor prolongs it. What is longer than the platform can wait, some centuries, is
+        Setting the machine's date neither shortens nor prolongs it, and the time that the machine
+        sleeps counts. No wait of Python notices that the machine slept, so it is cut in slices: it
+        ends a minute late at most. What is longer than the platform can wait, some centuries, is
         waited for as long as it can.
         """
-        return event.wait(min(seconds, threading.TIMEOUT_MAX))
+        if seconds >= threading.TIMEOUT_MAX:
+            return event.wait(threading.TIMEOUT_MAX)
+        end = _seconds_since_boot() + seconds
+        while (left := end - _seconds_since_boot()) > 0:
+            if event.wait(min(left, _LONGEST_SLICE_SECONDS)):
+                return True
+        return event.is_set()
+
+    def reading(self) -> ClockReading:
+        """Return what the clocks show now; what the kernel does not tell counts as unknown."""
+        return ClockReading(
+            calendar=self.now(),
+            boot=_boot_id(),
+            since_boot=timedelta(microseconds=_nanoseconds_since_boot() // 1000),
+            is_synchronised=_is_synchronised(),
+        )
+
+
+def _seconds_since_boot() -> float:
+    return _nanoseconds_since_boot() / 1e9
+
+
+def _nanoseconds_since_boot() -> int:
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+def _boot_id() -> str:
+    try:
+        return _BOOT_ID.read_text(encoding="ascii").strip()
+    except OSError:  # a root directory without /proc
+        return ""
+
+
+def _is_synchronised() -> bool:
+    try:
+        return linux.is_clock_synchronised()
+    except OSError:  # a filter of system calls
+        return False

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
+from layermanager.ages import AgeRecord, Ages, read_clock
 from layermanager.boundary import Boundary, Guard
 from layermanager.cancellation import Cancellation
 from layermanager.check import (
@@ -32,6 +33,7 @@ from layermanager.plan import plan
 from layermanager.presence import exists
 from layermanager.space import disk_usage
 from layermanager.storage import (
+    read_ages,
     read_footprints,
     read_images,
     read_layers_info,
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
     from layermanager.leases import LayerMount, Lease
     from layermanager.model import DesiredImage, DesiredLayer, ImageInfo, LayerInfo
     from layermanager.plan import Plan
+    from layermanager.protocols import Clock
     from layermanager.space import DiskUsage
     from layermanager.unpack.index import IndexEntry
     from layermanager.use.layer_use import Users
@@ -80,12 +83,15 @@ class Inventory:
     Args:
         config: of the store.
         guard: notes what a callback or a source raises that it may not.
+        clock: the time.
     """
 
-    def __init__(self, config: Config, *, guard: Guard | None = None) -> None:
+    def __init__(
+        self, config: Config, *, guard: Guard | None = None, clock: Clock | None = None
+    ) -> None:
         self._config = config
         self._guard = guard or Guard()
-        self._clock = SystemClock()
+        self._clock = clock or SystemClock()
 
     def layers(self) -> tuple[LayerInfo, ...]:
         """All installed layers, ordered by digest; none where there is no store yet.
@@ -143,6 +149,15 @@ class Inventory:
         """
         return read_sources(self._config.database) if self._has_database() else {}
 
+    def ages(self) -> Ages:
+        """For how long layers and images have been cached, and leases have lasted.
+
+        Raises:
+            StorageError: the database cannot be read.
+        """
+        record = read_ages(self._config.database) if self._has_database() else AgeRecord()
+        return Ages.at(record, read_clock(self._clock))
+
     def leases(self) -> tuple[Lease, ...]:
         """The leases that are not over, oldest first.
 
@@ -172,7 +187,7 @@ class Inventory:
         """
         with self._guard.failing(Boundary.OPERATION, "telling who uses layers"):
             leases = read_leases(self._config.database) if self._has_database() else ()
-            return users_of(self._config.layers_dir, leases, self._clock)
+            return users_of(self._config.layers_dir, leases, self.ages)
 
     def check(
         self,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from datetime import datetime
+    from datetime import datetime, timedelta
     from pathlib import Path
 
     from layermanager.model import Digest
@@ -62,7 +62,8 @@ class Lease:
         owner: who uses them, in words of his own.
         layers: what is used.
         created: since when; UTC.
-        expires: when it is over at the latest; UTC.
+        expires: when it is over at the latest, by the date at which it was taken; UTC. It lasts
+            as long as that is after ``created``, also if the date is set meanwhile.
         bond: what it is over with.
     """
 
@@ -131,15 +132,15 @@ class HeldLayer:
         return f"{self.digest} by {' and '.join(map(str, self.holders))}"
 
 
-def is_over(lease: Lease, now: datetime, is_alive: Callable[[Lease, Bond], bool]) -> bool:
+def is_over(lease: Lease, age: timedelta, is_alive: Callable[[Lease, Bond], bool]) -> bool:
     """Whether a *lease* holds nothing any more.
 
     Args:
         lease: the lease.
-        now: the time.
+        age: how long ago it was taken, whatever the calendar says.
         is_alive: tells whether what the lease is bound to is still there.
     """
-    if lease.expires is not None and now >= lease.expires:
+    if lease.expires is not None and age >= lease.expires - lease.created:
         return True
     return lease.bond is not None and not is_alive(lease, lease.bond)
 

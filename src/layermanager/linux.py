@@ -43,6 +43,8 @@ _PR_CAPBSET_READ: Final = 23
 _PR_CAPBSET_DROP: Final = 24
 _PR_SET_NO_NEW_PRIVS: Final = 38
 _SECCOMP_MODE_FILTER: Final = 2
+_STA_UNSYNC: Final = 0x0040
+_TIMEX_BYTES: Final = 512  # more than any architecture's structure
 _CAPABILITY_VERSION_3: Final = 0x20080522
 _MAX_CAPABILITIES: Final = 64
 _STATFS_BYTES: Final = 256  # more than any architecture's structure, whose first field is the kind
@@ -98,6 +100,30 @@ _openat2.argtypes = (
     *(ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t),
 )
 _openat2.restype = ctypes.c_long
+
+
+class _Timex(ctypes.Structure):
+    """The beginning of ``struct timex``."""
+
+    _fields_ = (
+        ("modes", ctypes.c_uint),
+        ("offset", ctypes.c_long),
+        ("freq", ctypes.c_long),
+        ("maxerror", ctypes.c_long),
+        ("esterror", ctypes.c_long),
+        ("status", ctypes.c_int),
+    )
+
+
+def is_clock_synchronised() -> bool:
+    """Return whether a program keeps the date in step with a time server (adjtimex(2)).
+
+    The kernel denies it after each boot, after the date was set by hand, and where that program
+    has not been heard for hours.
+    """
+    buffer = ctypes.create_string_buffer(_TIMEX_BYTES)
+    _require_success(_libc.adjtimex(buffer))
+    return not _Timex.from_buffer(buffer).status & _STA_UNSYNC
 
 
 def sync_file_system(descriptor: int) -> None:

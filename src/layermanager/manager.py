@@ -19,6 +19,7 @@ from datetime import timedelta
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Self
 
+from layermanager.ages import LONGEST_UNSAVED, AgeKeeper, elapsed
 from layermanager.amounts import Amount
 from layermanager.boundary import Boundary
 from layermanager.cancellation import Cancellation
@@ -57,7 +58,12 @@ from layermanager.model import (
 )
 from layermanager.observer import UNOBSERVED, Removal, guard_for, guarded
 from layermanager.plan import expired, oldest_to_free, plan, reconcile
-from layermanager.protocols import RemembersFootprints, RemembersSources, Transactional
+from layermanager.protocols import (
+    HoldsLeases,
+    RemembersFootprints,
+    RemembersSources,
+    Transactional,
+)
 from layermanager.reserve import is_full
 from layermanager.rooms import rooms_of
 from layermanager.sources import default_sources, opener
@@ -210,7 +216,10 @@ class LayerManager:
                     )
                 )
             self._storage = layer_storage
-            self._use = LayerUse(config, layer_storage, self._clock, on_step=on_step)
+            self._ages = AgeKeeper(layer_storage, self._clock)
+            self._use = LayerUse(
+                config, layer_storage, self._clock, ages=self._ages, on_step=on_step
+            )
             self._lock = StoreLock(config.working_dir, self._clock, on_step)
             new_allocator = new_space_allocator or Partitions(guard=self._guard).new_allocator
             self._allocator = new_allocator(
@@ -393,9 +402,10 @@ class LayerManager:
             time_to_live = self._config.layer_ttl
         with self._operation("removing expired layers", Cancellation()):
             layers, users = self._recover()
-            self._images.remove_expired(time_to_live)
+            ages = self._ages.ages()
+            self._images.remove_expired(ages, time_to_live)
             return self._remove_cached(
-                expired(layers, self._clock.now(), time_to_live), Removal.EXPIRED, users
+                expired(layers, ages.of, time_to_live), Removal.EXPIRED, users
             )
 
     def remove_cached_layers(self, size: int) -> tuple[LayerInfo, ...]:
@@ -407,7 +417,8 @@ class LayerManager:
         with self._operation("removing cached layers", Cancellation()):
             layers, users = self._recover()
             free = [layer for layer in layers if not users.holders(layer.digest)]
-            return self._remove_cached(oldest_to_free(free, size), Removal.REQUESTED, users)
+            oldest = oldest_to_free(free, self._ages.ages().of, size)
+            return self._remove_cached(oldest, Removal.REQUESTED, users)
 
     def repair_layers(
         self, repairs: Iterable[Repair], *, cancellation: Cancellation | None = None
@@ -697,6 +708,7 @@ class LayerManager:
             for digest in unrecorded.in_use:
                 _LOGGER.warning("layer %s is not recorded, but in use: it stays", digest)
             self._store.remove_other_indexes({layer.digest for layer in found.complete})
+            self._note_ages()
             self._tell_allocator(found.complete, users)
             self._spools.take_stock()
             return found.complete, users
@@ -716,6 +728,18 @@ class LayerManager:
         except StorageFullError as error:
             _LOGGER.warning("layers that are gone stay recorded: %s", error)
         self._store.remove(layer.digest for layer in layers)  # their indexes
+
+    def _note_ages(self) -> None:
+        """Note the age of all that is kept for a time, and the time itself; mostly no write."""
+        storage = self._storage
+        self._ages.note(
+            (
+                *storage.get_layers_info(),
+                *self._images.installed(),
+                *(storage.get_leases() if isinstance(storage, HoldsLeases) else ()),
+            ),
+            are_all=True,
+        )
 
     def _adopt(
         self, layer: LayerInfo, cancellation: Cancellation, *, clean_markers: bool
@@ -741,6 +765,7 @@ class LayerManager:
         reclaimable = {
             layer.digest for layer in layers if layer.cached and not users.holders(layer.digest)
         }
+        ages = self._ages.ages()
         for digest in self._reclaimable - reclaimable:
             self._allocator.restore_outdated_item(digest)
         footprints = self._footprints() if reclaimable else {}
@@ -752,7 +777,7 @@ class LayerManager:
                 self._rooms.offer(
                     layer.digest,
                     Amount(layer.size, inodes + frame),
-                    layer.timestamp,
+                    ages.since(layer),
                     goes_last=layer.digest in replaced,
                 )
         self._reclaimable = reclaimable
@@ -875,6 +900,8 @@ class LayerManager:
                 self._storage.get_layer_info_by_digest(layer.digest) for layer in steps.cache
             )
             images = self._images.cache(steps.images.cache)
+            if cached or images:
+                self._ages.note((*cached, *images))
         if cached:
             with self._state_lock:
                 self._tell_allocator(
@@ -1104,7 +1131,8 @@ class LayerManager:
         from layermanager.check import Status  # noqa: PLC0415
         from layermanager.inventory import Inventory  # noqa: PLC0415
 
-        reports = Inventory(self._config).check(layers, cancellation=cancellation, is_locked=True)
+        inventory = Inventory(self._config, clock=self._clock)
+        reports = inventory.check(layers, cancellation=cancellation, is_locked=True)
         return {
             report.layer.digest: StoreError(
                 f"the repair did not help: {report.count} differences are left, the first in "
@@ -1270,9 +1298,14 @@ class LayerManager:
     # In the background
 
     def _remove_expired_periodically(self) -> None:
-        period = self._config.remove_cached_layers_period
-        while not self._clock.wait(self._cancellation.requested, period.total_seconds()):
+        period = self._config.remove_cached_layers_period.total_seconds()
+        due = elapsed(self._clock) + period
+        while not self._clock.wait(self._cancellation.requested, self._until(due)):
             try:
+                if elapsed(self._clock) < due:
+                    self._note_ages()
+                    continue
+                due = elapsed(self._clock) + period
                 self.remove_expired_layers()
             except CancelledError:
                 return
@@ -1281,6 +1314,10 @@ class LayerManager:
             except LayerManagerError as error:
                 # No caller could be told; the next period is another try.
                 _LOGGER.error("cannot remove expired layers: %s", error)  # noqa: TRY400 - no bug
+
+    def _until(self, due: float) -> float:
+        """Return the seconds until what is *due*, or until the time has to be saved."""
+        return max(0.0, min(due - elapsed(self._clock), LONGEST_UNSAVED.total_seconds()))
 
 
 def _as_in(

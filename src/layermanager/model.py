@@ -13,7 +13,7 @@ from layermanager.header_numbers import MAX_INTEGER
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from datetime import datetime
+    from datetime import datetime, timedelta
     from pathlib import Path
 
     from layermanager.errors import LayerManagerError
@@ -251,6 +251,23 @@ class ImageInfo:
         """The layers to mount, the uppermost first."""
         top = () if self.directories is None else (self.directories,)
         return (*top, *reversed(self.layers))
+
+
+@dataclass(frozen=True, slots=True)
+class ClockReading:
+    """What the clocks of a machine show at one moment.
+
+    Attributes:
+        calendar: the date, UTC; it jumps when it is set.
+        boot: names this boot of the machine; empty: unknown.
+        since_boot: how long ago that was, time asleep included.
+        is_synchronised: whether the kernel keeps the date in step with a time server.
+    """
+
+    calendar: datetime
+    boot: str
+    since_boot: timedelta
+    is_synchronised: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,8 +22,8 @@ from layermanager.oci.reference import parse_reference
 from layermanager.urls import without_credentials
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
-    from datetime import datetime, timedelta
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from datetime import timedelta
 
     from layermanager.model import Digest, FailedImage
 
@@ -342,27 +342,28 @@ def find_image(reference: str, images: Iterable[ImageInfo]) -> ImageInfo:
 
 
 def expired(
-    items: Iterable[Cacheable], now: datetime, time_to_live: timedelta
+    items: Iterable[Cacheable], age_of: Callable[[Cacheable], timedelta], time_to_live: timedelta
 ) -> tuple[Cacheable, ...]:
-    """The cached ones of *items*, layers or images, whose time to live is over, oldest first.
-
-    Subtracting from *now* what may be centuries would overflow; comparing ages cannot.
-    """
-    return tuple(
-        sorted(
-            (item for item in items if item.cached and now - item.timestamp >= time_to_live),
-            key=lambda item: item.timestamp,
-        )
-    )
+    """The cached ones of *items*, layers or images, whose time to live is over, oldest first."""
+    ages = [(age_of(item), item) for item in items if item.cached]
+    old = [(age, item) for age, item in ages if age >= time_to_live]
+    return tuple(item for _, item in sorted(old, key=_age, reverse=True))
 
 
-def oldest_to_free(layers: Iterable[LayerInfo], size: int) -> tuple[LayerInfo, ...]:
+def oldest_to_free(
+    layers: Iterable[LayerInfo], age_of: Callable[[LayerInfo], timedelta], size: int
+) -> tuple[LayerInfo, ...]:
     """The oldest cached *layers* that together free at least *size* bytes, or all of them."""
     chosen: list[LayerInfo] = []
     freed = 0
-    for layer in sorted((one for one in layers if one.cached), key=lambda one: one.timestamp):
+    cached = [(age_of(layer), layer) for layer in layers if layer.cached]
+    for _, layer in sorted(cached, key=_age, reverse=True):
         if freed >= size:
             break
         chosen.append(layer)
         freed += layer.size
     return tuple(chosen)
+
+
+def _age(aged: tuple[timedelta, object]) -> timedelta:
+    return aged[0]

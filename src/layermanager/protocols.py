@@ -16,10 +16,18 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
+    from layermanager.ages import AgeRecord
     from layermanager.amounts import Amount
     from layermanager.cancellation import Cancellation
     from layermanager.leases import LayerMount, Lease
-    from layermanager.model import DesiredLayer, Digest, Footprint, ImageInfo, LayerInfo
+    from layermanager.model import (
+        ClockReading,
+        DesiredLayer,
+        Digest,
+        Footprint,
+        ImageInfo,
+        LayerInfo,
+    )
     from layermanager.oci.manifest import Descriptor, ImageIndex
     from layermanager.oci.reference import Reference
 
@@ -141,6 +149,20 @@ class HoldsLeases(Protocol):
 
     def get_mounts(self) -> Sequence[LayerMount]:
         """All mounts, ordered by name; with the layers of their leases, and as mounted."""
+
+
+@runtime_checkable
+class AgeStore(Protocol):
+    """What a storage may offer besides: a record of how much time has passed for it.
+
+    Without it ages are told by the calendar after a restart.
+    """
+
+    def get_ages(self) -> AgeRecord:
+        """Return the record that was put last; an empty one if none was."""
+
+    def put_ages(self, record: AgeRecord) -> None:
+        """Replace the record."""
 
 
 class SpaceAllocator(Protocol):
@@ -389,7 +411,18 @@ class Clock(Protocol):
         """The current time, UTC; it jumps when the date is set."""
 
     def monotonic(self) -> float:
-        """Seconds since some moment; they pass evenly."""
+        """Seconds since some moment; they pass evenly while the machine is awake."""
 
     def wait(self, event: threading.Event, seconds: float) -> bool:
         """Wait until *event* is set, at most *seconds*; return whether it is set."""
+
+
+@runtime_checkable
+class MachineClock(Clock, Protocol):
+    """What a clock may offer besides: all that the clocks of a machine show.
+
+    Without it the date is believed, and time asleep does not count.
+    """
+
+    def reading(self) -> ClockReading:
+        """Return what the clocks show now."""

@@ -3,8 +3,9 @@
 The table is the one that the Aos service manager made, so that a node can be taken over and given
 back. Aos reads it by position and reads no NULL: no column is ever added, and no NULL is written.
 Its other tables are not touched. Where each layer comes from, and which layers are images, is in
-tables of our own, which Aos passes over. Should Aos remove a layer, the images that have it are no
-longer there either: only those whose layers are all recorded count.
+tables of our own, which Aos passes over; so is how much time has passed for the store. Should Aos
+remove a layer, the images that have it are no longer there either: only those whose layers are all
+recorded count.
 
 How the file is opened and read is in ``database``. With ``synchronous=FULL`` a change is on the
 disk when its transaction ends. Which changes the schema has had is in ``PRAGMA user_version``,
@@ -12,7 +13,7 @@ which Aos does not use; each change is a step of ``_MIGRATIONS``.
 
 What others wrote is read with patience, since a row that cannot be read is a layer that would be
 removed from the disk: a NULL text reads as empty, a size that is none as 0, a timestamp that is
-none as the time at which it was met, so that the layer's time to live starts anew. Only a row
+none as the time at which it was met, so that the layer's time to live starts then. Only a row
 without a digest or an absolute path says nothing; it is passed over. Each is logged once.
 """
 
@@ -24,9 +25,11 @@ import logging
 import os
 import threading
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias, TypeVar
 
+from layermanager.ages import AgeRecord, Period, StoreTime, SynchronisedTime, layer_subject
 from layermanager.amounts import Amount
 from layermanager.database import errors_named, open_database, read_database
 from layermanager.errors import InvalidDigestError, LayerNotExistError, StorageError
@@ -136,6 +139,25 @@ _MIGRATIONS: Final = (
         blockBytes INTEGER NOT NULL
     )
     """,
+    """
+    CREATE TABLE storeTime (
+        id INTEGER NOT NULL PRIMARY KEY CHECK (id = 1),
+        passed INTEGER NOT NULL,
+        boot TEXT NOT NULL,
+        sinceBoot INTEGER NOT NULL,
+        newest TEXT NOT NULL,
+        syncPassed INTEGER,
+        syncBoot TEXT,
+        syncCalendar TEXT
+    )
+    """,
+    """
+    CREATE TABLE agePeriods (
+        subject TEXT NOT NULL PRIMARY KEY,
+        timestamp TEXT NOT NULL,
+        begun INTEGER NOT NULL
+    ) WITHOUT ROWID
+    """,
 )
 """The statement at index N takes a database from ``user_version`` N to N + 1."""
 
@@ -192,6 +214,21 @@ _REPLACE_MOUNT: Final = """
     VALUES
         (?, ?, ?, ?)
 """
+_SELECT_TIME: Final = """
+    SELECT passed, boot, sinceBoot, newest, syncPassed, syncBoot, syncCalendar FROM storeTime
+"""
+_REPLACE_TIME: Final = """
+    INSERT OR REPLACE INTO storeTime
+        (id, passed, boot, sinceBoot, newest, syncPassed, syncBoot, syncCalendar)
+    VALUES
+        (1, ?, ?, ?, ?, ?, ?, ?)
+"""
+_SELECT_PERIODS: Final = "SELECT subject, timestamp, begun FROM agePeriods"
+_REPLACE_PERIOD: Final = (
+    "INSERT OR REPLACE INTO agePeriods (subject, timestamp, begun) VALUES (?, ?, ?)"
+)
+_DELETE_PERIOD: Final = "DELETE FROM agePeriods WHERE subject = :subject"
+_MICROSECOND: Final = timedelta(microseconds=1)
 _DELETE_MOUNT: Final = "DELETE FROM layerMounts WHERE name = :name"
 _REPLACE_FOOTPRINT: Final = """
     INSERT OR REPLACE INTO layerFootprints
@@ -458,10 +495,29 @@ class SqliteLayerStorage:
         with self._lock, errors_named(self._path):
             return _mounts(self._connection)
 
+    def get_ages(self) -> AgeRecord:
+        """Return the record that was put last; an empty one if none was."""
+        with self._lock, errors_named(self._path):
+            return _ages(self._connection)
+
+    def put_ages(self, record: AgeRecord) -> None:
+        """Replace the record; of the periods only changes are written."""
+        with self.transaction():
+            before = self.get_ages()
+            for subject in before.periods.keys() - record.periods.keys():
+                self._execute(_DELETE_PERIOD, {"subject": subject})
+            for subject, period in record.periods.items():
+                if before.periods.get(subject) != period:
+                    timestamp = format_timestamp(period.timestamp)
+                    self._execute(_REPLACE_PERIOD, (subject, timestamp, _count(period.begun)))
+            if record.time is not None and record.time != before.time:
+                self._execute(_REPLACE_TIME, _time_row(record.time))
+
     def get_layers_info(self) -> tuple[LayerInfo, ...]:
         """All layers, ordered by digest."""
         with self._lock, errors_named(self._path):
-            return self._rows.layers(self._connection.execute(_SELECT_ALL).fetchall())
+            rows = self._connection.execute(_SELECT_ALL).fetchall()
+            return self._rows.layers(rows, self._connection)
 
     def get_layer_info_by_digest(self, digest: Digest) -> LayerInfo:
         """One layer.
@@ -471,7 +527,7 @@ class SqliteLayerStorage:
         """
         with self._lock, errors_named(self._path):
             rows = self._connection.execute(_SELECT_ONE, {"digest": digest}).fetchall()
-            for layer in self._rows.layers(rows):
+            for layer in self._rows.layers(rows, self._connection):
                 return layer
         raise LayerNotExistError(f"layer {digest} is not installed", digest=digest)
 
@@ -570,7 +626,7 @@ def read_layers_info(path: Path, clock: Clock) -> tuple[LayerInfo, ...]:
             or its table ``layers`` is not Aos's.
     """
     rows = _RowReader(path, clock)
-    return rows.layers(_read_only(path, _select_rows))
+    return _read_only(path, lambda connection: rows.layers(_select_rows(connection), connection))
 
 
 def read_sources(path: Path) -> Mapping[Digest, DesiredLayer]:
@@ -616,6 +672,15 @@ def read_mounts(path: Path) -> tuple[LayerMount, ...]:
         StorageError: the database cannot be read, or was made by a newer version of this package.
     """
     return _read_only(path, _mounts)
+
+
+def read_ages(path: Path) -> AgeRecord:
+    """How old what is in the database *path* is, as ``read_layers_info``.
+
+    Raises:
+        StorageError: the database cannot be read, or was made by a newer version of this package.
+    """
+    return _read_only(path, _ages)
 
 
 def _read_only(path: Path, read: Callable[[sqlite3.Connection], Content]) -> Content:
@@ -763,6 +828,54 @@ def _mounts(connection: sqlite3.Connection) -> tuple[LayerMount, ...]:
     )
 
 
+def _ages(connection: sqlite3.Connection) -> AgeRecord:
+    if not _columns(connection, "agePeriods"):
+        return AgeRecord()  # made by Aos, or by an earlier version of this package
+    # In this order: what another process adds in between has no period yet, and counts as new.
+    periods = {
+        subject: Period(parse_timestamp(timestamp), begun * _MICROSECOND)
+        for subject, timestamp, begun in connection.execute(_SELECT_PERIODS)
+    }
+    row = connection.execute(_SELECT_TIME).fetchone()
+    return AgeRecord(None if row is None else _store_time(row), periods)
+
+
+def _store_time(row: tuple[int, str, int, str, int | None, str, str]) -> StoreTime:
+    passed, boot, since_boot, newest, sync_passed, sync_boot, sync_calendar = row
+    synchronised = None
+    if sync_passed is not None:
+        synchronised = SynchronisedTime(
+            sync_passed * _MICROSECOND, sync_boot, parse_timestamp(sync_calendar)
+        )
+    return StoreTime(
+        passed=passed * _MICROSECOND,
+        boot=boot,
+        since_boot=since_boot * _MICROSECOND,
+        newest=parse_timestamp(newest),
+        synchronised=synchronised,
+    )
+
+
+def _time_row(time: StoreTime) -> tuple[object, ...]:
+    known = time.synchronised
+    return (
+        _count(time.passed),
+        time.boot,
+        _count(time.since_boot),
+        format_timestamp(time.newest),
+        *(
+            (None, None, None)
+            if known is None
+            else (_count(known.passed), known.boot, format_timestamp(known.calendar))
+        ),
+    )
+
+
+def _count(duration: timedelta) -> int:
+    """Return *duration* in microseconds."""
+    return duration // _MICROSECOND
+
+
 def _digests(text: str) -> tuple[Digest, ...]:
     return tuple(map(Digest, json.loads(text)))
 
@@ -775,11 +888,16 @@ class _RowReader:
         self._clock = clock
         self._complaints: dict[str, datetime] = {}
 
-    def layers(self, rows: list[Any]) -> tuple[LayerInfo, ...]:
-        """The layers that *rows* of ``_SELECT`` describe."""
-        return tuple(layer for layer in map(self._layer, rows) if layer is not None)
+    def layers(self, rows: list[Any], connection: sqlite3.Connection) -> tuple[LayerInfo, ...]:
+        """The layers that *rows* of ``_SELECT`` describe, which were read from *connection*."""
+        layers = (self._layer(row, connection) for row in rows)
+        return tuple(layer for layer in layers if layer is not None)
 
-    def _layer(self, row: tuple[str, str, str, str, str, object, int, object]) -> LayerInfo | None:
+    def _layer(
+        self,
+        row: tuple[str, str, str, str, str, object, int, object],
+        connection: sqlite3.Connection,
+    ) -> LayerInfo | None:
         digest, layer_id, version, path, os_version, timestamp, cached, size = row
         try:
             checked = Digest(digest)
@@ -795,16 +913,19 @@ class _RowReader:
             version=version,
             path=Path(path),
             os_version=os_version,
-            timestamp=self._timestamp(checked, timestamp),
+            timestamp=self._timestamp(checked, timestamp, connection),
             cached=cached != 0,
             size=self._size(checked, size),
         )
 
-    def _timestamp(self, digest: Digest, value: object) -> datetime:
+    def _timestamp(self, digest: Digest, value: object, connection: sqlite3.Connection) -> datetime:
         try:
             return parse_timestamp(value)
         except ValueError as error:
-            return self._complain(f"layer {digest}: its time to live starts now: {error}")
+            met = self._complain(f"layer {digest}: its time to live starts now: {error}")
+        # Another process may have met it before; else its time to live would never end.
+        noted = _ages(connection).periods.get(layer_subject(digest))
+        return met if noted is None else noted.timestamp
 
     def _size(self, digest: Digest, value: object) -> int:
         if isinstance(value, int) and value >= 0:

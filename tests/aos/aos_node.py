@@ -91,7 +91,15 @@ class AosNode:
         """All that is in the database and Aos's, but for the rows of layers."""
         with closing(self.connect()) as database:
             lines = list(database.iterdump())
-        ours = ('"layers"', "layerSources", "ociImage", "layerLeases", "layerMounts")
+        ours = (
+            '"layers"',
+            "layerSources",
+            "ociImage",
+            "layerLeases",
+            "layerMounts",
+            "storeTime",
+            "agePeriods",
+        )
         return [line for line in lines if not any(name in line for name in ours)]
 
     def leave_log(self) -> None:

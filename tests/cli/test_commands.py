@@ -11,7 +11,7 @@ import sqlite3
 import sys
 import threading
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
@@ -72,7 +72,7 @@ def wanted(node: Node, *layers: DesiredLayer) -> Path:
 
 def installed(node: Node, *layers: DesiredLayer, ago: timedelta = timedelta(0)) -> None:
     """Make *layers* the installed ones, so long ago."""
-    with node.manager(clock=FakeClock(datetime.now(UTC) - ago)) as manager:
+    with node.manager(clock=FakeClock.ago(ago)) as manager:
         manager.process_desired_layers(layers)
 
 

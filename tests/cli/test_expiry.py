@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
@@ -29,7 +29,7 @@ def layermanager(node: Node, capfd: pytest.CaptureFixture[str]) -> CommandLine:
 
 def cached(node: Node, *layers: DesiredLayer, ago: timedelta) -> None:
     """Install *layers* and cease to desire them, so long ago."""
-    with node.manager(clock=FakeClock(datetime.now(UTC) - ago)) as manager:
+    with node.manager(clock=FakeClock.ago(ago)) as manager:
         manager.process_desired_layers(layers)
         manager.process_desired_layers([])
 

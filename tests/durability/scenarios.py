@@ -526,7 +526,15 @@ def _of_the_first_version(site: Site) -> None:
     """A database from before sources were remembered."""
     _with_two(site)
     with contextlib.closing(sqlite3.connect(site.config.database)) as database:
-        for table in ("layerSources", "ociImages", "ociImageLayers", "layerLeases", "layerMounts"):
+        for table in (
+            "layerSources",
+            "ociImages",
+            "ociImageLayers",
+            "layerLeases",
+            "layerMounts",
+            "storeTime",
+            "agePeriods",
+        ):
             database.execute(f"DROP TABLE {table}")
         database.execute("PRAGMA user_version = 1")
 

@@ -103,7 +103,7 @@ def show(settings: Settings, name: str | None, *, files: bool, jail: bool) -> No
 
         write_json(layer_json(layer))
     else:
-        write_pairs(_described(layer, settings.config.layer_ttl))
+        write_pairs(_described(layer, _age(settings, layer), settings.config.layer_ttl))
 
 
 def _list_images(settings: Settings) -> None:
@@ -175,16 +175,26 @@ def _print_image(settings: Settings, image: ImageInfo) -> None:
 
         write_json({**image_json(image), "config": parse(image.config)})
         return
-    write_pairs(_described_image(image, settings.inventory.layers()))
+    layers = settings.inventory.layers()
+    write_pairs(_described_image(image, _age(settings, image), layers))
 
 
-def _described_image(image: ImageInfo, layers: Iterable[LayerInfo]) -> Iterator[tuple[str, str]]:
+def _age(settings: Settings, item: LayerInfo | ImageInfo) -> timedelta:
+    """For how long it has been cached; of what is desired no more is known than a date."""
     from datetime import UTC, datetime
 
+    if item.cached:
+        return settings.inventory.ages().of(item)
+    return max(timedelta(0), datetime.now(UTC) - item.timestamp)
+
+
+def _described_image(
+    image: ImageInfo, age: timedelta, layers: Iterable[LayerInfo]
+) -> Iterator[tuple[str, str]]:
     from layermanager.errors import ImageNotExistError
     from layermanager.oci.manifest import read_config
 
-    age = tables.age_text(max(timedelta(0), datetime.now(UTC) - image.timestamp))
+    since = tables.age_text(age)
     config = read_config(image.config, len(image.layers))
     # Another process may have removed layers, and the image with them, since the image was read.
     sizes = {layer.digest: layer.size for layer in layers}
@@ -195,7 +205,7 @@ def _described_image(image: ImageInfo, layers: Iterable[LayerInfo]) -> Iterator[
     yield "image", image.reference
     yield "digest", image.digest
     yield "platform", image.platform
-    yield "state", f"cached for {age}" if image.cached else f"desired, here for {age}"
+    yield "state", f"cached for {since}" if image.cached else f"desired, here for {since}"
     yield "command", " ".join((*config.entrypoint, *config.arguments)) or "-"
     made = image.directories
     made_here = [made] if made is not None and made in sizes else []
@@ -208,10 +218,9 @@ def _described_image(image: ImageInfo, layers: Iterable[LayerInfo]) -> Iterator[
         yield "directories", f"{digest} {tables.size_text(sizes[digest])}"
 
 
-def _described(layer: LayerInfo, time_to_live: timedelta) -> Iterator[tuple[str, str]]:
-    from datetime import UTC, datetime
-
-    age = max(timedelta(0), datetime.now(UTC) - layer.timestamp)
+def _described(
+    layer: LayerInfo, age: timedelta, time_to_live: timedelta
+) -> Iterator[tuple[str, str]]:
     yield "digest", layer.digest
     yield "layer", layer.layer_id or "-"
     yield "version", layer.version or "-"

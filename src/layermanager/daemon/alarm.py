@@ -1,4 +1,7 @@
-"""An alarm clock: it calls a function at a time which may still change."""
+"""An alarm clock: it calls a function at a time which may still change.
+
+The time that the machine sleeps counts.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import threading
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
+from layermanager.ages import elapsed
 from layermanager.boundary import Boundary
 
 if TYPE_CHECKING:
@@ -57,7 +61,7 @@ class Alarm:
     def set(self, seconds: float) -> None:
         """Call in so many *seconds*, or earlier if that was set before."""
         with self._lock:
-            due = self._clock.monotonic() + seconds
+            due = elapsed(self._clock) + seconds
             self._due = due if self._due is None else min(due, self._due)
         self._changed.set()
 
@@ -73,7 +77,7 @@ class Alarm:
             due = self._due
         if due is None:
             return None
-        return self._clock.now() + timedelta(seconds=max(0.0, due - self._clock.monotonic()))
+        return self._clock.now() + timedelta(seconds=max(0.0, due - elapsed(self._clock)))
 
     def close(self) -> None:
         """Call nothing any more, and return when a call that is under way has ended."""
@@ -91,7 +95,7 @@ class Alarm:
                 continue
             with self._lock:
                 due = self._due
-            wait = threading.TIMEOUT_MAX if due is None else due - self._clock.monotonic()
+            wait = threading.TIMEOUT_MAX if due is None else due - elapsed(self._clock)
             self._clock.wait(self._changed, max(0.0, wait))
 
     def _call_once(self) -> None:
@@ -106,7 +110,7 @@ class Alarm:
     def _is_due(self) -> bool:
         """Whether to call now; the time is then used up."""
         with self._lock:
-            if self._due is None or self._clock.monotonic() < self._due:
+            if self._due is None or elapsed(self._clock) < self._due:
                 return False
             self._due = None
             return True

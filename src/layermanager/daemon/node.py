@@ -111,7 +111,7 @@ class Node:
         self.config = config
         self.metrics = Metrics(clock, __version__)
         self.guard = Guard(self.metrics.unexpected)
-        self.inventory = Inventory(config, guard=self.guard)
+        self.inventory = Inventory(config, guard=self.guard, clock=clock)
         self.layers = CurrentLayers(self.inventory, config.database)
         self._users = Recent(self.inventory.users, clock)
         self.events = events

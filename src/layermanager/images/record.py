@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from datetime import timedelta
 
+    from layermanager.ages import Ages
     from layermanager.model import Digest, FailedLayer, ResolvedImage
     from layermanager.plan import Plan
     from layermanager.protocols import Clock, LayerStorage
@@ -52,10 +53,10 @@ class ImageRecord:
         """Note that *images* are desired again."""
         self._set_cached(images, cached=False)
 
-    def remove_expired(self, time_to_live: timedelta) -> None:
+    def remove_expired(self, ages: Ages, time_to_live: timedelta) -> None:
         """Forget the images that have been cached for so long; layers of theirs may be in use."""
         if self._images:
-            for image in expired(self.installed(), self._clock.now(), time_to_live):
+            for image in expired(self.installed(), ages.of, time_to_live):
                 self._images.delete_image(image.reference, image.digest)
 
     def settle(

@@ -15,6 +15,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlencode, urlsplit
 
+from layermanager.ages import elapsed
 from layermanager.documents import DocumentError, JsonObject, parse
 from layermanager.errors import ConfigError, IntegrityError, InvalidDigestError
 from layermanager.model import Digest
@@ -218,7 +219,7 @@ class RegistryClient:
         """The header that lets in at *place*; None where it is not known, or not the registry's."""
         with self._lock:
             grant = self._grants.get(access)
-        if grant is None or self._clock.monotonic() >= grant.until:
+        if grant is None or elapsed(self._clock) >= grant.until:
             return None
         return grant.authorization if _is_at(place, access.registry) else None
 
@@ -270,7 +271,7 @@ class RegistryClient:
                 f"the registry does not say where to get a token: {shown(realm)!r:.200}"
             )
         target = place.sent_on(realm, "sent for a token")
-        began = self._clock.monotonic()
+        began = elapsed(self._clock)
         with document_deadline(
             realm, network=self._network, clock=self._clock, cancellation=cancellation
         ) as limited:
@@ -328,7 +329,7 @@ class _Grant:
 
     Attributes:
         authorization: the header.
-        until: when it expires, by the monotonic clock.
+        until: when it expires, by ``elapsed``: time asleep counts.
     """
 
     authorization: str = field(repr=False)

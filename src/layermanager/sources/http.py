@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
-from layermanager.header_numbers import read_count, read_delay, read_etag
+from layermanager.header_numbers import read_count, read_delay, read_etag, read_http_date
 from layermanager.sources.client import Place
 
 if TYPE_CHECKING:
@@ -155,8 +155,13 @@ def _rest(answer: Answer, clock: Clock, offset: int, validator: str) -> HttpStre
 
 
 def _retry_after(headers: Mapping[str, str], clock: Clock) -> timedelta | None:
-    """How long the server wants to be left alone (RFC 9110, 10.2.3)."""
-    return read_delay(headers.get("Retry-After", "").strip(), clock.now())
+    """How long the server wants to be left alone (RFC 9110, 10.2.3).
+
+    A date is compared with that of the answer, if it has one: the calendar here may be wrong.
+    """
+    now = clock.now()
+    now = read_http_date(headers.get("Date", "").strip(), now) or now
+    return read_delay(headers.get("Retry-After", "").strip(), now)
 
 
 class HttpStream:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import threading
+import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
+
+from layermanager.clock import SystemClock
+from layermanager.model import ClockReading
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -14,16 +18,21 @@ _POLL_SECONDS: Final = 0.002
 
 
 class FakeClock:
-    """A ``Clock`` whose time passes only by ``advance``.
+    """A ``MachineClock`` of which nothing passes but by ``advance``, ``suspend`` and ``reboot``.
 
     A thread in ``wait`` goes on when the time that it waits for was reached, or when its event
     is set. The first wakes it at once. The second is looked at every two milliseconds of real
     time, since nothing tells a clock that a foreign ``threading.Event`` was set; so a test never
     depends on how long that takes, only its duration does.
 
+    Its date is right and synchronised until ``set_date`` or ``reboot``.
+
     Args:
         start: the time at first.
         patience: how long ``wait_for_waiters`` waits, in real time.
+        boot: names the boot of its machine; by default none else is called so. Empty: the machine
+            does not tell.
+        since_boot: how long ago that was at first.
     """
 
     def __init__(
@@ -31,22 +40,49 @@ class FakeClock:
         start: datetime = datetime(2026, 1, 1, tzinfo=UTC),
         *,
         patience: timedelta = timedelta(seconds=30),
+        boot: str | None = None,
+        since_boot: timedelta = timedelta(0),
     ) -> None:
         self._start = start
-        self._now = start
         self._patience = patience
+        self._passed = timedelta(0)
+        self._asleep = timedelta(0)
+        self._booted = -since_boot
+        self._boot = _new_boot() if boot is None else boot
+        self._date_error = timedelta(0)
+        self._is_synchronised = True
         self._waiters: list[_Waiter] = []
         self._changed = threading.Condition()
 
+    @classmethod
+    def ago(cls, duration: timedelta) -> Self:
+        """Return a clock that shows what those of this machine showed *duration* ago."""
+        reading = SystemClock().reading()
+        return cls(
+            reading.calendar - duration,
+            boot=reading.boot,
+            since_boot=reading.since_boot - duration,
+        )
+
     def now(self) -> datetime:
-        """The time that the test has set."""
+        """The date that the test has set."""
         with self._changed:
-            return self._now
+            return self._date
 
     def monotonic(self) -> float:
-        """Seconds since the start; of this clock every second passes evenly."""
+        """Seconds since the start that the machine was awake."""
         with self._changed:
-            return (self._now - self._start).total_seconds()
+            return (self._passed - self._asleep).total_seconds()
+
+    def reading(self) -> ClockReading:
+        """Return what the clocks show."""
+        with self._changed:
+            return ClockReading(
+                calendar=self._date,
+                boot=self._boot,
+                since_boot=self._passed - self._booted,
+                is_synchronised=self._is_synchronised,
+            )
 
     def advance(self, duration: timedelta) -> None:
         """Let *duration* pass at once.
@@ -56,16 +92,53 @@ class FakeClock:
         so that ``wait_for_waiters`` tells when it waits again.
         """
         with self._changed:
-            self._now += duration
+            self._passed += duration
             self._changed.notify_all()
+
+    def suspend(self, duration: timedelta) -> None:
+        """Let the machine sleep for *duration*; then it goes on."""
+        with self._changed:
+            self._asleep += duration
+        self.advance(duration)
+
+    def set_date(self, date: datetime) -> None:
+        """Set the date, which is not synchronised then."""
+        with self._changed:
+            self._date_error += date - self._date
+            self._is_synchronised = False
+
+    def synchronise(self) -> None:
+        """Set the date to the right one, as a time server does."""
+        with self._changed:
+            self._date_error = timedelta(0)
+            self._is_synchronised = True
+
+    def reboot(self, *, off: timedelta = timedelta(0), date: datetime | None = None) -> None:
+        """Boot again, after *off*; the date is not synchronised then.
+
+        Args:
+            off: how long the machine is off.
+            date: what its clock begins with if no battery keeps it.
+        """
+        with self._changed:
+            self._boot = _new_boot() if self._boot else ""
+            self._is_synchronised = False
+            self._booted = self._passed + off
+        self.advance(off)
+        if date is not None:
+            self.set_date(date)
+
+    @property
+    def _date(self) -> datetime:
+        return self._start + self._passed + self._date_error
 
     def wait(self, event: threading.Event, seconds: float) -> bool:
         """Wait until *event* is set, at most *seconds* of this clock; return whether it is set."""
         with self._changed:
-            waiter = _Waiter(event, self._now, seconds)
+            waiter = _Waiter(event, self._passed, seconds)
             self._waiters.append(waiter)
             self._changed.notify_all()
-            while waiter.waits(self._now):
+            while waiter.waits(self._passed):
                 self._changed.wait(_POLL_SECONDS)
             self._waiters.remove(waiter)
         return event.is_set()
@@ -83,7 +156,7 @@ class FakeClock:
                 raise TimeoutError(f"{self._count_waiting()} threads wait, not {count}")
 
     def _count_waiting(self) -> int:
-        return sum(waiter.waits(self._now) for waiter in self._waiters)
+        return sum(waiter.waits(self._passed) for waiter in self._waiters)
 
 
 class PassingClock:
@@ -129,12 +202,13 @@ class _Waiter:
     """A thread in ``FakeClock.wait``."""
 
     event: threading.Event
-    since: datetime
+    since: timedelta
     seconds: float
 
-    def waits(self, now: datetime) -> bool:
-        """Whether the event is not set and the time is not over.
+    def waits(self, passed: timedelta) -> bool:
+        """Whether the event is not set and the time is not over."""
+        return not self.event.is_set() and (passed - self.since).total_seconds() < self.seconds
 
-        Durations are compared, not points in time: a wait of millennia has no end in any calendar.
-        """
-        return not self.event.is_set() and (now - self.since).total_seconds() < self.seconds
+
+def _new_boot() -> str:
+    return str(uuid.uuid4())

@@ -7,6 +7,7 @@ import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from layermanager.ages import AgeRecord
 from layermanager.errors import LayerNotExistError
 from layermanager.urls import without_credentials
 
@@ -29,6 +30,7 @@ class MemoryLayerStorage:
         self._images: dict[tuple[str, Digest], ImageInfo] = {}
         self._leases: dict[str, Lease] = {}
         self._mounts: dict[str, LayerMount] = {}
+        self._ages: dict[str, AgeRecord] = {}
         self._lock = threading.RLock()
 
     def add_layer(self, layer: LayerInfo) -> None:
@@ -136,6 +138,16 @@ class MemoryLayerStorage:
                 for _, mount in sorted(self._mounts.items())
             )
 
+    def get_ages(self) -> AgeRecord:
+        """Return the record that was put last; an empty one if none was."""
+        with self._lock:
+            return self._ages.get("record", AgeRecord())
+
+    def put_ages(self, record: AgeRecord) -> None:
+        """Replace the record."""
+        with self._lock:
+            self._ages["record"] = record
+
     def get_layers_info(self) -> tuple[LayerInfo, ...]:
         """All layers, ordered by digest."""
         with self._lock:
@@ -180,4 +192,11 @@ class MemoryLayerStorage:
                 raise
 
     def _records(self) -> tuple[dict[Any, Any], ...]:
-        return self._layers, self._sources, self._images, self._leases, self._mounts
+        return (
+            self._layers,
+            self._sources,
+            self._images,
+            self._leases,
+            self._mounts,
+            self._ages,
+        )

@@ -32,6 +32,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
+from layermanager.ages import AgeKeeper
 from layermanager.clock import SystemClock
 from layermanager.errors import (
     LeaseNotExistError,
@@ -69,11 +70,12 @@ from layermanager.use.processes import boot_name, is_process_alive, process_bond
 from layermanager.xattrs import remove_acls, xattrs_of_layer
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
     from contextlib import AbstractContextManager
     from datetime import timedelta
     from types import TracebackType
 
+    from layermanager.ages import Ages
     from layermanager.config import Config
     from layermanager.model import Digest, ImageInfo, LayerInfo
     from layermanager.protocols import Clock, LayerStorage
@@ -196,7 +198,7 @@ class Users:
         return replace(self, leases=[one for one in leases if one.lease_id not in over])
 
 
-def users_of(layers_dir: Path, leases: Sequence[Lease], clock: Clock) -> Users:
+def users_of(layers_dir: Path, leases: Sequence[Lease], ages_now: Callable[[], Ages]) -> Users:
     """Who uses the layers of *layers_dir* now.
 
     Raises:
@@ -205,7 +207,7 @@ def users_of(layers_dir: Path, leases: Sequence[Lease], clock: Clock) -> Users:
     # In this order: what a process that has ended by now has mounted is seen afterwards.
     ended = {lease.bond for lease in leases if _has_ended(lease.bond)}
     mounted = look(layers_dir)
-    now = clock.now()
+    ages = ages_now()
 
     def is_present(lease: Lease) -> bool:
         if lease.tag in mounted.overlays:
@@ -237,7 +239,7 @@ def users_of(layers_dir: Path, leases: Sequence[Lease], clock: Clock) -> Users:
     live: list[Lease] = []
     over: list[Lease] = []
     for lease in leases:
-        (over if is_over(lease, now, is_alive) else live).append(lease)
+        (over if is_over(lease, ages.of(lease), is_alive) else live).append(lease)
     return Users(live, over, mounted)
 
 
@@ -256,6 +258,7 @@ class LayerUse:
         config: where the store is.
         storage: the record of its layers.
         clock: the time.
+        ages: tells for how long leases have lasted; by default as *storage* and *clock* say.
         on_step: is told of each change of the disk before it is made.
         mounter: mounts overlays.
     """
@@ -266,12 +269,14 @@ class LayerUse:
         storage: LayerStorage,
         clock: Clock,
         *,
+        ages: AgeKeeper | None = None,
         on_step: OnStep = unannounced,
         mounter: Mounter = overlay.mount,
     ) -> None:
         self._config = config
         self._layers = storage
         self._clock = clock
+        self._ages = ages or AgeKeeper(storage, clock)
         self._on_step = on_step
         self._mounter = mounter
         self._mounts_dir = config.working_dir / "mounts"
@@ -300,6 +305,8 @@ class LayerUse:
                 bond=bond,
             )
             self._record.add_lease(lease)
+            if ttl is not None:
+                self._ages.note([lease])
         try:
             with _store_errors("cannot read a layer"):
                 lower = self._lower(lease.lease_id, found)
@@ -331,7 +338,7 @@ class LayerUse:
 
     def users(self) -> Users:
         """Who uses layers now."""
-        return users_of(self._config.layers_dir, self._recorded_leases(), self._clock)
+        return users_of(self._config.layers_dir, self._recorded_leases(), self._ages.ages)
 
     def users_by_leases(self, users: Users | None) -> Users:
         """Return *users* with the leases as they are now; mounts are not looked at again.
