@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import threading
+import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -8,6 +10,7 @@ import pytest
 
 from layermanager.clock import SystemClock
 from layermanager.testing.clock import FakeClock
+from layermanager.use.processes import boot_name
 
 if TYPE_CHECKING:
     from layermanager.protocols import Clock
@@ -49,6 +52,88 @@ def test_the_system_clock_is_the_time_of_the_machine() -> None:
     before = datetime.now(UTC)
     now = SystemClock().now()
     assert before <= now <= datetime.now(UTC)
+
+
+class Sleeping(threading.Event):
+    """An event while whose first wait the machine sleeps, so that nothing of it is noticed."""
+
+    def __init__(self, machine: list[float], slept: float) -> None:
+        super().__init__()
+        self.machine = machine
+        self.slept = slept
+        self.waits: list[float | None] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.waits.append(timeout)
+        self.machine[0] += (timeout or 0) + self.slept
+        self.slept = 0
+        return self.is_set()
+
+
+def test_time_asleep_counts_for_a_wait_of_the_system_clock() -> None:
+    machine = [1000.0]
+    clock = SystemClock(seconds_since_boot=lambda: machine[0])
+    event = Sleeping(machine, slept=8 * 3600)
+    assert not clock.wait(event, 8 * 3600)
+    assert event.waits == [60]
+    assert not clock.wait(event, 90)
+    assert event.waits == [60, 60, 30]
+
+
+def test_the_system_clock_wakes_up_once_a_minute_at_most() -> None:
+    machine = [0.0]
+    clock = SystemClock(seconds_since_boot=lambda: machine[0])
+    event = Sleeping(machine, slept=0)
+    clock.wait(event, 3600)
+    assert len(event.waits) == 60
+
+
+def test_the_system_clock_reads_the_clocks_of_the_machine() -> None:
+    clock = SystemClock()
+    before, after = clock.reading(), clock.reading()
+    assert before.boot == after.boot == boot_name()
+    assert timedelta(0) < before.since_boot <= after.since_boot
+    assert before.calendar.tzinfo is UTC
+    assert before.since_boot.total_seconds() <= time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def test_the_fake_clock_shows_what_a_machine_would() -> None:
+    clock = FakeClock(START)
+    first = clock.reading()
+    clock.suspend(HOUR)
+    clock.advance(HOUR)
+    assert (clock.monotonic(), clock.now()) == (3600, START + 2 * HOUR)
+    assert clock.reading() == replace(
+        first, since_boot=2 * HOUR, calendar=START + 2 * HOUR, is_synchronised=True
+    )
+    clock.set_date(START - HOUR)
+    assert clock.reading().calendar == START - HOUR
+    assert not clock.reading().is_synchronised
+    clock.synchronise()
+    assert clock.reading().calendar == START + 2 * HOUR
+    clock.reboot(off=HOUR)
+    booted = clock.reading()
+    assert booted.boot != first.boot
+    assert (booted.since_boot, booted.calendar) == (timedelta(0), START + 3 * HOUR)
+    assert not booted.is_synchronised
+    clock.reboot(date=START)
+    assert clock.now() == START
+
+
+def test_a_suspended_machine_ends_the_waits_that_are_over() -> None:
+    clock = FakeClock(START)
+    waiter = Waiter(clock, 3600)
+    clock.wait_for_waiters(1)
+    clock.set_date(START + 2 * HOUR)
+    clock.wait_for_waiters(1)
+    clock.suspend(HOUR)
+    assert waiter.result() is False
+
+
+def test_a_clock_of_the_past_is_that_of_this_machine() -> None:
+    past, now = FakeClock.ago(HOUR).reading(), SystemClock().reading()
+    assert past.boot == now.boot
+    assert now.since_boot - past.since_boot >= HOUR
 
 
 def test_the_fake_clock_moves_only_when_it_is_told_to() -> None:

@@ -4,7 +4,7 @@ import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -787,10 +787,32 @@ class TestWhatMayHeal:
     def test_when_the_server_says_how_long(
         self, server: LayerServer, text: str, seconds: int
     ) -> None:
-        answer = Answer(status=503, headers={"Retry-After": text})
+        date = "Thu, 01 Jan 2026 00:00:00 GMT"
+        answer = Answer(status=503, headers={"Date": date, "Retry-After": text})
         with closing(HttpSource(HttpClient(Network(), Credentials()), FakeClock())) as source:
             error = self.error(source, server, answer)
         assert error.retry_after == timedelta(seconds=seconds)
+
+    @pytest.mark.parametrize("year", [1970, 2026, 2099])
+    def test_its_date_counts_from_the_one_that_it_tells_itself(
+        self, server: LayerServer, year: int
+    ) -> None:
+        headers = {
+            "Date": "Tue, 24 Nov 2026 10:00:00 GMT",
+            "Retry-After": "Tue, 24 Nov 2026 10:02:00 GMT",
+        }
+        clock = FakeClock(datetime(year, 1, 1, tzinfo=UTC))
+        with closing(HttpSource(HttpClient(Network(), Credentials()), clock)) as source:
+            error = self.error(source, server, Answer(status=503, headers=headers))
+        assert error.retry_after == timedelta(minutes=2)
+
+    def test_its_date_counts_from_ours_where_it_tells_no_readable_one(
+        self, server: LayerServer
+    ) -> None:
+        headers = {"Date": "now", "Retry-After": "Thu, 01 Jan 2026 00:02:00 GMT"}
+        with closing(HttpSource(HttpClient(Network(), Credentials()), FakeClock())) as source:
+            error = self.error(source, server, Answer(status=503, headers=headers))
+        assert error.retry_after == timedelta(minutes=2)
 
     @pytest.mark.parametrize("text", ["", "soon", "-1", "1.5", "9" * 30, "Thu, 99 Jan 2026"])
     def test_when_it_says_nothing_of_use(

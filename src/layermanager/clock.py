@@ -6,17 +6,31 @@ import threading
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from layermanager import linux
 from layermanager.model import ClockReading
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _LONGEST_SLICE_SECONDS: Final = 60.0
 
 
+def _seconds_since_boot() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 class SystemClock:
-    """The ``MachineClock`` of real life."""
+    """The ``MachineClock`` of real life.
+
+    Args:
+        seconds_since_boot: the clock by which waits are counted.
+    """
+
+    def __init__(self, *, seconds_since_boot: Callable[[], float] = _seconds_since_boot) -> None:
+        self._seconds_since_boot = seconds_since_boot
 
     def now(self) -> datetime:
         """The current time, UTC."""
@@ -36,8 +50,8 @@ class SystemClock:
         """
         if seconds >= threading.TIMEOUT_MAX:
             return event.wait(threading.TIMEOUT_MAX)
-        end = _seconds_since_boot() + seconds
-        while (left := end - _seconds_since_boot()) > 0:
+        end = self._seconds_since_boot() + seconds
+        while (left := end - self._seconds_since_boot()) > 0:
             if event.wait(min(left, _LONGEST_SLICE_SECONDS)):
                 return True
         return event.is_set()
@@ -47,17 +61,9 @@ class SystemClock:
         return ClockReading(
             calendar=self.now(),
             boot=_boot_id(),
-            since_boot=timedelta(microseconds=_nanoseconds_since_boot() // 1000),
+            since_boot=timedelta(seconds=self._seconds_since_boot()),
             is_synchronised=_is_synchronised(),
         )
-
-
-def _seconds_since_boot() -> float:
-    return _nanoseconds_since_boot() / 1e9
-
-
-def _nanoseconds_since_boot() -> int:
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
 def _boot_id() -> str:

@@ -6,7 +6,7 @@ import json
 import logging
 import threading
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, ClassVar, NoReturn
 
 import pytest
@@ -186,6 +186,24 @@ def test_what_has_not_changed_is_not_taken_again(following: Following) -> None:
     following.source.content = Fetched("2", state("two"))
     assert following.pass_time(300) is PollResult.CHANGED
     assert following.adopted[1].document == state("two")
+
+
+@pytest.mark.parametrize("year", [1970, 2099])
+def test_jumps_of_the_date_change_no_wait(following: Following, year: int) -> None:
+    following.start()
+    following.poll()
+    following.clock.set_date(datetime(year, 1, 1, tzinfo=UTC))
+    assert following.follower.next_poll == datetime(year, 1, 1, tzinfo=UTC) + PERIOD
+    assert following.pass_time(299) is None
+    following.clock.synchronise()
+    assert following.pass_time(1) is PollResult.UNCHANGED
+
+
+def test_time_asleep_counts(following: Following) -> None:
+    following.start()
+    following.poll()
+    following.clock.suspend(PERIOD)
+    assert following.poll() is PollResult.UNCHANGED
 
 
 def test_a_source_that_tells_of_changes_is_looked_at_then(following: Following) -> None:

@@ -148,8 +148,12 @@ class Connection(BaseHTTPRequestHandler, abc.ABC):
         return Request(self.command, self.path, headers)
 
     def send_head(self, status: int, headers: Mapping[str, str]) -> None:
-        """Send the status line, with its standard reason, and *headers* after the date."""
-        self.send_response(status)
+        """Send the status line, with its standard reason, the date unless given, and *headers*."""
+        self.log_request(status)
+        self.send_response_only(status)
+        self.send_header("Server", self.version_string())
+        if "Date" not in headers:
+            self.send_header("Date", self.date_time_string())
         for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
