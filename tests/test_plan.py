@@ -431,6 +431,17 @@ class TestFindLayers:
         ]
         assert find_layers("registry:5000/app:1", here, images) == (here[1],)
 
+    def test_of_cached_images_of_a_name_the_one_that_was_cached_last_counts(self) -> None:
+        here = [installed(1), installed(2)]
+        images = [
+            there(resolved("app", 1), cached=True, timestamp=NOW + 9 * DAY),
+            there(resolved("app", 2), cached=True),
+        ]
+        ages = {images[0].digest: DAY, images[1].digest: timedelta(0)}
+        name = "registry:5000/app:1"
+        assert find_layers(name, here, images) == (here[0],)
+        assert find_layers(name, here, images, lambda one: ages[one.digest]) == (here[1],)
+
     def test_a_layer_is_meant_before_an_image(self) -> None:
         layer = replace(installed(1), layer_id="registry:5000/app:1")
         image = there(resolved("app", 2))

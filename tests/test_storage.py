@@ -21,14 +21,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aos_schema import AOS_TABLES, make_tables_of_aos
+from layermanager.ages import AgeRecord, Ages
 from layermanager.amounts import Amount
 from layermanager.errors import LayerNotExistError, StorageError
 from layermanager.leases import LayerMount, Lease, OverlayBond, ProcessBond
 from layermanager.model import DesiredLayer, Digest, Footprint, ImageInfo, LayerInfo
-from layermanager.protocols import HoldsLeases, LayerStorage, RemembersImages
+from layermanager.protocols import AgeStore, HoldsLeases, LayerStorage, RemembersImages
 from layermanager.steps import Step
 from layermanager.storage import (
     SqliteLayerStorage,
+    read_ages,
     read_footprints,
     read_images,
     read_layers_info,
@@ -55,7 +57,7 @@ LATER_TABLES = (
 )
 
 
-class Storage(LayerStorage, RemembersImages, HoldsLeases, Protocol):
+class Storage(LayerStorage, RemembersImages, HoldsLeases, AgeStore, Protocol):
     """What both implementations offer."""
 
     def transaction(self) -> AbstractContextManager[None]: ...
@@ -537,6 +539,58 @@ class TestImages:
         assert read_images(database) == ()
         with SqliteLayerStorage(database, clock) as storage:
             assert storage.get_images_info() == ()
+
+
+class TestAges:
+    """How much time has passed for a store, in both implementations."""
+
+    def record(self, clock: FakeClock, *numbers: int) -> AgeRecord:
+        ages = Ages.at(AgeRecord(), clock.reading())
+        return ages.noting([layer(number, cached=True) for number in numbers], are_all=True)
+
+    def test_what_was_put_is_there(self, storage: Storage, clock: FakeClock) -> None:
+        assert storage.get_ages() == AgeRecord()
+        for numbers in ((1, 2), (2, 3), ()):
+            storage.put_ages(self.record(clock, *numbers))
+            assert storage.get_ages() == self.record(clock, *numbers)
+            clock.advance(HOUR)
+        clock.set_date(START - HOUR)
+        storage.put_ages(self.record(clock, 1))
+        assert storage.get_ages() == self.record(clock, 1)
+        assert self.record(clock, 1).time != self.record(FakeClock(START), 1).time
+
+    def test_a_transaction_takes_it_back(self, storage: Storage, clock: FakeClock) -> None:
+        storage.put_ages(self.record(clock, 1))
+
+        def fail() -> None:
+            with storage.transaction():
+                storage.put_ages(self.record(clock, 2))
+                raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            fail()
+        assert storage.get_ages() == self.record(clock, 1)
+
+    def test_it_outlives_the_process(self, database: Path, clock: FakeClock) -> None:
+        with SqliteLayerStorage(database, clock) as storage:
+            storage.put_ages(self.record(clock, 1))
+        assert read_ages(database) == self.record(clock, 1)
+
+    def test_only_changes_are_written(self, database: Path, clock: FakeClock) -> None:
+        steps: list[Step] = []
+        with SqliteLayerStorage(database, clock, on_step=steps.append) as storage:
+            storage.put_ages(self.record(clock, 1, 2))
+            steps.clear()
+            storage.put_ages(self.record(clock, 1, 2))
+            assert Step.WRITE_ROW not in steps
+            storage.put_ages(self.record(clock, 2, 3))
+            assert steps.count(Step.WRITE_ROW) == 2
+
+    def test_a_database_of_others_has_none(self, database: Path, clock: FakeClock) -> None:
+        make_go_database(database)
+        assert read_ages(database) == AgeRecord()
+        with SqliteLayerStorage(database, clock) as storage:
+            assert storage.get_ages() == AgeRecord()
 
 
 class TestLeases:

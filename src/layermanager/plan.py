@@ -241,7 +241,10 @@ def reconcile(rows: Iterable[LayerInfo], directories: Iterable[Digest]) -> Recon
 
 
 def find_layers(
-    layers: str | Iterable[str], installed: Iterable[LayerInfo], images: Iterable[ImageInfo] = ()
+    layers: str | Iterable[str],
+    installed: Iterable[LayerInfo],
+    images: Iterable[ImageInfo] = (),
+    age_of: Callable[[ImageInfo], timedelta] | None = None,
 ) -> tuple[LayerInfo, ...]:
     """The *installed* layers that somebody wants to use, the uppermost first.
 
@@ -252,12 +255,13 @@ def find_layers(
             of them.
         installed: what there is. Of several layers or images of a name the desired one counts.
         images: the images that there are.
+        age_of: as for ``find_image``.
 
     Raises:
         LayerNotExistError: one is not installed.
         UseError: there are none, or several layers have a name.
     """
-    names = _Names(installed, images)
+    names = _Names(installed, images, age_of)
     references = [layers] if isinstance(layers, str) else layers
     found = dict.fromkeys(layer for reference in references for layer in names.find(reference))
     if not found:
@@ -271,7 +275,13 @@ class _Names:
     With it the cost of many names is that of the names and the layers, not of their product.
     """
 
-    def __init__(self, installed: Iterable[LayerInfo], images: Iterable[ImageInfo]) -> None:
+    def __init__(
+        self,
+        installed: Iterable[LayerInfo],
+        images: Iterable[ImageInfo],
+        age_of: Callable[[ImageInfo], timedelta] | None,
+    ) -> None:
+        self._age_of = age_of
         self._layers: dict[str, list[LayerInfo]] = {}
         for layer in installed:
             for name in dict.fromkeys((str(layer.digest), layer.layer_id)):
@@ -287,7 +297,7 @@ class _Names:
             return [layer]
         try:
             reference = str(parse_reference(name))
-            image = find_image(reference, self._images.get(reference, ()))
+            image = find_image(reference, self._images.get(reference, ()), self._age_of)
         except (ImageNotExistError, InvalidReferenceError):
             raise LayerNotExistError(
                 f"no layer and no image {name} is installed", digest=name
@@ -327,8 +337,17 @@ def _only_one(name: str, found: Sequence[LayerInfo]) -> LayerInfo | None:
     return found[0] if found else None
 
 
-def find_image(reference: str, images: Iterable[ImageInfo]) -> ImageInfo:
+def find_image(
+    reference: str,
+    images: Iterable[ImageInfo],
+    age_of: Callable[[ImageInfo], timedelta] | None = None,
+) -> ImageInfo:
     """The one of *images* that *reference* names; of several, the desired one or the latest.
+
+    Args:
+        reference: the reference.
+        images: the images that there are.
+        age_of: tells for how long one has been cached; by default the dates are compared.
 
     Raises:
         ImageNotExistError: it is not there.
@@ -338,7 +357,9 @@ def find_image(reference: str, images: Iterable[ImageInfo]) -> ImageInfo:
     found = [image for image in images if image.reference == name]
     if not found:
         raise ImageNotExistError(f"image {name} is not installed")
-    return max(found, key=lambda image: (not image.cached, image.timestamp))
+    if age_of is None:
+        return max(found, key=lambda image: (not image.cached, image.timestamp))
+    return min(found, key=lambda image: (image.cached, age_of(image)))
 
 
 def expired(

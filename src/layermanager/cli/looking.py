@@ -91,7 +91,7 @@ def show(settings: Settings, name: str | None, *, files: bool, jail: bool) -> No
     inventory = settings.inventory
     layer = layer_called(name, inventory.layers())
     if layer is None:
-        image = image_called(name, inventory.images())
+        image = image_called(name, inventory)
         if files:
             raise click.UsageError("--files is for a layer, and this is an image")
         _print_image(settings, image)

@@ -21,6 +21,7 @@ from layermanager.errors import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from layermanager.inventory import Inventory
     from layermanager.model import ImageInfo, LayerInfo
 
 _SHORTEST_PREFIX: Final = 4
@@ -56,8 +57,8 @@ def installed_layer(text: str, layers: Sequence[LayerInfo]) -> LayerInfo:
     return layer
 
 
-def image_called(text: str, images: Iterable[ImageInfo]) -> ImageInfo:
-    """The image whose reference is *text*.
+def image_called(text: str, inventory: Inventory) -> ImageInfo:
+    """The installed image whose reference is *text*.
 
     Raises:
         LayerNotExistError: there is none; a layer of that name would have been found before.
@@ -66,7 +67,7 @@ def image_called(text: str, images: Iterable[ImageInfo]) -> ImageInfo:
     from layermanager.plan import find_image
 
     try:
-        return find_image(image_reference(text), images)
+        return find_image(image_reference(text), inventory.images(), inventory.ages().of)
     except ImageNotExistError as error:
         raise LayerNotExistError(f"no layer and no image {text} is installed") from error
 

@@ -391,7 +391,7 @@ class LayerUse:
             ImageNotExistError: it is not installed.
             InvalidReferenceError: *reference* is none.
         """
-        return find_image(reference, self._images())
+        return find_image(reference, self._images(), self._ages.ages().of)
 
     def umount(self, name: str, *, lazy: bool = False) -> None:
         """Unmount what was mounted as *name*; see ``LayerManager.umount``."""
@@ -477,7 +477,9 @@ class LayerUse:
         )
 
     def _found(self, layers: str | Iterable[str]) -> tuple[LayerInfo, ...]:
-        return find_layers(layers, self._layers.get_layers_info(), self._images())
+        return find_layers(
+            layers, self._layers.get_layers_info(), self._images(), self._ages.ages().of
+        )
 
     def _images(self) -> Sequence[ImageInfo]:
         storage = self._layers
