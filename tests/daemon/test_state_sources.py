@@ -205,6 +205,10 @@ class TestWeb:
             {"ETag": "*"},
             {"Last-Modified": "Fri, 31 Dec 9999 23:59:59 GMT"},
             {"Last-Modified": "just now"},
+            {
+                "Last-Modified": "Thu, 01 Jan 2026 00:00:01 GMT",
+                "Date": "Thu, 01 Jan 2026 00:00:00 GMT",
+            },
         ],
         ids=str,
     )

@@ -29,6 +29,7 @@ import secrets
 import stat
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
@@ -72,7 +73,6 @@ from layermanager.xattrs import remove_acls, xattrs_of_layer
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
     from contextlib import AbstractContextManager
-    from datetime import timedelta
     from types import TracebackType
 
     from layermanager.ages import Ages
@@ -207,7 +207,8 @@ def users_of(layers_dir: Path, leases: Sequence[Lease], ages_now: Callable[[], A
     # In this order: what a process that has ended by now has mounted is seen afterwards.
     ended = {lease.bond for lease in leases if _has_ended(lease.bond)}
     mounted = look(layers_dir)
-    ages = ages_now()
+    ends_by_time = any(lease.expires is not None for lease in leases)
+    ages = ages_now() if ends_by_time else None
 
     def is_present(lease: Lease) -> bool:
         if lease.tag in mounted.overlays:
@@ -239,7 +240,8 @@ def users_of(layers_dir: Path, leases: Sequence[Lease], ages_now: Callable[[], A
     live: list[Lease] = []
     over: list[Lease] = []
     for lease in leases:
-        (over if is_over(lease, ages.of(lease), is_alive) else live).append(lease)
+        age = timedelta(0) if ages is None else ages.of(lease)
+        (over if is_over(lease, age, is_alive) else live).append(lease)
     return Users(live, over, mounted)
 
 

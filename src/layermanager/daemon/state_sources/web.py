@@ -103,14 +103,16 @@ class WebStateSource:
     def _validator(self, headers: Mapping[str, str]) -> str:
         """Return what to ask by the next time; empty if the answer has nothing that is fit for it.
 
-        A time in the future would have an honest server say for years that nothing has changed.
+        A time in the future would have an honest server say for years that nothing has changed. It
+        is one by the date of the answer, or by the calendar here, which may be ahead.
         """
         if tag := read_etag(headers.get("ETag", "")):
             return tag
         time = headers.get("Last-Modified", "").strip()
         now = self._clock.now()
         moment = read_http_date(time, now)
-        return time if moment is not None and moment <= now else ""
+        sent = read_http_date(headers.get("Date", "").strip(), now) or now
+        return time if moment is not None and moment <= min(now, sent) else ""
 
     def _signature_place(self) -> Place:
         parts = urlsplit(self._place.current)
