@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from layermanager.clock import SystemClock
+from layermanager.clock import SystemClock, wait_in_slices
 from layermanager.testing.clock import FakeClock
 from layermanager.use.processes import boot_name
 
@@ -72,19 +72,17 @@ class Sleeping(threading.Event):
 
 def test_time_asleep_counts_for_a_wait_of_the_system_clock() -> None:
     machine = [1000.0]
-    clock = SystemClock(seconds_since_boot=lambda: machine[0])
     event = Sleeping(machine, slept=8 * 3600)
-    assert not clock.wait(event, 8 * 3600)
+    assert not wait_in_slices(event, 8 * 3600, lambda: machine[0])
     assert event.waits == [60]
-    assert not clock.wait(event, 90)
+    assert not wait_in_slices(event, 90, lambda: machine[0])
     assert event.waits == [60, 60, 30]
 
 
 def test_the_system_clock_wakes_up_once_a_minute_at_most() -> None:
     machine = [0.0]
-    clock = SystemClock(seconds_since_boot=lambda: machine[0])
     event = Sleeping(machine, slept=0)
-    clock.wait(event, 3600)
+    wait_in_slices(event, 3600, lambda: machine[0])
     assert len(event.waits) == 60
 
 
