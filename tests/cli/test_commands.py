@@ -390,7 +390,7 @@ def test_one_layer_instead_of_an_array_of_them(
 
 
 def test_show_a_cached_layer(node: Node, layermanager: CommandLine, base: DesiredLayer) -> None:
-    installed(node, base)
+    installed(node, base, ago=timedelta(days=60))
     installed(node, ago=timedelta(days=10, hours=1))
 
     state = layermanager("show", base.digest).lines[-1]
@@ -563,7 +563,7 @@ def test_df_before_there_is_a_store(node: Node, layermanager: CommandLine) -> No
 def test_gc_removes_what_is_past_its_time_and_says_so(
     node: Node, layermanager: CommandLine, base: DesiredLayer, app: DesiredLayer
 ) -> None:
-    installed(node, base, app)
+    installed(node, base, app, ago=timedelta(days=60))
     installed(node, base, ago=timedelta(days=31))
     size = next(row.size for row in node.rows() if row.cached)
 
@@ -580,7 +580,7 @@ def test_gc_removes_what_is_past_its_time_and_says_so(
 def test_gc_keeps_what_is_not_past_its_time(
     node: Node, layermanager: CommandLine, app: DesiredLayer
 ) -> None:
-    installed(node, app)
+    installed(node, app, ago=timedelta(days=60))
     installed(node, ago=timedelta(days=29))
 
     assert layermanager("gc", "--json").document == {"removed": [], "freed": 0, "held": []}
@@ -593,7 +593,7 @@ def test_gc_keeps_what_is_not_past_its_time(
 def test_gc_with_another_time_to_live(
     node: Node, layermanager: CommandLine, app: DesiredLayer, days: str, *, is_removed: bool
 ) -> None:
-    installed(node, app)
+    installed(node, app, ago=timedelta(days=60))
     installed(node, ago=timedelta(days=5))
 
     document = layermanager("gc", "--ttl-days", days, "--json").document
@@ -604,7 +604,7 @@ def test_gc_with_another_time_to_live(
 def test_gc_with_a_longer_time_to_live_than_the_configured_one(
     node: Node, layermanager: CommandLine, app: DesiredLayer
 ) -> None:
-    installed(node, app)
+    installed(node, app, ago=timedelta(days=60))
     installed(node, ago=timedelta(days=50))
 
     assert layermanager("gc", "--ttl-days", "60").status == 0
@@ -615,7 +615,7 @@ def test_gc_until_enough_is_free(
     node: Node, layermanager: CommandLine, base: DesiredLayer, app: DesiredLayer
 ) -> None:
     new = node.publish("new")
-    installed(node, base, app, new)
+    installed(node, base, app, new, ago=timedelta(days=60))
     installed(node, app, new, ago=timedelta(days=3))
     installed(node, new, ago=timedelta(days=2))
 
@@ -632,7 +632,7 @@ def test_gc_until_enough_is_free(
 def test_gc_counts_what_its_time_to_live_freed(
     node: Node, layermanager: CommandLine, base: DesiredLayer, app: DesiredLayer
 ) -> None:
-    installed(node, base, app)
+    installed(node, base, app, ago=timedelta(days=60))
     installed(node, app, ago=timedelta(days=31))
     installed(node, ago=timedelta(days=29))
 
