@@ -161,8 +161,8 @@ def plan(
         images=image_plan,
         rename=tuple(
             renaming
-            for layer in desired_here
-            if (renaming := _renaming(layer, wanted[layer.digest])) is not None
+            for digest, layer in here.items()
+            if digest in wanted and (renaming := _renaming(layer, wanted[digest])) is not None
         ),
     )
 
