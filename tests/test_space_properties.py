@@ -80,7 +80,8 @@ class Model:
     def expected_evictions(self, directory: str, size: int) -> list[Item] | None:
         """The items that have to go so that *size* bytes fit, in order; None: they cannot."""
         outdated = sorted(
-            (item for item in self.items if item.outdated_since is not None),
+            # What takes nothing is left alone: it would go in vain.
+            (item for item in self.items if item.outdated_since is not None and item.size),
             key=lambda item: (item.outdated_since, item.name),
         )
         gone: list[Item] = []

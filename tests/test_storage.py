@@ -527,6 +527,8 @@ class TestImages:
             add_layers(storage, 1)
             storage.add_image(image("a:1", 1))
         execute(database, "ALTER TABLE ociImages DROP COLUMN directories")
+        for table in ("layerFootprints", "storeTime", "agePeriods"):
+            execute(database, f"DROP TABLE {table}")
         execute(database, "PRAGMA user_version = 8")
         assert read_images(database) == (image("a:1", 1),)
         with SqliteLayerStorage(database, clock) as storage:
