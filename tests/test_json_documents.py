@@ -74,6 +74,7 @@ def test_a_plan_names_digests() -> None:
         "restore": [restore],
         "cache": [cache],
         "install": [install],
+        "rename": [],
         "images": {"keep": [], "restore": [], "cache": [], "install": [], "failed": []},
     }
 

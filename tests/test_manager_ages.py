@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from layermanager import ImageInfo, Inventory, LayerInfo
+from layermanager.rooms import rooms_of
 from layermanager.space import Partitions
 from layermanager.steps import Step
 from layermanager.storage import SqliteLayerStorage, read_ages
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from layermanager import Allocator, LayerStorage
+    from layermanager.amounts import Amount
     from layermanager.protocols import Remover
 
 NOW = datetime(2026, 11, 24, tzinfo=UTC)
@@ -426,11 +428,14 @@ class Dates:
 
     def __call__(self, path: Path, part_limit: int, remover: Remover) -> Allocator:
         allocator = Partitions().new_allocator(path, part_limit, remover)
-        add_item = allocator.add_outdated_item
+        rooms = rooms_of(allocator)
+        offer = rooms.offer
 
-        def note(item_id: str, size: int, timestamp: datetime) -> None:
+        def note(
+            item_id: str, amount: Amount, timestamp: datetime, *, goes_last: bool = False
+        ) -> None:
             self.noted.add((timestamp, item_id))
-            add_item(item_id, size, timestamp)
+            offer(item_id, amount, timestamp, goes_last=goes_last)
 
-        allocator.add_outdated_item = note  # type: ignore[method-assign]
+        rooms.offer = note  # type: ignore[method-assign]
         return allocator

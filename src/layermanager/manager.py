@@ -862,6 +862,8 @@ class LayerManager:
             found.append((image, layer.digest if layer else None))
             if layer is not None:
                 wanted[layer.digest] = layer
+        if not wanted:
+            return found
         with self._state_lock, self._transaction():
             made.restored = [one for digest in wanted for one in self._restore_layer(digest)]
         for layer_info in made.restored:

@@ -161,8 +161,8 @@ def plan(
         images=image_plan,
         rename=tuple(
             renaming
-            for digest, layer in here.items()
-            if digest in wanted and (renaming := _renaming(layer, wanted[digest])) is not None
+            for digest, desired_layer in wanted.items()
+            if digest in here and (renaming := _renaming(here[digest], desired_layer)) is not None
         ),
     )
 

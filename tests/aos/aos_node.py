@@ -97,6 +97,7 @@ class AosNode:
             "ociImage",
             "layerLeases",
             "layerMounts",
+            "layerFootprints",
             "storeTime",
             "agePeriods",
         )
@@ -106,7 +107,7 @@ class AosNode:
         """Have the last changes be in the database's log only, as after a crash of Aos."""
         with closing(self.connect()) as database:
             database.execute("PRAGMA wal_autocheckpoint = 0")
-            database.execute("UPDATE layers SET version = '2.0.0'")
+            database.execute("UPDATE layers SET osVersion = '2.0.0'")
             kept = {name: (self.working_dir / name).read_bytes() for name in self._files()}
         for name, content in kept.items():
             (self.working_dir / name).write_bytes(content)
