@@ -99,7 +99,7 @@ class Node:
         )
         assert [str(row.digest) for row in self.rows()] == digests
         assert sorted(self.files()) == digests
-        assert self.leftovers() == []
+        assert self.leftovers() == [], self.leftovers()
 
 
 def names_in(layers: Iterable[LayerInfo]) -> list[str]:

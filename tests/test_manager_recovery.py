@@ -20,6 +20,7 @@ from layermanager.errors import LayerManagerError, LayerNotExistError, StorageEr
 from layermanager.storage import SqliteLayerStorage
 from layermanager.testing.layers import digest_of
 from manager_fixtures import MIB, Node, name_on_disk, names_in
+from reaping import become_subreaper, reap_group
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -232,17 +233,19 @@ def _run_until_killed(
 ) -> None:
     desired = node.published / "desired.json"
     desired.write_text(json.dumps([desired_to_json(layer) for layer in layers]))
-    # It returns when nobody has the standard output any more: the unpackers have died too.
-    killed = subprocess.run(
+    become_subreaper()
+    with subprocess.Popen(
         [
             *(sys.executable, "-c", textwrap.dedent(script)),
             *(str(node.config.working_dir), str(desired), *arguments),
         ],
-        check=False,
-        capture_output=True,
-        timeout=60,
-    )
-    assert killed.returncode == -9, killed.stderr
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        process_group=0,
+    ) as killed:
+        _, errors = killed.communicate(timeout=60)
+    assert killed.returncode == -9, errors
+    reap_group(killed.pid)
 
 
 class TestAfterSigkill:

@@ -364,7 +364,8 @@ class Store:
         """Remove what a crash left in staging and trash; return how many layers that were.
 
         Args:
-            is_in_use: from a look since the crash; by default it is looked once.
+            is_in_use: from a look since the crash; by default it is looked. What is in use is
+                looked at once more when all else is removed.
         """
         with self._sweeping:
             with _store_errors("cannot clean up"):
@@ -376,14 +377,17 @@ class Store:
                 ]
             for path in indexes:
                 self._remove_tree(path)
-            removed = 0
             if layers and is_in_use is None:
                 is_in_use = self._look()
-            for path in layers:
-                if is_in_use is not None and is_in_use(_encoded(path)):
+            used = [path for path in layers if is_in_use is not None and is_in_use(_encoded(path))]
+            removed = sum(self._sweep_tree(path) for path in layers if path not in used)
+            # The worker of a manager that was killed had its layer mounted until it ended.
+            is_still_in_use = self._look() if used else is_in_use
+            for path in used:
+                if is_still_in_use is not None and is_still_in_use(_encoded(path)):
                     _LOGGER.info("%s is in use by a mount, and stays until that ends", path)
-                    continue
-                removed += self._sweep_tree(path)
+                else:
+                    removed += self._sweep_tree(path)
             return removed
 
     def _make_directories(self, path: Path, mode: int) -> None:

@@ -17,6 +17,8 @@ import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
 
+from reaping import become_subreaper, reap_group
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from types import TracebackType
@@ -119,6 +121,7 @@ def serve(descriptor: int) -> None:
     # Loaded before the first fork, so that no child has to.
     from durability import scenarios, users  # noqa: F401, PLC0415
 
+    become_subreaper()
     # What is logged is none of a child's output.
     logging.getLogger().addHandler(logging.NullHandler())
     with socket.socket(fileno=descriptor) as control:
@@ -129,6 +132,7 @@ def serve(descriptor: int) -> None:
             request = json.loads(message)
             if "reap" in request:
                 _, status = os.waitpid(request["reap"], 0)
+                reap_group(request["reap"])
                 answer = os.waitstatus_to_exitcode(status)
             else:
                 answer = os.fork()

@@ -532,6 +532,7 @@ def _of_the_first_version(site: Site) -> None:
             "ociImageLayers",
             "layerLeases",
             "layerMounts",
+            "layerFootprints",
             "storeTime",
             "agePeriods",
         ):

@@ -163,7 +163,7 @@ def test_closing_at_each_step_of_an_installation(
 
 @pytest.mark.usefixtures("needs_strace")
 @pytest.mark.parametrize(("signal_name", "status"), [("SIGTERM", 143), ("SIGINT", 130)])
-@pytest.mark.parametrize("call", ["mkdir", "syncfs", "rename", "unlink"])
+@pytest.mark.parametrize("call", ["mkdir", "syncfs", "rename"])
 def test_a_signal_to_the_command_in_any_phase(
     fast_path: Path, call: str, signal_name: str, status: int
 ) -> None:
