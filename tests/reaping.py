@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+import subprocess
+import sys
 
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -27,3 +29,16 @@ def reap_group(group: int) -> None:
             os.waitpid(-group, 0)
         except ChildProcessError:
             return
+
+
+def main(arguments: list[str]) -> int:
+    """Run a program; return its status, as a shell tells it, when all that it started has ended."""
+    become_subreaper()
+    with subprocess.Popen(arguments, process_group=0) as process:
+        status = process.wait()
+    reap_group(process.pid)
+    return status if status >= 0 else 128 - status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

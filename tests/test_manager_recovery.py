@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import reaping
 from durability.power import shut_down
 from layermanager.clock import SystemClock
 from layermanager.desired import desired_to_json
@@ -20,7 +22,6 @@ from layermanager.errors import LayerManagerError, LayerNotExistError, StorageEr
 from layermanager.storage import SqliteLayerStorage
 from layermanager.testing.layers import digest_of
 from manager_fixtures import MIB, Node, name_on_disk, names_in
-from reaping import become_subreaper, reap_group
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -233,19 +234,16 @@ def _run_until_killed(
 ) -> None:
     desired = node.published / "desired.json"
     desired.write_text(json.dumps([desired_to_json(layer) for layer in layers]))
-    become_subreaper()
-    with subprocess.Popen(
+    killed = subprocess.run(
         [
-            *(sys.executable, "-c", textwrap.dedent(script)),
+            *(sys.executable, reaping.__file__, sys.executable, "-c", textwrap.dedent(script)),
             *(str(node.config.working_dir), str(desired), *arguments),
         ],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        process_group=0,
-    ) as killed:
-        _, errors = killed.communicate(timeout=60)
-    assert killed.returncode == -9, errors
-    reap_group(killed.pid)
+        check=False,
+        capture_output=True,
+        timeout=60,
+    )
+    assert killed.returncode == 128 + signal.SIGKILL, killed.stderr
 
 
 class TestAfterSigkill:
