@@ -1,8 +1,8 @@
 """Directories that the layers of a stack have without listing them, and what they should be.
 
 A layer that holds ``etc/motd`` has a directory ``etc``, also where its archive lists none. Such an
-*implied* directory was made with attributes that no archive chose, and in a stack it hides those of the
-layers below. Layers are shared, so the right attributes belong to the stack: one more layer on top
+*implied* directory was made with attributes that no archive chose, and in a stack it hides those
+of the layers below. Layers are shared, so the right attributes belong to the stack: one more layer on top
 of it holds these directories as the layers below define them.
 
 The rule is that of tools that apply one layer after another to one tree: an implied directory
