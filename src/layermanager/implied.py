@@ -2,8 +2,8 @@
 
 A layer that holds ``etc/motd`` has a directory ``etc``, also where its archive lists none. Such an
 *implied* directory was made with attributes that no archive chose, and in a stack it hides those
-of the layers below. Layers are shared, so the right attributes belong to the stack: one more layer on top
-of it holds these directories as the layers below define them.
+of the layers below. Layers are shared, so the right attributes belong to the stack: one more layer
+on top of it holds these directories as the layers below define them.
 
 The rule is that of tools that apply one layer after another to one tree: an implied directory
 keeps what the nearest layer below lists of it. What lies between may take that away, as it takes
