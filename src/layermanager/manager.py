@@ -765,23 +765,26 @@ class LayerManager:
         reclaimable = {
             layer.digest for layer in layers if layer.cached and not users.holders(layer.digest)
         }
-        ages = self._ages.ages()
         for digest in self._reclaimable - reclaimable:
             self._allocator.restore_outdated_item(digest)
-        footprints = self._footprints() if reclaimable else {}
-        frame = self._store.inodes_beside_layer()
-        for layer in layers:
-            if layer.digest in reclaimable:
-                known = footprints.get(layer.digest)
-                inodes = known.amount.inodes if known else self._count_inodes(layer)
-                self._rooms.offer(
-                    layer.digest,
-                    Amount(layer.size, inodes + frame),
-                    ages.since(layer),
-                    goes_last=layer.digest in replaced,
-                )
+        if reclaimable:
+            self._offer([layer for layer in layers if layer.digest in reclaimable], replaced)
         self._reclaimable = reclaimable
         self._allocator.note_used_space(sum(layer.size for layer in layers))
+
+    def _offer(self, layers: Sequence[LayerInfo], replaced: Collection[Digest]) -> None:
+        ages = self._ages.ages()
+        footprints = self._footprints()
+        frame = self._store.inodes_beside_layer()
+        for layer in layers:
+            known = footprints.get(layer.digest)
+            inodes = known.amount.inodes if known else self._count_inodes(layer)
+            self._rooms.offer(
+                layer.digest,
+                Amount(layer.size, inodes + frame),
+                ages.since(layer),
+                goes_last=layer.digest in replaced,
+            )
 
     def _footprints(self) -> Mapping[Digest, Footprint]:
         storage = self._storage
@@ -977,7 +980,7 @@ class LayerManager:
     ) -> tuple[tuple[LayerInfo, ...], list[StoreError]]:
         """Remove cached layers, but for those in use; return which were removed, and what failed.
 
-        The rows go before the directories: whoever reads a row finds the layer. Only where the
+        The rows go before the directories, so that each row has its layer. Only where the
         disk has no room for that, even without what was spooled and set aside, the directories go
         first: rows without directories are forgotten by the next operation, as after a crash.
 

@@ -125,7 +125,7 @@ class RemembersImages(Protocol):
 
 @runtime_checkable
 class HoldsLeases(Protocol):
-    """What a storage may offer besides: a record of who uses layers.
+    """What a storage may offer in addition: a record of who uses layers.
 
     Whoever adds a lease, and whoever removes a layer, looks in one ``transaction`` at what the
     other one has done; so a storage that offers this is ``Transactional`` as well, also among
@@ -153,7 +153,7 @@ class HoldsLeases(Protocol):
 
 @runtime_checkable
 class AgeStore(Protocol):
-    """What a storage may offer besides: a record of how much time has passed for it.
+    """What a storage may offer, too: a record of how much time has passed for it.
 
     Without it ages are told by the calendar after a restart.
     """
@@ -419,7 +419,7 @@ class Clock(Protocol):
 
 @runtime_checkable
 class MachineClock(Clock, Protocol):
-    """What a clock may offer besides: all that the clocks of a machine show.
+    """What a clock may offer in addition: all that the clocks of a machine show.
 
     Without it the date is believed, and time asleep does not count.
     """

@@ -377,14 +377,17 @@ class Store:
                 ]
             for path in indexes:
                 self._remove_tree(path)
-            if layers and is_in_use is None:
-                is_in_use = self._look()
-            used = [path for path in layers if is_in_use is not None and is_in_use(_encoded(path))]
+            if not layers:
+                return 0
+            is_in_use = is_in_use or self._look()
+            used = [path for path in layers if is_in_use(_encoded(path))]
             removed = sum(self._sweep_tree(path) for path in layers if path not in used)
+            if not used:
+                return removed
             # The worker of a manager that was killed had its layer mounted until it ended.
-            is_still_in_use = self._look() if used else is_in_use
+            is_still_in_use = self._look()
             for path in used:
-                if is_still_in_use is not None and is_still_in_use(_encoded(path)):
+                if is_still_in_use(_encoded(path)):
                     _LOGGER.info("%s is in use by a mount, and stays until that ends", path)
                 else:
                     removed += self._sweep_tree(path)

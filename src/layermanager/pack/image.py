@@ -114,7 +114,7 @@ def _held(layout: Path, patience: timedelta) -> Iterator[None]:
 def _lock(directory: int, layout: Path, patience: timedelta) -> None:
     """Lock *layout* for this process.
 
-    Whoever can open a directory can lock it, so the wait has an end.
+    Any user who can open a directory can lock it, so the wait has an end.
     """
     deadline = time.monotonic() + patience.total_seconds()
     while not _try_lock(directory):
