@@ -372,6 +372,14 @@ class TestSaving:
         clock.advance(timedelta(microseconds=1))
         assert self.saves(record, clock.reading(), one)
 
+    def test_a_date_that_jumps_ahead_is_saved(self) -> None:
+        clock = FakeClock(NOW)
+        record = Ages.at(AgeRecord(), clock.reading()).noting([], are_all=True)
+        clock.set_date(NOW + LONGEST_UNSAVED - timedelta(microseconds=1))
+        assert not self.saves(record, clock.reading())
+        clock.set_date(NOW + LONGEST_UNSAVED)
+        assert self.saves(record, clock.reading())
+
     def test_another_boot_is_saved_and_that_its_date_is_right(self) -> None:
         clock = FakeClock(NOW)
         record = Ages.at(AgeRecord(), clock.reading()).noting([], are_all=True)

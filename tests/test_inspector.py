@@ -95,6 +95,16 @@ def test_one_that_is_killed_while_it_starts_is_replaced(
     assert once.exists()
 
 
+def test_it_ends_when_the_inspector_rests(inspector: Inspector, tmp_path: Path) -> None:
+    inspector.rest()  # there is none
+    inspector.examine(GONE, is_foreign=True)
+    (helper,) = helpers(tmp_path)
+    with watched(helper) as descriptor:
+        inspector.rest()
+        wait_for_end(descriptor)
+    assert inspector.examine(GONE, is_foreign=True) is not None, "another one is started"
+
+
 def test_it_ends_with_the_inspector(tmp_path: Path) -> None:
     inspector = Inspector(tmp_path, patience=60, foreign_seconds=600, idle_seconds=60)
     inspector.examine(GONE, is_foreign=True)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import os
 import subprocess
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -14,7 +17,8 @@ import pytest
 
 from foreign_mounts import IN_A_MOUNT_NAMESPACE, IN_A_USER_NAMESPACE, mount_command, shell
 from layermanager.check import Status
-from layermanager.errors import LayersFailedError, NotEnoughSpaceError
+from layermanager.desired import desired_to_json
+from layermanager.errors import LayersFailedError, NotEnoughSpaceError, StoreError
 from layermanager.inventory import Inventory
 from layermanager.model import Repair
 from layermanager.space import DiskUsage, Partitions
@@ -23,7 +27,7 @@ from layermanager.testing.clock import FakeClock
 from manager_fixtures import MIB, Node, name_on_disk, names_in, wait_until_unused
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from layermanager import DesiredLayer, LayerInfo, LayerManager
 
@@ -247,6 +251,93 @@ class TestAtThatMoment:
             assert process.communicate()[0] == f"{expected}\n"
             assert removed == (() if expected == "leased" else (one,))
             assert len(manager.leases()) == len(manager.get_layers_info()) == 1 - len(removed)
+
+
+@pytest.fixture
+def mounted_elsewhere(target: Path, empty: Path, tmp_path: Path) -> Iterator[None]:
+    """An overlay of another program, at which every look at mounts has to look."""
+    lower = tmp_path / "lower"
+    lower.mkdir()
+    with shell(mount_command([lower, empty], target), prefix=IN_A_MOUNT_NAMESPACE):
+        yield
+
+
+@pytest.mark.usefixtures("mounted_elsewhere")
+class TestWhatFailed:
+    """An exception that is kept refers to all that was looked at; nothing stays open by that."""
+
+    def test_keeps_no_socket(self, node: Node) -> None:
+        with node.manager() as manager:
+            cached(manager, node.publish("one"))
+        armed: list[bool] = []
+        with node.manager(on_step=failing_to_remove(armed)) as manager:
+            before = sockets()
+            armed.append(True)
+            with pytest.raises(StoreError) as failure:
+                manager.remove_expired_layers(AT_ONCE)
+            assert sockets() == before, failure
+
+    def test_keeps_none_when_the_manager_starts(self, node: Node) -> None:
+        with node.manager() as manager:
+            cached(manager, node.publish("one"))
+        node.config = replace(node.config, layer_ttl_days=0)
+        before = sockets()
+        with pytest.raises(StoreError) as failure:
+            node.manager(on_step=failing_to_remove([True]))
+        assert sockets() == before, failure
+
+
+def failing_to_remove(armed: list[bool]) -> Callable[[Step], None]:
+    def step(now: Step) -> None:
+        if armed and now is Step.MOVE_TO_TRASH:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    return step
+
+
+def sockets() -> set[str]:
+    opened = set()
+    for path in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # that of the look itself
+            opened.add(str(path.readlink()))
+    return {one for one in opened if one.startswith("socket:")}
+
+
+class TestWithoutProc:
+    """Where ``/proc`` is not mounted, as where an image is built, no mount can be seen."""
+
+    def test_nothing_is_removed_and_no_lease_ends(self, node: Node, tmp_path: Path) -> None:
+        layers = [node.publish("leased"), node.publish("cached")]
+        with node.manager() as manager:
+            manager.process_desired_layers(layers)
+            lease = manager.lease("leased", owner="a test", process=os.getpid()).lease
+            manager.process_desired_layers([])
+        new = tmp_path / "desired.json"
+        new.write_text(json.dumps([desired_to_json(node.publish("new"))]))
+        assert "installed" in without_proc(node, "apply", new)
+        collected = without_proc(node, "gc", "--ttl-days", "0")
+        assert "by an unknown mount (/proc" in collected
+        with node.manager() as manager:
+            assert {*names_in(manager.get_layers_info())} == {"cached", "leased", "new"}
+            assert manager.leases() == (lease,)
+            assert names_in(manager.remove_expired_layers(AT_ONCE)) == ["cached"]
+
+
+def without_proc(node: Node, *arguments: str | Path) -> str:
+    """Run a command where ``/proc`` is an empty directory; return what it says."""
+    done = subprocess.run(
+        [
+            *IN_A_MOUNT_NAMESPACE,
+            *("sh", "-ec", 'mount -t tmpfs none /proc; exec "$@"', "sh"),
+            *(sys.executable, "-m", "layermanager"),
+            *("--work-dir", str(node.config.working_dir), *map(str, arguments)),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return f"{done.stdout}{done.stderr}"
 
 
 class TestNotEnoughSpace:

@@ -204,6 +204,8 @@ class Ages:
             return True
         if self.time.passed - before.passed >= LONGEST_UNSAVED:
             return True
+        if abs(self.time.newest - before.newest) >= LONGEST_UNSAVED:
+            return True
         here, there = self.time.synchronised, before.synchronised
         return here is not None and (there is None or there.boot != here.boot)
 

@@ -685,7 +685,10 @@ class LayerManager:
             self._lock.held(self._patience, cancellation.requested),
         ):
             cancellation.check()
-            yield
+            try:
+                yield
+            finally:
+                self._use.rest()
 
     def _recover(self) -> tuple[tuple[LayerInfo, ...], Users]:
         """Bring rows and directories together, and tell the allocator of what there is.

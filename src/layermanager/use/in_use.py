@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
 
 _A_FILE_IS_OPEN: Final = Holder("an unmounted overlay, of which a process has a file open")
+_UNKNOWN: Final = Holder("an unknown mount (/proc does not show this process, so none is seen)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +141,24 @@ class NoMounts:
     def holders(self, _: str) -> tuple[Holder, ...]:
         """Return nothing."""
         return ()
+
+    def is_lower(self, _: str) -> bool:
+        """Return true, since it may be one."""
+        return True
+
+
+class UnknownMounts:
+    """What is mounted where that cannot be told: any layer may be in use.
+
+    Attributes:
+        overlays: none that is known.
+    """
+
+    overlays: Mapping[str, Sequence[Holder]] = MappingProxyType({})
+
+    def holders(self, _: str) -> tuple[Holder, ...]:
+        """Return that it cannot be told."""
+        return (_UNKNOWN,)
 
     def is_lower(self, _: str) -> bool:
         """Return true, since it may be one."""

@@ -100,6 +100,20 @@ class Inspector:
         self._lock = threading.Lock()
         self._helper: _Helper | None = None
 
+    def rest(self) -> None:
+        """Let go of the helper, which ends; a later question starts another.
+
+        One that is being asked is kept.
+        """
+        if not self._lock.acquire(blocking=False):
+            return
+        try:
+            kept, self._helper = self._helper, None
+        finally:
+            self._lock.release()
+        if kept is not None:
+            kept.close()
+
     def examine(
         self, view: OverlayView, *, is_foreign: bool, owner: int = UNKNOWN_OWNER
     ) -> Examined | None:

@@ -27,11 +27,13 @@ import os
 import re
 import secrets
 import stat
+import threading
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
+from weakref import WeakSet
 
 from layermanager.ages import AgeKeeper
 from layermanager.clock import SystemClock
@@ -62,9 +64,10 @@ from layermanager.removal import remove_tree
 from layermanager.steps import Step, unannounced
 from layermanager.storage import SqliteLayerStorage
 from layermanager.use import overlay
-from layermanager.use.in_use import Look, NoMounts, look
+from layermanager.use.in_use import Look, NoMounts, UnknownMounts, look
+from layermanager.use.inspector import Inspector
 from layermanager.use.merged import merged_directories, write_directories
-from layermanager.use.namespaces import mounts_seen_by
+from layermanager.use.namespaces import are_processes_shown, mounts_seen_by
 from layermanager.use.opaque import directories_of_whiteouts, has_opaque_root, visible_layers
 from layermanager.use.overlay import Overlay
 from layermanager.use.processes import boot_name, is_process_alive, process_bond
@@ -101,7 +104,11 @@ def open_use(config: Config) -> Iterator[LayerUse]:
     """
     clock = SystemClock()
     with SqliteLayerStorage(config.database, clock, durable=config.durable) as storage:
-        yield LayerUse(config, storage, clock)
+        use = LayerUse(config, storage, clock)
+        try:
+            yield use
+        finally:
+            use.rest()
 
 
 class HeldLease:
@@ -180,7 +187,7 @@ class Users:
 
     leases: Sequence[Lease]
     over: Sequence[Lease]
-    mounted: Look | NoMounts
+    mounted: Look | NoMounts | UnknownMounts
 
     def holders(self, digest: Digest) -> tuple[Holder, ...]:
         """What keeps the layer from being removed; nothing if it may be."""
@@ -198,15 +205,28 @@ class Users:
         return replace(self, leases=[one for one in leases if one.lease_id not in over])
 
 
-def users_of(layers_dir: Path, leases: Sequence[Lease], ages_now: Callable[[], Ages]) -> Users:
-    """Who uses the layers of *layers_dir* now.
+def users_of(
+    layers_dir: Path,
+    leases: Sequence[Lease],
+    ages_now: Callable[[], Ages],
+    inspector: Inspector | None = None,
+) -> Users:
+    """Return who uses the layers of *layers_dir* now.
+
+    Args:
+        layers_dir: the layers' directory.
+        leases: the recorded leases.
+        ages_now: tells for how long leases have lasted.
+        inspector: looks at mounts; by default one with the usual patience.
 
     Raises:
         StoreError: it cannot be told what is mounted.
     """
+    if not are_processes_shown():
+        return Users(leases, (), UnknownMounts())
     # In this order: what a process that has ended by now has mounted is seen afterwards.
     ended = {lease.bond for lease in leases if _has_ended(lease.bond)}
-    mounted = look(layers_dir)
+    mounted = look(layers_dir, inspector)
     ends_by_time = any(lease.expires is not None for lease in leases)
     ages = ages_now() if ends_by_time else None
 
@@ -282,6 +302,8 @@ class LayerUse:
         self._on_step = on_step
         self._mounter = mounter
         self._mounts_dir = config.working_dir / "mounts"
+        self._inspectors: WeakSet[Inspector] = WeakSet()
+        self._inspectors_lock = threading.Lock()
 
     # Leases
 
@@ -340,7 +362,18 @@ class LayerUse:
 
     def users(self) -> Users:
         """Who uses layers now."""
-        return users_of(self._config.layers_dir, self._recorded_leases(), self._ages.ages)
+        layers_dir = self._config.layers_dir
+        inspector = Inspector(layers_dir)
+        with self._inspectors_lock:
+            self._inspectors.add(inspector)
+        return users_of(layers_dir, self._recorded_leases(), self._ages.ages, inspector)
+
+    def rest(self) -> None:
+        """Let go of what looked at mounts; an exception may refer to it for long."""
+        with self._inspectors_lock:
+            inspectors = [*self._inspectors]
+        for inspector in inspectors:
+            inspector.rest()
 
     def users_by_leases(self, users: Users | None) -> Users:
         """Return *users* with the leases as they are now; mounts are not looked at again.

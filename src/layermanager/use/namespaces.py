@@ -255,6 +255,14 @@ def mounts_seen_by(process: int) -> tuple[Mount, ...]:
         raise StoreError(f"cannot tell what is mounted: {error}") from error
 
 
+def are_processes_shown() -> bool:
+    """Return whether ``/proc`` shows this process, and so the mounts of its namespace.
+
+    It does not where it is not mounted, as in a root directory that is being built.
+    """
+    return (_PROC / "self/ns").is_dir()
+
+
 def mount_of(descriptor: int) -> int:
     """Return the number of the mount that an open file is on.
 
