@@ -110,9 +110,22 @@ def test_installed_layers_take_over_the_names_of_the_list() -> None:
         f"restore {digest_of(2)}",
         f"rename {digest_of(1)} to other 2",
         f"rename {digest_of(2)} to layer-2 2",
-        f"rename {digest_of(5)} to 5",
+        f"rename {digest_of(5)} to layer-5 5",
         f"install {digest_of(6)} from file:///6",
     ]
+
+
+def test_what_the_list_does_not_say_of_a_layer_stays() -> None:
+    here = replace(installed(1), layer_id="here", version="1")
+    names = {
+        ("", ""): (),
+        ("other", ""): (Renaming(here.digest, "other", "1"),),
+        ("", "2"): (Renaming(here.digest, "here", "2"),),
+        ("here", ""): (),
+    }
+    for (layer_id, version), expected in names.items():
+        wanted = replace(desired(1), layer_id=layer_id, version=version)
+        assert plan([wanted], [here]).rename == expected
 
 
 def test_an_image_names_no_layer() -> None:

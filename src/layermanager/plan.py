@@ -168,9 +168,12 @@ def plan(
 
 
 def _renaming(layer: LayerInfo, desired: DesiredLayer) -> Renaming | None:
-    """Return the name that *desired* gives to *layer*; None if it gives none, or the same."""
-    name = desired.layer_id, desired.version
-    if not any(name) or name == (layer.layer_id, layer.version):
+    """Return the name and version that *desired* gives to *layer*; None if they are the same.
+
+    What *desired* does not say stays.
+    """
+    name = desired.layer_id or layer.layer_id, desired.version or layer.version
+    if name == (layer.layer_id, layer.version):
         return None
     return Renaming(layer.digest, *name)
 
