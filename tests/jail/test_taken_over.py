@@ -235,6 +235,26 @@ def test_a_crash_of_the_worker_is_explained_in_the_log(
     assert "RuntimeError: for this reason" in caplog.messages[-1]
 
 
+def test_a_crash_deep_down_is_explained_by_its_cause(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def descend(depth: int) -> None:
+        if depth:
+            descend(depth - 1)
+        raise RuntimeError("for this reason")
+
+    def crash(_root: int, _channel: Channel) -> None:
+        try:
+            descend(200)
+        except RuntimeError as error:
+            raise ValueError("because of that") from error
+
+    with stolen(crash) as server:
+        assert "ended with status 1" in run(server, root)
+    assert any("RuntimeError: for this reason" in one for one in caplog.messages)
+    assert "ValueError: because of that" in caplog.messages[-1]
+
+
 # What it can do to others
 
 

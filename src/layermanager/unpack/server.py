@@ -11,12 +11,12 @@ error are a pipe of each one's own.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import gc
 import os
 import select
 import signal
-import sys
 from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 
 from layermanager import linux
@@ -159,10 +159,31 @@ def _exit_after(work: Callable[[], int]) -> NoReturn:
         status = work()
     except (BrokenPipeError, ConnectionResetError):
         status = 1  # the client is gone, and with it whom this was for
-    except BaseException:  # noqa: BLE001 - the process ends here; the client is told by its status
-        sys.excepthook(*sys.exc_info())  # needs no import of traceback, which costs every start
+    except BaseException as error:  # noqa: BLE001 - the client is told by the status
+        with contextlib.suppress(OSError):  # what it does not take is lost
+            os.write(_ERRORS, _explained(error)[-select.PIPE_BUF :])
     finally:
         os._exit(status)
+
+
+def _explained(error: BaseException) -> bytes:
+    """Return a traceback of *error* and of what it came from.
+
+    The module ``traceback`` would cost every start, and cannot be imported in the jail, where
+    ``sys.excepthook`` of some versions of Python needs it.
+    """
+    chain = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) and cause not in chain:
+        chain.append(cause)
+    lines = []
+    for one in reversed(chain):
+        step = one.__traceback__
+        while step is not None:
+            code = step.tb_frame.f_code
+            lines.append(f"{code.co_filename}:{step.tb_lineno}, in {code.co_qualname}")
+            step = step.tb_next
+        lines.append(f"{type(one).__qualname__}: {one}")
+    return "\n".join(lines).encode("utf-8", "backslashreplace") + b"\n"
 
 
 def _number(*descriptors: int) -> None:
