@@ -28,9 +28,9 @@ from layermanager.oci.manifest import (
     write_config,
     write_manifest,
 )
+from layermanager.pack.layer_blob import ALGORITHM, write_layer
 from layermanager.pack.layer_tar import Compression, LayerTar, open_layer_tar
-from layermanager.pack.measure import measure
-from layermanager.pack.output import new_file, replacing, write
+from layermanager.pack.output import new_file, replacing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from layermanager.oci.manifest import ImageConfig
 
 _LAYOUT: Final = b'{"imageLayoutVersion":"1.0.0"}'
-_ALGORITHM: Final = "sha256"
 _RETRY_SECONDS: Final = 0.1
 
 
@@ -105,7 +104,7 @@ def _held(layout: Path, patience: timedelta) -> Iterator[None]:
     try:
         _lock(directory, layout, patience)
         _require_layout(layout)
-        (layout / "blobs" / _ALGORITHM).mkdir(parents=True, exist_ok=True)
+        (layout / "blobs" / ALGORITHM).mkdir(parents=True, exist_ok=True)
         yield
     finally:
         os.close(directory)
@@ -151,22 +150,21 @@ def _add_layer(
     layout: Path, layer: LayerTar, compression: Compression
 ) -> tuple[Descriptor, Digest]:
     """Add the blob of *layer*; return what it is, and the digest of its tar."""
-    layer = layer.compressed(compression)
-    with new_file(layout / "blobs" / _ALGORITHM) as blob:
-        written = write(layer.chunks, blob.file, _ALGORITHM)
-        blob.name = written.checksum.hex()
-    digest = Digest(f"{_ALGORITHM}:{blob.name}")
-    with (layout / "blobs" / _ALGORITHM / blob.name).open("rb") as file:
-        diff_id, content = measure(file.fileno())
+    with new_file(layout / "blobs" / ALGORITHM) as blob:
+        written = write_layer(layer, compression, blob.file)
+        blob.name = written.digest.encoded
     descriptor = Descriptor(
-        _media_type(layer.compression), digest, written.size, annotations=annotations_of(content)
+        _media_type(written.compression),
+        written.digest,
+        written.size,
+        annotations=annotations_of(written.content),
     )
-    return descriptor, diff_id
+    return descriptor, written.diff_id
 
 
 def _add_document(layout: Path, media_type: str, document: bytes) -> Descriptor:
-    digest = Digest(f"{_ALGORITHM}:{hashlib.sha256(document).hexdigest()}")
-    with replacing(layout / "blobs" / _ALGORITHM / digest.encoded) as file:
+    digest = Digest(f"{ALGORITHM}:{hashlib.sha256(document).hexdigest()}")
+    with replacing(layout / "blobs" / ALGORITHM / digest.encoded) as file:
         file.write(document)
     return Descriptor(media_type, digest, len(document))
 

@@ -1,4 +1,4 @@
-"""Layer tars: made of a directory, or taken as they are, and compressed.
+"""Layer tars: made of a directory, or taken as they are.
 
 A directory becomes a layer tar that says everything about it that a tar can say: names as the
 bytes that they are, numeric owners, times to the nanosecond, extended attributes, hard links,
@@ -14,13 +14,11 @@ import errno
 import logging
 import os
 import stat
-import sys
 import tarfile
-import zlib
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from layermanager.directories import Directories
 from layermanager.errors import PackError
@@ -36,8 +34,6 @@ if TYPE_CHECKING:
 _log: Final = logging.getLogger(__name__)
 
 CHUNK_BYTES: Final = 1024 * 1024
-_GZIP_LEVEL: Final = 9
-_ZSTD_LEVEL: Final = 19  # the highest that asks no more than 8 MiB of whoever decompresses
 END_OF_ARCHIVE: Final = bytes(2 * tarfile.BLOCKSIZE)
 
 _SELINUX_LABEL: Final = os.fsdecode(SELINUX_LABEL)  # the host's, and none of the image's
@@ -52,12 +48,6 @@ class Compression(Enum):
     NONE = "none"
 
 
-class _Compressor(Protocol):
-    def compress(self, data: bytes, /) -> bytes: ...
-
-    def flush(self) -> bytes: ...
-
-
 @dataclass(frozen=True, slots=True)
 class LayerTar:
     """A layer tar that is read once, from its beginning to its end.
@@ -69,12 +59,6 @@ class LayerTar:
 
     chunks: Iterator[bytes]
     compression: Compression
-
-    def compressed(self, compression: Compression) -> LayerTar:
-        """The same with this *compression*, unless it has one already."""
-        if self.compression is not Compression.NONE:
-            return self
-        return LayerTar(_compressed(self.chunks, compression), compression)
 
 
 def open_layer_tar(
@@ -115,36 +99,6 @@ def _compression_of(path: Path) -> Compression:
             f"{path}: not a layer tar, neither plain nor compressed with gzip or zstd: {error}"
         ) from error
     return Compression.NONE
-
-
-def _compressed(chunks: Iterator[bytes], compression: Compression) -> Iterator[bytes]:
-    match compression:
-        case Compression.NONE:
-            return chunks
-        case Compression.GZIP:
-            # By default zlib names no file and no time in the header.
-            return _through(zlib.compressobj(_GZIP_LEVEL, wbits=16 + zlib.MAX_WBITS), chunks)
-        case Compression.ZSTD:
-            return _through(_zstd_compressor(), chunks)
-
-
-def _zstd_compressor() -> _Compressor:
-    try:
-        if sys.version_info >= (3, 14):
-            from compression import zstd  # noqa: PLC0415 - only who wants zstd needs it
-        else:
-            from backports import zstd  # noqa: PLC0415 - likewise
-    except ImportError as error:
-        raise PackError(
-            "zstd is not available: install the package backports.zstd, or choose gzip"
-        ) from error
-    return zstd.ZstdCompressor(_ZSTD_LEVEL)
-
-
-def _through(compressor: _Compressor, chunks: Iterator[bytes]) -> Iterator[bytes]:
-    for chunk in chunks:
-        yield compressor.compress(chunk)
-    yield compressor.flush()
 
 
 # The layer tar of a directory

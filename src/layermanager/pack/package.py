@@ -8,7 +8,8 @@ from typing import IO, TYPE_CHECKING
 
 from layermanager.amounts import annotations_of
 from layermanager.errors import LayerError, PackError
-from layermanager.model import DesiredLayer, Digest
+from layermanager.model import DesiredLayer
+from layermanager.pack.layer_blob import LayerBlob, write_layer
 from layermanager.pack.layer_tar import (
     CHUNK_BYTES,
     END_OF_ARCHIVE,
@@ -18,7 +19,6 @@ from layermanager.pack.layer_tar import (
     padding,
     regular,
 )
-from layermanager.pack.measure import measure
 from layermanager.pack.output import replacing, write
 from layermanager.presence import is_directory
 from layermanager.urls import file_url
@@ -26,8 +26,6 @@ from layermanager.urls import file_url
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-    from layermanager.amounts import Amount
 
 
 def pack_layer(
@@ -68,27 +66,22 @@ def pack_layer(
         output.parent.stat()  # before resolve(), which names an endless link no OSError
         source, output = source.resolve(), output.parent.resolve() / output.name
         _refuse_output(source, output)
-        layer = open_layer_tar(source, status).compressed(compression)
-        with tempfile.TemporaryFile(dir=output.parent) as blob:
-            written = write(layer.chunks, blob, "sha256")
-            digest = Digest(f"sha256:{written.checksum.hex()}")
-            blob.seek(0)
-            _, content = measure(blob.fileno())
-            descriptor = _descriptor(layer.compression, digest, written.size, os_version, content)
+        layer = open_layer_tar(source, status)
+        with tempfile.TemporaryFile(dir=output.parent) as file:
+            blob = write_layer(layer, compression, file)
+            descriptor = _descriptor(blob, os_version)
             with replacing(output) as package:
-                checked = write(
-                    _package(descriptor, digest, written.size, blob), package, "sha3_256"
-                )
+                checked = write(_package(descriptor, blob, file), package, "sha3_256")
     except (LayerError, OSError) as error:
         raise PackError(f"cannot pack {source} as {output}: {error}") from error
     return DesiredLayer(
-        digest=digest,
+        digest=blob.digest,
         url=file_url(output) if url is None else url,
         layer_id=layer_id,
         version=version,
         sha256=checked.checksum,
         size=checked.size,
-        unpacked=content,
+        unpacked=blob.content,
     )
 
 
@@ -104,28 +97,26 @@ def _media_type(compression: Compression) -> str:
     return f"application/vnd.aos.image.layer.v1.tar{suffix}"
 
 
-def _descriptor(
-    compression: Compression, digest: Digest, size: int, os_version: str, content: Amount
-) -> bytes:
+def _descriptor(blob: LayerBlob, os_version: str) -> bytes:
     members: dict[str, object] = {
-        "mediaType": _media_type(compression),
-        "digest": digest,
-        "size": size,
-        "annotations": annotations_of(content),
+        "mediaType": _media_type(blob.compression),
+        "digest": blob.digest,
+        "size": blob.size,
+        "annotations": annotations_of(blob.content),
     }
     if os_version:
         members["platform"] = {"os": "linux", "os.version": os_version}
     return json.dumps(members).encode()
 
 
-def _package(descriptor: bytes, digest: Digest, size: int, blob: IO[bytes]) -> Iterator[bytes]:
+def _package(descriptor: bytes, blob: LayerBlob, file: IO[bytes]) -> Iterator[bytes]:
     """The package: the descriptor comes first, so that a reader knows what it is going to get."""
     yield header(regular("layer.json", len(descriptor)))
     yield descriptor
     yield padding(len(descriptor))
-    yield header(regular(digest.encoded, size))
-    blob.seek(0)
-    while chunk := blob.read(CHUNK_BYTES):
+    yield header(regular(blob.digest.encoded, blob.size))
+    file.seek(0)
+    while chunk := file.read(CHUNK_BYTES):
         yield chunk
-    yield padding(size)
+    yield padding(blob.size)
     yield END_OF_ARCHIVE
