@@ -425,6 +425,7 @@ class TestOtherAttributes:
 # AUFS
 
 
+@pytest.mark.usefixtures("needs_root")
 def test_hard_links_into_the_bookkeeping_of_aufs(tmp_path: Path) -> None:
     node = Node(tmp_path)
     layer = install(

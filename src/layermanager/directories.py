@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,9 +47,7 @@ _OPEN_PLACE: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_FILE: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _NO_OPENAT2: Final = (errno.ENOSYS, errno.EPERM)  # an old kernel, or a container's filter
 _MOUNT_ID: Final = "mnt_id:"
-_NAME: Final = rb"(?!\.{0,2}(?:/|\Z))[^/\0]+"
-_PLAIN_NAME: Final = re.compile(_NAME)
-_PLAIN_PATH: Final = re.compile(rb"%b(?:/%b)*+" % (_NAME, _NAME))
+_NO_NAMES: Final = frozenset((b"", b".", b".."))
 _NEAR: Final = 16
 _KINDS: Final = {
     stat.S_IFREG: "file",
@@ -73,7 +70,7 @@ def is_plain(path: bytes) -> bool:
     It does if it is ``.``, the root, or names joined by ``/`` of which none is empty, ``.`` or
     ``..``.
     """
-    return path == b"." or _PLAIN_PATH.fullmatch(path) is not None
+    return path == b"." or (_NO_NAMES.isdisjoint(path.split(b"/")) and b"\0" not in path)
 
 
 class NotRegularError(OSError):
@@ -233,7 +230,7 @@ class Trail:
             OSError: with ``EXDEV``: a file system is mounted on it; or it cannot be opened.
             ValueError: *name* is not a single name.
         """
-        if not _PLAIN_NAME.fullmatch(name):
+        if name in _NO_NAMES or b"/" in name or b"\0" in name:
             raise ValueError(f"not the name of a file: {name!r}")
         descriptor = self._open(name, self.descriptor)
         state = os.fstat(descriptor)

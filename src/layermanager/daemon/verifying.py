@@ -7,6 +7,7 @@ import subprocess
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
+from layermanager.children import null_device
 from layermanager.errors import SignatureError
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def verify(command: Sequence[str], fetched: Fetched, cancellation: Cancellation)
         try:
             process = subprocess.Popen(
                 words,
-                stdin=subprocess.DEVNULL,
+                stdin=stack.enter_context(null_device()),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 pass_fds=[descriptor for descriptor, _ in paths.values()],

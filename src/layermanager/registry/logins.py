@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from layermanager.children import null_device, text_to_read
 from layermanager.documents import DocumentError, JsonObject, parse
 from layermanager.errors import ConfigError
 from layermanager.oci.reference import DEFAULT_REGISTRY
@@ -239,13 +240,17 @@ def _ask_helper(name: str, server: str, cancellation: Cancellation) -> Login | N
 
 def _run(program: str, text: str, cancellation: Cancellation) -> tuple[int, bytes]:
     """Run ``program get`` on *text*; return its exit status and what it prints."""
-    with subprocess.Popen(
-        [program, "get"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    ) as process:
+    with (
+        null_device() as null,
+        text_to_read(text.encode()) as server,
+        subprocess.Popen(
+            [program, "get"],
+            stdin=server,
+            stdout=subprocess.PIPE,
+            stderr=null,
+            start_new_session=True,
+        ) as process,
+    ):
 
         def kill() -> None:
             with contextlib.suppress(ProcessLookupError):
@@ -253,7 +258,7 @@ def _run(program: str, text: str, cancellation: Cancellation) -> tuple[int, byte
 
         with cancellation.interrupting(kill):
             try:
-                output, _ = process.communicate(text.encode(), timeout=_HELPER_SECONDS)
+                output, _ = process.communicate(timeout=_HELPER_SECONDS)
             except BaseException:
                 kill()
                 raise

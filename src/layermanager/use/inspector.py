@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from layermanager import linux
+from layermanager.children import null_device
 from layermanager.errors import StoreError
 from layermanager.use.first_reports import FirstReports
 from layermanager.use.inspection import (
@@ -291,15 +292,16 @@ def _start(descriptor: int, layers_dir: Path, idle_seconds: float) -> int:
     path = [entry for entry in sys.path if entry]
     arguments = [str(descriptor), str(idle_seconds), str(layers_dir)]
     command = [sys.executable, "-I", "-S", "-c", _BOOT, *arguments, *path]
-    started = subprocess.run(
-        command,
-        cwd="/",
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        pass_fds=[descriptor],
-        check=False,
-    )
+    with null_device() as null:
+        started = subprocess.run(
+            command,
+            cwd="/",
+            stdin=null,
+            stdout=subprocess.PIPE,
+            stderr=null,
+            pass_fds=[descriptor],
+            check=False,
+        )
     return int(started.stdout)
 
 
