@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import threading
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
     from layermanager.boundary import Guard
     from layermanager.cancellation import Cancellation
-    from layermanager.model import DesiredLayer, Footprint, Limits
+    from layermanager.model import DesiredLayer, Digest, Footprint, Limits
     from layermanager.observer import Observer
     from layermanager.protocols import Allocator, Room, Space, SpaceAllocator
     from layermanager.steps import OnStep
@@ -43,6 +44,8 @@ Result = TypeVar("Result")
 
 _BYTES_OF_AN_INODE: Final = 4096
 """What a neighbour that counts bytes frees for an inode, at least: the block of a file."""
+
+_MOST_PROVEN: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +109,7 @@ class Installer:
         self._on_progress = on_progress
         self._on_step = on_step
         self._observer = observer
+        self._proven = _Proven()
 
     def install(
         self,
@@ -148,8 +152,16 @@ class Installer:
                 )
             )
             staged = leftovers.enter_context(self._store.stage(desired.digest))
-            granting = _Granting(room, shape, transfer, self._with_neighbour, self._observer)
+            granting = _Granting(
+                room,
+                shape,
+                transfer,
+                with_neighbour=self._with_neighbour,
+                on_refusal=lambda needed: self._proven.note(desired.digest, needed),
+                observer=self._observer,
+            )
             unpacked = self._unpack(desired, transfer, staged, granting, cancellation)
+            self._proven.forget(desired.digest)
             return VerifiedLayer(desired, transfer, staged, unpacked, room, leftovers.pop_all())
 
     def _shape(self, desired: DesiredLayer, known: Footprint | None) -> _Shape:
@@ -161,6 +173,7 @@ class Installer:
             file_bytes=desired.size or 0,
             declared=desired.unpacked,
             before=known.amount if known is not None else NOTHING,
+            proven=self._proven.of(desired.digest),
             block_bytes=block_bytes,
             frame=Amount(inodes=self._store.inodes_beside_layer()),
         )
@@ -243,6 +256,7 @@ class _Shape:
         file_bytes: the size of its file.
         declared: its content and inodes, as its publisher says; 0 for what is not said.
         before: what it took when it was installed before, on a file system with such blocks.
+        proven: what an attempt that was refused has shown that it takes at least.
         block_bytes: the size of the blocks.
         frame: what it takes beside what is unpacked.
     """
@@ -250,13 +264,18 @@ class _Shape:
     file_bytes: int
     declared: Amount
     before: Amount
+    proven: Amount
     block_bytes: int
     frame: Amount
 
     def least(self, declared: Amount) -> Amount:
         """Return what it takes at least; *declared* is what its package says."""
         content = Amount(self.file_bytes).at_least(self.declared).at_least(declared)
-        return content.at_least(self.before) + self.frame
+        return content.at_least(self.before).at_least(self.proven) + self.frame
+
+    def least_after(self, used: Amount, taken: int) -> Amount:
+        """Return what it takes at least when *taken* bytes of its file have become *used*."""
+        return used + Amount(max(self.file_bytes - taken, 0)) + self.frame
 
     def likely(self, declared: Amount) -> Amount:
         """Return what it takes at most, if what is said of it is true."""
@@ -264,6 +283,31 @@ class _Shape:
         # Each file fills the last of its blocks in part.
         whole = content + Amount(content.inodes * self.block_bytes)
         return (self.before if self.before != NOTHING else whole) + self.frame
+
+
+class _Proven:
+    """What attempts that were refused have shown of the layers, so that the next evicts nothing.
+
+    It is for those whose unpacked size is not known. The oldest are forgotten.
+    """
+
+    def __init__(self) -> None:
+        self._least: dict[Digest, Amount] = {}
+        self._lock = threading.Lock()
+
+    def of(self, digest: Digest) -> Amount:
+        with self._lock:
+            return self._least.get(digest, NOTHING)
+
+    def note(self, digest: Digest, least: Amount) -> None:
+        with self._lock:
+            self._least[digest] = least.at_least(self._least.pop(digest, NOTHING))
+            if len(self._least) > _MOST_PROVEN:
+                del self._least[next(iter(self._least))]
+
+    def forget(self, digest: Digest) -> None:
+        with self._lock:
+            self._least.pop(digest, None)
 
 
 class _Granting:
@@ -278,13 +322,16 @@ class _Granting:
         room: Room,
         shape: _Shape,
         transfer: Transfer,
+        *,
         with_neighbour: Callable[[Callable[[], Amount]], Amount],
+        on_refusal: Callable[[Amount], None],
         observer: Observer,
     ) -> None:
         self.room = room
         self._shape = shape
         self._transfer = transfer
         self._with_neighbour = with_neighbour
+        self._on_refusal = on_refusal
         self._observer = observer
         self.written = 0
 
@@ -293,13 +340,16 @@ class _Granting:
         self._note_written(need.written)
         frame = self._shape.frame
         used, wanted = need.used + frame, need.wanted + frame
+        taken = self._transfer.transferred
         # What the publisher says is refused at once if it cannot fit, and so is what is needed now.
-        needed = wanted.at_least(self._shape.least(need.declared))
-        pace = estimated(need.used, self._transfer.transferred, self._transfer.size)
+        needed = wanted.at_least(self._shape.least_after(need.used, taken))
+        needed = needed.at_least(self._shape.least(need.declared))
+        pace = estimated(need.used, taken, self._transfer.size)
         likely = self._shape.likely(need.declared).at_least(pace + frame)
         try:
             told = self._with_neighbour(lambda: self.room.extend(used, needed, likely))
         except NotEnoughSpaceError as error:
+            self._on_refusal(needed - frame)
             # From the layer's point of view: what it needs so far, and what it could have had.
             held = self.room.amount
             amount = held.inodes if error.kind is SpaceKind.INODES else held.size
