@@ -43,7 +43,10 @@ YEAR_1960: Final = -315_619_200 * SECOND + 500
 YEAR_2040: Final = 2_208_988_800 * SECOND + 123_456_789
 YEAR_9999: Final = 253_402_300_799 * SECOND + 999_999_999
 NOW: Final = 1_700_000_000_123_456_789
-TIMES: Final = (YEAR_1754, YEAR_1960, 0, NOW, YEAR_2040, YEAR_9999)
+BEFORE_ALL: Final = -(2**63 - 1) * SECOND
+AFTER_ALL: Final = (2**63 - 1) * SECOND
+TIMES: Final = (BEFORE_ALL, YEAR_1754, YEAR_1960, 0, NOW, YEAR_2040, YEAR_9999, AFTER_ALL)
+_ANY_TIME: Final = (-(2**62) * SECOND, 2**62 * SECOND)  # of those that are set
 _32_BITS: Final = (-(2**31) * SECOND, (2**31 - 1) * SECOND)
 
 
@@ -77,8 +80,8 @@ DISKS: Final[Mapping[str, Disk]] = {
         ("mkfs.xfs", "-q", "-f", "-m", "bigtime=0"), _32_BITS[0], (2**31 - 1) * SECOND
     ),
     "xfs": Disk(("mkfs.xfs", "-q", "-f", "-m", "bigtime=1"), _32_BITS[0], 16_299_260_424 * SECOND),
-    "btrfs": Disk(("mkfs.btrfs", "-q", "-f"), -(2**70), 2**70),
-    "tmpfs": Disk(None, -(2**70), 2**70),
+    "btrfs": Disk(("mkfs.btrfs", "-q", "-f"), *_ANY_TIME),
+    "tmpfs": Disk(None, *_ANY_TIME),
 }
 
 

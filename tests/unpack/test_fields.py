@@ -71,7 +71,7 @@ def test_reads_times(text: bytes, nanoseconds: int) -> None:
     assert fields.time_ns(text) == nanoseconds
 
 
-@pytest.mark.parametrize("text", [b"", b".5", b"1e9", b"+1", b"1,5", b"--1", b"1.5\n", b"9" * 19])
+@pytest.mark.parametrize("text", [b"", b".5", b"1e9", b"+1", b"1,5", b"--1", b"1.5\n", b"9" * 31])
 def test_refuses_what_is_no_time(text: bytes) -> None:
     with pytest.raises(ArchiveError, match="no time"):
         fields.time_ns(text)

@@ -14,7 +14,7 @@ WHITEOUT_PREFIX: Final = b".wh."
 OPAQUE_MARKER: Final = b".wh..wh..opq"
 
 _DECIMAL: Final = re.compile(rb"[0-9]{1,30}")
-_TIME: Final = re.compile(rb"(-?)([0-9]{1,18})(?:\.([0-9]*))?")
+_TIME: Final = re.compile(rb"(-?)([0-9]{1,30})(?:\.([0-9]*))?")
 _NANOSECONDS: Final = 1_000_000_000
 
 

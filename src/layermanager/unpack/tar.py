@@ -289,7 +289,7 @@ class TarReader:
             uid=_owner(said.get(b"uid"), header[108:116], path),
             gid=_owner(said.get(b"gid"), header[116:124], path),
             size=content.size,
-            mtime_ns=_mtime_ns(said.get(b"mtime"), header[136:148], path),
+            mtime_ns=_mtime_ns(said.get(b"mtime"), header[136:148]),
             link=link,
             device=_device(header, path) if kind in _DEVICES else (0, 0),
             xattrs=self._xattrs(records, path) if records else _NOTHING,
@@ -390,11 +390,10 @@ def _owner(record: bytes | None, header_field: bytes, path: bytes) -> int:
     return owner
 
 
-def _mtime_ns(record: bytes | None, header_field: bytes, path: bytes) -> int:
+def _mtime_ns(record: bytes | None, header_field: bytes) -> int:
+    """Return the time, or the nearest one that a system call takes; no disk holds such times."""
     mtime_ns = number(header_field) * 1_000_000_000 if record is None else time_ns(record)
-    if not -_LARGEST_TIME_NS < mtime_ns < _LARGEST_TIME_NS:
-        raise ArchiveError(f"{shown(path)}: impossible modification time")
-    return mtime_ns
+    return min(max(mtime_ns, -_LARGEST_TIME_NS), _LARGEST_TIME_NS)
 
 
 def _device(header: bytes, path: bytes) -> tuple[int, int]:
