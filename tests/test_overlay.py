@@ -219,11 +219,25 @@ class TestUnmounting:
     def test_what_is_in_use(self, needs_overlay: None, tmp_path: Path, merged: Path) -> None:  # noqa: ARG002
         self.mounted(tmp_path, merged)
         with (merged / "common").open() as file:
+            pauses: list[float] = []
             with pytest.raises(MountBusyError, match=str(merged)):
-                unmount(merged)
+                unmount(merged, pause=pauses.append)
+            assert 0 < sum(pauses) <= 1
             unmount(merged, lazy=True)
             assert names_in(merged) == []
             assert file.read() == "top"
+
+    def test_what_is_in_use_for_a_moment(
+        self,
+        needs_overlay: None,  # noqa: ARG002
+        tmp_path: Path,
+        merged: Path,
+    ) -> None:
+        """As by a layer manager that looks at all mounts."""
+        self.mounted(tmp_path, merged)
+        with (merged / "common").open() as file:
+            unmount(merged, pause=lambda _: file.close())
+        assert names_in(merged) == []
 
     def test_what_is_not_mounted(self, needs_overlay: None, merged: Path) -> None:  # noqa: ARG002
         with pytest.raises(MountError, match="Invalid argument"):

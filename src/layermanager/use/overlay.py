@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ _MESSAGE_BYTES: Final = 1024
 _OPEN: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _NOT_SUPPORTED: Final = (errno.ENOSYS, errno.EINVAL)
 _NO_RIGHT: Final = (errno.EPERM, errno.EACCES)
+_UNMOUNT_ATTEMPTS: Final = 20
+_UNMOUNT_PAUSE_SECONDS: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,23 +157,34 @@ def mount_by_options(overlay: Overlay, target: Path, on_made: Callable[[str], No
         raise
 
 
-def unmount(target: Path, *, lazy: bool = False) -> None:
+def unmount(
+    target: Path, *, lazy: bool = False, pause: Callable[[float], None] = time.sleep
+) -> None:
     """Unmount what is mounted on *target*.
+
+    It is tried for a second while it is in use: a layer manager that looks at all mounts has each
+    open for a moment.
 
     Args:
         target: the directory.
         lazy: take it out of the tree of directories now; who has files of it open keeps them.
+        pause: waits for so many seconds.
 
     Raises:
         MountBusyError: it is in use, and *lazy* is not set.
         MountError: it cannot be unmounted.
     """
     flags = linux.UMOUNT_NOFOLLOW | (linux.MNT_DETACH if lazy else 0)
-    try:
-        linux.unmount(os.fsencode(target), flags)
-    except OSError as error:
-        kind = MountBusyError if error.errno == errno.EBUSY else MountError
-        raise kind(f"cannot unmount {target}: {error.strerror}") from error
+    for attempt in range(1, _UNMOUNT_ATTEMPTS + 1):
+        try:
+            linux.unmount(os.fsencode(target), flags)
+        except OSError as error:
+            if error.errno == errno.EBUSY and attempt < _UNMOUNT_ATTEMPTS:
+                pause(_UNMOUNT_PAUSE_SECONDS)
+                continue
+            kind = MountBusyError if error.errno == errno.EBUSY else MountError
+            raise kind(f"cannot unmount {target}: {error.strerror}") from error
+        return
 
 
 def device_text(device: int) -> str:
