@@ -85,6 +85,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from layermanager.config import Config
+    from layermanager.images.directories import ImageDirectories
     from layermanager.install import VerifiedLayer
     from layermanager.leases import HeldLayer, LayerMount, Lease
     from layermanager.model import ImageInfo, Repair
@@ -375,10 +376,20 @@ class LayerManager:
                 failed,
                 lambda images: self._provide_directories(images, made, cancellation),
             )
+            before = {image.directories for image in (*steps.images.keep, *steps.images.restore)}
+            after = {image.directories for image in (*changes.kept, *changes.restored)}
+            superseded = self._cache_superseded() if before - after else ()
+        gone = {layer.digest for layer in superseded}
         result = ApplyResult(
-            kept=_as_in(renamed, steps.keep),
-            restored=(*_as_in(renamed, restored), *made.restored),
-            cached=tuple(layer for layer in cached if layer.digest not in made.digests),
+            kept=tuple(one for one in _as_in(renamed, steps.keep) if one.digest not in gone),
+            restored=(
+                *(one for one in _as_in(renamed, restored) if one.digest not in gone),
+                *made.restored,
+            ),
+            cached=(
+                *(layer for layer in cached if layer.digest not in made.digests),
+                *superseded,
+            ),
             installed=(*installed, *made.installed),
             failed=failed,
             images=changes,
@@ -430,6 +441,9 @@ class LayerManager:
         the old files, as far as they have them open, until they are mounted anew. Afterwards it is
         compared with its index: a repair that did not help has failed.
 
+        Images get the layers of directories that they need then. Such a layer that is damaged, and
+        that no image has any more, is removed; it counts as repaired.
+
         Args:
             repairs: the layers.
             cancellation: ends it early; it is called, too, when the manager is closed meanwhile.
@@ -450,21 +464,20 @@ class LayerManager:
             self._recover()
             for repair in repairs:  # it must not be evicted to make room for itself
                 self._allocator.restore_outdated_item(repair.layer.digest)
-            replaced, not_installed = self._install(
-                tuple(repair.source for repair in repairs),
-                cancellation,
-                {repair.layer.digest: repair.layer for repair in repairs},
-            )
-            damaged = self._still_damaged(replaced, cancellation)
-            repaired = tuple(layer for layer in replaced if layer.digest not in damaged)
-            failed = (
-                *not_installed,
-                *(
-                    FailedLayer(repair.source, damaged[repair.layer.digest])
-                    for repair in repairs
-                    if repair.layer.digest in damaged
-                ),
-            )
+            made_here = [one for one in repairs if _is_made_here(one.source)]
+            others = [one for one in repairs if not _is_made_here(one.source)]
+            with self._transaction():
+                self._images.unsettle({repair.layer.digest for repair in others})
+            repaired, failed = self._replace(others, cancellation)
+            # The indexes of these say what the layers of directories have to be.
+            self._settle_directories(cancellation, {one.layer.digest for one in made_here})
+            of_images = {image.directories for image in self._images.installed()}
+            needed = [one for one in made_here if one.layer.digest in of_images]
+            also_repaired, also_failed = self._replace(needed, cancellation)
+            unneeded = [one.layer for one in made_here if one.layer.digest not in of_images]
+            self._drop(unneeded)
+            repaired = (*repaired, *also_repaired, *unneeded)
+            failed = (*failed, *also_failed)
             self._tell_allocator(self._storage.get_layers_info(), self._use.users())
         if failed:
             result = ApplyResult(installed=repaired, failed=failed)
@@ -511,9 +524,12 @@ class LayerManager:
             held = self._use.users().held(strange) if clean_markers else ()
             if held:
                 raise UseError(f"in use, so that nothing can be removed from it: {held[0]}")
+            with self._transaction():
+                self._images.unsettle({layer.digest for layer in strange})
             adopted = [
                 self._adopt(layer, cancellation, clean_markers=clean_markers) for layer in strange
             ]
+            self._settle_directories(cancellation)
             self._tell_allocator(self._storage.get_layers_info(), self._use.users())
         return tuple(adopted)
 
@@ -850,39 +866,95 @@ class LayerManager:
 
     def _provide_directories(
         self, images: Sequence[ImageInfo], made: _MadeLayers, cancellation: Cancellation
-    ) -> list[tuple[ImageInfo, Digest | LayerManagerError | None]]:
+    ) -> list[tuple[ImageInfo, ImageInfo | LayerManagerError]]:
         """Have the layers of directories that *images* need, whose other layers are there.
 
         Returns:
-            The images, each with its layer of directories or the reason why it has none.
+            The images, each as it is then or with the reason why it stays as it was.
         """
-        found: list[tuple[ImageInfo, Digest | LayerManagerError | None]] = []
+        found: list[tuple[ImageInfo, ImageInfo | LayerManagerError]] = []
         wanted: dict[Digest, DesiredLayer] = {}
         for image in images:
             try:
                 with self._guard.failing(Boundary.IMAGE, f"the directories of {image.reference}"):
-                    layer = self._directories.layer_for(image.layers)
+                    needed = self._directories.directories_for(image.layers)
             except LayerManagerError as error:
                 found.append((image, error))
                 continue
-            found.append((image, layer.digest if layer else None))
-            if layer is not None:
-                wanted[layer.digest] = layer
-        if not wanted:
-            return found
-        with self._state_lock, self._transaction():
-            made.restored = [one for digest in wanted for one in self._restore_layer(digest)]
-        for layer_info in made.restored:
-            del wanted[layer_info.digest]
+            if needed.problem:
+                _LOGGER.warning("image %s: %s", image.reference, needed.problem)
+            if needed.layer is not None:
+                wanted[needed.layer.digest] = needed.layer
+            found.append((image, _with_directories(image, needed)))
         try:
-            made.installed, failed = self._install(tuple(wanted.values()), cancellation)
+            failed = self._install_directories(wanted, made, cancellation)
         finally:
             self._directories.forget()
-        errors = {layer.desired.digest: layer.error for layer in failed}
         return [
-            (image, errors.get(one, one) if isinstance(one, Digest) else one)
+            (image, one if isinstance(one, LayerManagerError) else _unless_failed(one, failed))
             for image, one in found
         ]
+
+    def _install_directories(
+        self, wanted: Mapping[Digest, DesiredLayer], made: _MadeLayers, cancellation: Cancellation
+    ) -> Mapping[Digest, LayerManagerError]:
+        """Have the layers of directories that are *wanted*; return the errors of the others."""
+        if not wanted:
+            return {}
+        with self._state_lock, self._transaction():
+            here = {layer.digest: layer for layer in self._storage.get_layers_info()}
+            made.restored = [
+                one
+                for digest in wanted
+                if digest in here and here[digest].cached
+                for one in self._restore_layer(digest)
+            ]
+        missing = tuple(layer for digest, layer in wanted.items() if digest not in here)
+        made.installed, failed = self._install(missing, cancellation)
+        return {layer.desired.digest: layer.error for layer in failed}
+
+    def _settle_directories(
+        self, cancellation: Cancellation, doubtful: Collection[Digest] = ()
+    ) -> None:
+        """Give the desired images the layers of directories that they need now.
+
+        An image for which that fails stays as it was: the next operation is another try.
+
+        Args:
+            cancellation: ends it early.
+            doubtful: layers of directories that may not be right.
+        """
+        unsettled = self._images.unsettled(doubtful)
+        made = _MadeLayers()
+        _, failed = self._images.settle_directories(
+            unsettled, lambda images: self._provide_directories(images, made, cancellation)
+        )
+        for one in failed:
+            _LOGGER.warning("image %s keeps its directories: %s", one.desired.reference, one.error)
+        self._cache_superseded()
+
+    def _cache_superseded(self) -> tuple[LayerInfo, ...]:
+        """Cache the layers of directories that no desired image has; return them."""
+        storage = self._storage
+        sources = storage.get_sources() if isinstance(storage, RemembersSources) else {}
+        made_here = {digest for digest, source in sources.items() if _is_made_here(source)}
+        desired = {image.directories for image in self._images.installed() if not image.cached}
+        superseded = made_here - desired
+        cached: list[LayerInfo] = []
+        with self._state_lock, self._transaction():
+            for layer in self._storage.get_layers_info():
+                if not layer.cached and layer.digest in superseded:
+                    self._storage.set_layer_cached(layer.digest, cached=True)
+                    cached.append(self._storage.get_layer_info_by_digest(layer.digest))
+            self._ages.note(cached)
+        return tuple(cached)
+
+    def _drop(self, layers: Sequence[LayerInfo]) -> None:
+        """Remove damaged layers of directories that no image has; one in use stays cached."""
+        try:
+            self._remove_cached(layers, Removal.REQUESTED, self._use.users())
+        except StoreError as error:
+            _LOGGER.warning("a layer that is not needed any more stays: %s", error)
 
     def _rename(self, steps: Plan) -> Mapping[Digest, LayerInfo]:
         """Record the new names of layers; return those layers as they are then."""
@@ -1131,6 +1203,24 @@ class LayerManager:
         failed.sort(key=lambda layer: order[layer.desired.digest])
         return tuple(installed), tuple(failed)
 
+    def _replace(
+        self, repairs: Sequence[Repair], cancellation: Cancellation
+    ) -> tuple[tuple[LayerInfo, ...], tuple[FailedLayer, ...]]:
+        """Put new layers into the places of damaged ones; return them, and what failed."""
+        replaced, failed = self._install(
+            tuple(repair.source for repair in repairs),
+            cancellation,
+            {repair.layer.digest: repair.layer for repair in repairs},
+        )
+        damaged = self._still_damaged(replaced, cancellation) if replaced else {}
+        repaired = tuple(layer for layer in replaced if layer.digest not in damaged)
+        not_helped = (
+            FailedLayer(repair.source, damaged[repair.layer.digest])
+            for repair in repairs
+            if repair.layer.digest in damaged
+        )
+        return repaired, (*failed, *not_helped)
+
     def _still_damaged(
         self, layers: Sequence[LayerInfo], cancellation: Cancellation
     ) -> dict[Digest, StoreError]:
@@ -1333,6 +1423,27 @@ def _as_in(
 ) -> tuple[LayerInfo, ...]:
     """Return *layers*, as they are in *changed* where they are in it."""
     return tuple(changed.get(layer.digest, layer) for layer in layers)
+
+
+def _is_made_here(layer: DesiredLayer) -> bool:
+    """Whether *layer* is one of directories, which comes from the other layers of its images."""
+    return layer.url.startswith(f"{DIRECTORIES}:")
+
+
+def _with_directories(image: ImageInfo, needed: ImageDirectories) -> ImageInfo:
+    """Return *image* with what it needs; where that is not known, with what it had."""
+    if not needed.is_known:
+        return replace(image, are_directories_known=False)
+    directories = None if needed.layer is None else needed.layer.digest
+    return replace(image, directories=directories, are_directories_known=True)
+
+
+def _unless_failed(
+    image: ImageInfo, errors: Mapping[Digest, LayerManagerError]
+) -> ImageInfo | LayerManagerError:
+    if image.directories is None or not image.are_directories_known:
+        return image
+    return errors.get(image.directories, image)
 
 
 def _names(group: Sequence[VerifiedLayer]) -> str:
