@@ -434,6 +434,15 @@ class TestImages:
         storage.delete_layer_by_digest(digest_of(3))
         assert list(storage.get_images_info()) == [one]
 
+    @pytest.mark.parametrize("directories", [None, digest_of(3)])
+    def test_it_is_kept_that_directories_are_not_known(
+        self, storage: Storage, directories: Digest | None
+    ) -> None:
+        add_layers(storage, 1)
+        one = replace(image("a:1", 1), directories=directories, are_directories_known=False)
+        storage.add_image(one)
+        assert list(storage.get_images_info()) == [one]
+
     def test_adding_again_replaces(self, storage: Storage) -> None:
         add_layers(storage, 1, 2)
         storage.add_image(image("a:1", 1, 2))
