@@ -121,15 +121,6 @@ def manager(node: ImageNode) -> Iterator[LayerManager]:
         yield manager
 
 
-@pytest.fixture
-def target(tmp_path: Path) -> Iterator[Path]:
-    path = tmp_path / "target"
-    path.mkdir()
-    yield path
-    while path.is_mount():
-        subprocess.run(["umount", "--lazy", path], check=True)
-
-
 def install(manager: LayerManager, node: ImageNode, name: str = "app") -> ImageInfo:
     manager.process_desired_layers([node.image(name)])
     return next(
