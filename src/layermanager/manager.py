@@ -378,7 +378,7 @@ class LayerManager:
             )
             before = {image.directories for image in (*steps.images.keep, *steps.images.restore)}
             after = {image.directories for image in (*changes.kept, *changes.restored)}
-            superseded = self._cache_superseded() if before - after else ()
+            superseded = self._cache_superseded() if before - after - {None} else ()
         gone = {layer.digest for layer in superseded}
         result = ApplyResult(
             kept=tuple(one for one in _as_in(renamed, steps.keep) if one.digest not in gone),
@@ -940,17 +940,24 @@ class LayerManager:
         made_here = {digest for digest, source in sources.items() if _is_made_here(source)}
         desired = {image.directories for image in self._images.installed() if not image.cached}
         superseded = made_here - desired
-        cached: list[LayerInfo] = []
-        with self._state_lock, self._transaction():
-            for layer in self._storage.get_layers_info():
-                if not layer.cached and layer.digest in superseded:
-                    self._storage.set_layer_cached(layer.digest, cached=True)
-                    cached.append(self._storage.get_layer_info_by_digest(layer.digest))
+        here = [
+            layer.digest
+            for layer in self._storage.get_layers_info()
+            if layer.digest in superseded and not layer.cached
+        ]
+        if not here:
+            return ()
+        with self._transaction():  # none of them can be evicted: they are not cached yet
+            for digest in here:
+                self._storage.set_layer_cached(digest, cached=True)
+            cached = tuple(map(self._storage.get_layer_info_by_digest, here))
             self._ages.note(cached)
-        return tuple(cached)
+        return cached
 
     def _drop(self, layers: Sequence[LayerInfo]) -> None:
         """Remove damaged layers of directories that no image has; one in use stays cached."""
+        if not layers:
+            return
         try:
             self._remove_cached(layers, Removal.REQUESTED, self._use.users())
         except StoreError as error:
