@@ -833,6 +833,27 @@ class TestTheMostLayers:
         assert secret_of(manager, target, image.reference) == 0o700
 
     @pytest.mark.slow
+    @pytest.mark.parametrize(("number", "names"), [(499, []), (500, ["gone"])])
+    def test_whiteouts_of_an_opaque_root(
+        self,
+        manager: LayerManager,
+        node: ImageNode,
+        target: Path,
+        caplog: pytest.LogCaptureFixture,
+        number: int,
+        names: list[str],
+    ) -> None:
+        opaque = LayerBuilder().opaque(".").directory(".").directory("d").whiteout("d/gone").tar()
+        between = [LayerBuilder().directory(".").file(f"f{one}").tar() for one in range(number - 1)]
+        node.publish_images(app=[opaque, *between])
+        image = install(manager, node)
+        with manager.mount("app", image.reference, target=target, read_only=True):
+            assert [one.name for one in (target / "d").iterdir()] == names
+            assert not (target / "d/gone").exists()
+        said = "names that whiteouts hide are listed" in caplog.text
+        assert said == (number == 500)
+
+    @pytest.mark.slow
     def test_images_with_layers_of_directories_that_have_no_room_together(
         self, manager: LayerManager, node: ImageNode, target: Path
     ) -> None:
