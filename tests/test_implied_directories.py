@@ -743,7 +743,11 @@ class TestIndexesThatChange:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
         with node.manager(on_step=refuse_the_second) as manager:
-            repair(manager, node, image.layers[0])
+            with pytest.raises(LayersFailedError) as caught:
+                repair(manager, node, image.layers[0])
+            assert [one.digest for one in caught.value.result.installed] == [image.layers[0]]
+            (failed,) = caught.value.result.images.failed
+            assert failed.desired.reference == image.reference
             assert not only_image(manager).are_directories_known
             assert secret_of(manager, target, image.reference) == 0o700
             install(manager, node)

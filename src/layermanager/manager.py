@@ -50,6 +50,7 @@ from layermanager.model import (
     Digest,
     FailedLayer,
     Footprint,
+    ImageChanges,
     LayerInfo,
     LayerProgress,
     Phase,
@@ -88,7 +89,7 @@ if TYPE_CHECKING:
     from layermanager.images.directories import ImageDirectories
     from layermanager.install import VerifiedLayer
     from layermanager.leases import HeldLayer, LayerMount, Lease
-    from layermanager.model import ImageInfo, Repair
+    from layermanager.model import FailedImage, ImageInfo, Repair
     from layermanager.observer import Observer
     from layermanager.plan import Plan
     from layermanager.protocols import (
@@ -452,8 +453,9 @@ class LayerManager:
             The layers that were repaired.
 
         Raises:
-            LayersFailedError: some layers failed, and are as they were or are damaged again; it
-                holds their errors and, as installed, what was repaired.
+            LayersFailedError: some layers failed, and are as they were or are damaged again, or
+                images could not get their layers of directories; it holds their errors and, as
+                installed, what was repaired.
             StoreBusyError: another process is changing the store; nothing was done.
             CancelledError: it was cancelled, or the manager closed; what had been done by then
                 stays.
@@ -470,18 +472,23 @@ class LayerManager:
                 self._images.unsettle({repair.layer.digest for repair in others})
             repaired, failed = self._replace(others, cancellation)
             # The indexes of these say what the layers of directories have to be.
-            self._settle_directories(cancellation, {one.layer.digest for one in made_here})
+            without = self._settle_directories(
+                cancellation, {one.layer.digest for one in made_here}
+            )
             of_images = {image.directories for image in self._images.installed()}
             needed = [one for one in made_here if one.layer.digest in of_images]
             also_repaired, also_failed = self._replace(needed, cancellation)
-            unneeded = [one.layer for one in made_here if one.layer.digest not in of_images]
-            self._drop(unneeded)
-            repaired = (*repaired, *also_repaired, *unneeded)
-            failed = (*failed, *also_failed)
+            unneeded = [one for one in made_here if one.layer.digest not in of_images]
+            dropped, not_dropped = self._drop(unneeded)
+            repaired = (*repaired, *also_repaired, *dropped)
+            failed = (*failed, *also_failed, *not_dropped)
             self._tell_allocator(self._storage.get_layers_info(), self._use.users())
-        if failed:
-            result = ApplyResult(installed=repaired, failed=failed)
-            raise LayersFailedError.of([layer.error for layer in failed], result)
+        if failed or without:
+            result = ApplyResult(
+                installed=repaired, failed=failed, images=ImageChanges(failed=without)
+            )
+            errors = [*(layer.error for layer in failed), *(image.error for image in without)]
+            raise LayersFailedError.of(list(dict.fromkeys(errors)), result)
         return repaired
 
     def adopt_layers(
@@ -529,7 +536,12 @@ class LayerManager:
             adopted = [
                 self._adopt(layer, cancellation, clean_markers=clean_markers) for layer in strange
             ]
-            self._settle_directories(cancellation)
+            for image in self._settle_directories(cancellation):
+                _LOGGER.warning(
+                    "image %s has no layer for its directories yet, the next apply tries again: %s",
+                    image.desired.reference,
+                    image.error,
+                )
             self._tell_allocator(self._storage.get_layers_info(), self._use.users())
         return tuple(adopted)
 
@@ -915,23 +927,24 @@ class LayerManager:
 
     def _settle_directories(
         self, cancellation: Cancellation, doubtful: Collection[Digest] = ()
-    ) -> None:
+    ) -> tuple[FailedImage, ...]:
         """Give the desired images the layers of directories that they need now.
-
-        An image for which that fails stays as it was: the next operation is another try.
 
         Args:
             cancellation: ends it early.
             doubtful: layers of directories that may not be right.
+
+        Returns:
+            The images for which that failed. They stay as they were, and the next operation is
+            another try.
         """
         unsettled = self._images.unsettled(doubtful)
         made = _MadeLayers()
         _, failed = self._images.settle_directories(
             unsettled, lambda images: self._provide_directories(images, made, cancellation)
         )
-        for one in failed:
-            _LOGGER.warning("image %s keeps its directories: %s", one.desired.reference, one.error)
         self._cache_superseded()
+        return failed
 
     def _cache_superseded(self) -> tuple[LayerInfo, ...]:
         """Cache the layers of directories that no desired image has; return them."""
@@ -954,14 +967,22 @@ class LayerManager:
             self._ages.note(cached)
         return cached
 
-    def _drop(self, layers: Sequence[LayerInfo]) -> None:
-        """Remove damaged layers of directories that no image has; one in use stays cached."""
-        if not layers:
-            return
+    def _drop(
+        self, repairs: Sequence[Repair]
+    ) -> tuple[tuple[LayerInfo, ...], tuple[FailedLayer, ...]]:
+        """Remove damaged layers of directories that no image has; one in use stays cached.
+
+        Returns:
+            Those that need no repair any more, and those that could not be removed.
+        """
+        if not repairs:
+            return (), ()
+        layers = tuple(repair.layer for repair in repairs)
         try:
             self._remove_cached(layers, Removal.REQUESTED, self._use.users())
         except StoreError as error:
-            _LOGGER.warning("a layer that is not needed any more stays: %s", error)
+            return (), tuple(FailedLayer(repair.source, error) for repair in repairs)
+        return layers, ()
 
     def _rename(self, steps: Plan) -> Mapping[Digest, LayerInfo]:
         """Record the new names of layers; return those layers as they are then."""
