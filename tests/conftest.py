@@ -220,6 +220,16 @@ def overlay(tmp_path_factory: pytest.TempPathFactory, needs_overlay: None) -> Ov
     return lambda lower: _overlay(lower, tmp_path_factory.mktemp("merged"))
 
 
+@pytest.fixture
+def target(tmp_path: Path, needs_overlay: None) -> Iterator[Path]:  # noqa: ARG001
+    """A directory to mount layers on; what is mounted there at the end is unmounted."""
+    path = tmp_path / "target"
+    path.mkdir()
+    yield path
+    while path.is_mount():
+        subprocess.run(["umount", "--lazy", path], check=True)
+
+
 @pytest.fixture(scope="session")
 def needs_user_namespace() -> list[str]:
     """How to run a program as the root of a new user namespace, with mounts of its own."""

@@ -67,13 +67,17 @@ def found(*layers: Iterable[Occurrence] | None) -> dict[str, str]:
 
 
 def merged(*layers: Iterable[Occurrence] | None) -> tuple[MergedDirectory, ...]:
+    return stack_of(*layers).implied()
+
+
+def stack_of(*layers: Iterable[Occurrence] | None) -> Stack:
     stack = Stack()
     for layer in layers:
         if layer is None:
             stack.add_unknown()
         else:
             stack.add(layer)
-    return stack.implied()
+    return stack
 
 
 ROOT = implied(".")
@@ -129,6 +133,14 @@ class TestTheRule:
         between = hiding if hiding[0].path == b"." else [ROOT, *hiding]
         assert "home/app" not in found(BASE, between, UPPER)
         assert "home/app/in" not in found(BASE, between, [*UPPER, implied("home/app/in")])
+
+    @pytest.mark.parametrize("mark", [OPAQUE, USER_OPAQUE])
+    def test_layers_below_an_opaque_root_are_not_visible(self, mark: Mapping[bytes, bytes]) -> None:
+        opaque = [implied(".", mark), listed("d")]
+        assert stack_of(BASE, UPPER).visible == 2
+        assert stack_of(BASE, None, [implied("d", mark)]).visible == 3
+        assert stack_of(BASE, UPPER, opaque).visible == 1
+        assert stack_of(BASE, opaque, UPPER, None).visible == 3
 
     def test_an_opaque_directory_keeps_its_own(self) -> None:
         upper = [ROOT, implied("home"), implied("home/app", OPAQUE), implied("home/app/in")]

@@ -6,11 +6,12 @@ import errno
 import os
 import shutil
 import signal
+import sqlite3
 import stat
 import subprocess
 import sys
 import textwrap
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -23,16 +24,20 @@ from layermanager import (
     ImageInfo,
     Inventory,
     LayersFailedError,
+    MountError,
     Repair,
 )
+from layermanager.adoption import write_index
+from layermanager.cancellation import Cancellation
 from layermanager.check import Status
 from layermanager.images.directories import LAYER_NAME
 from layermanager.steps import Step
-from layermanager.store import index_path
+from layermanager.store import Store, index_path
 from layermanager.testing.clock import FakeClock
 from layermanager.testing.images import build_image, layout_files, write_files
 from layermanager.testing.layers import LayerBuilder, digest_of
 from layermanager.testing.trees import snapshot
+from layermanager.use.merged import NO_ROOM
 from manager_fixtures import Node, wait_until_unused
 
 if TYPE_CHECKING:
@@ -40,6 +45,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from layermanager import LayerInfo, LayerManager
+    from layermanager.model import Digest
 
 pytestmark = pytest.mark.usefixtures("needs_overlay")
 
@@ -113,15 +119,6 @@ def node(tmp_path: Path) -> ImageNode:
 def manager(node: ImageNode) -> Iterator[LayerManager]:
     with node.manager() as manager:
         yield manager
-
-
-@pytest.fixture
-def target(tmp_path: Path) -> Iterator[Path]:
-    path = tmp_path / "target"
-    path.mkdir()
-    yield path
-    while path.is_mount():
-        subprocess.run(["umount", "--lazy", path], check=True)
 
 
 def install(manager: LayerManager, node: ImageNode, name: str = "app") -> ImageInfo:
@@ -384,7 +381,7 @@ class TestImages:
         with manager.mount("app", image.reference, target=target, read_only=True):
             assert directories_of(target) == EXPECTED
 
-    def test_one_that_no_image_has_cannot_be_repaired(
+    def test_a_damaged_one_that_no_image_has_is_removed(
         self, manager: LayerManager, node: ImageNode
     ) -> None:
         image = install(manager, node)
@@ -393,9 +390,10 @@ class TestImages:
         for digest in image.layers:
             shutil.rmtree(node.config.layers_dir / "sha256" / digest.encoded)
         source = Inventory(node.config).sources()[layer.digest]
-        with pytest.raises(LayersFailedError) as caught:
-            manager.repair_layers([Repair(layer, source)])
-        assert "no installed image has it" in str(caught.value.exceptions[0])
+        (repaired,) = manager.repair_layers([Repair(layer, source)])
+        assert repaired.digest == layer.digest
+        assert made(manager) == []
+        assert not layer.path.exists()
 
     def test_it_is_made_again_where_it_was_lost(
         self, manager: LayerManager, node: ImageNode, target: Path
@@ -451,15 +449,431 @@ class TestImages:
             assert manager.get_images_info() == ()
             assert install(manager, node).directories is not None
 
-    def test_as_many_layers_as_overlayfs_takes_leave_no_room(
+
+def damage_index(node: ImageNode, digest: Digest) -> None:
+    index_path(node.config.index_dir, digest).write_bytes(b"?")
+
+
+def lose_index(node: ImageNode, digest: Digest) -> None:
+    index_path(node.config.index_dir, digest).unlink()
+
+
+def repair(manager: LayerManager, node: ImageNode, *digests: Digest | None) -> list[Digest]:
+    """Repair layers by digest; return the layers that were repaired."""
+    here = {layer.digest: layer for layer in manager.get_layers_info()}
+    sources = Inventory(node.config).sources()
+    repairs = [Repair(here[one], sources[one]) for one in digests if one is not None]
+    return [layer.digest for layer in manager.repair_layers(repairs)]
+
+
+def secret_of(manager: LayerManager, target: Path, layers: str | list[str]) -> int:
+    """The mode of ``secret`` in a mount of *layers*."""
+    with manager.mount("look", layers, target=target, read_only=True):
+        return directories_of(target)["secret"][0]
+
+
+def only_image(manager: LayerManager) -> ImageInfo:
+    (image,) = manager.get_images_info()
+    return image
+
+
+def image_of(manager: LayerManager, reference: str) -> ImageInfo:
+    return next(one for one in manager.get_images_info() if one.reference == reference)
+
+
+class TestDirectoriesThatCannotBeTold:
+    """An index is missing or damaged when an image is installed."""
+
+    @pytest.fixture(params=[damage_index, lose_index])
+    def spoil(self, request: pytest.FixtureRequest) -> Callable[[ImageNode, Digest], None]:
+        spoil: Callable[[ImageNode, Digest], None] = request.param
+        return spoil
+
+    @pytest.fixture
+    def unknown(
+        self,
+        manager: LayerManager,
+        node: ImageNode,
+        spoil: Callable[[ImageNode, Digest], None],
+    ) -> ImageInfo:
+        """The image, installed when the index of its base could not be read."""
+        node.publish_images(base=[BASE], app=[BASE, UPPER])
+        base = install(manager, node, "base")
+        spoil(node, base.layers[0])
+        return install(manager, node)
+
+    def test_it_is_known_and_said(
+        self,
+        manager: LayerManager,
+        node: ImageNode,
+        unknown: ImageInfo,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        assert install(manager, node) == unknown  # and said again
+        assert unknown.directories is None
+        assert not unknown.are_directories_known
+        assert unknown.reference in caplog.text
+        assert str(unknown.layers[0]) in caplog.text
+        assert made(manager) == []
+
+    def test_the_next_apply_after_a_repair_makes_them(
+        self, manager: LayerManager, node: ImageNode, target: Path, unknown: ImageInfo
+    ) -> None:
+        assert secret_of(manager, target, unknown.reference) == 0o755
+        repair(manager, node, unknown.layers[0])
+        install(manager, node)
+        assert secret_of(manager, target, unknown.reference) == 0o700
+        assert statuses(node) == {Status.INTACT}
+
+    def test_the_repair_makes_them(
+        self, manager: LayerManager, node: ImageNode, target: Path, unknown: ImageInfo
+    ) -> None:
+        assert repair(manager, node, unknown.layers[0]) == [unknown.layers[0]]
+        image = image_of(manager, unknown.reference)
+        assert image.are_directories_known
+        assert [image.directories] == [layer.digest for layer in made(manager)]
+        assert secret_of(manager, target, unknown.reference) == 0o700
+        result = manager.process_desired_layers([node.image()])
+        assert image.directories in [layer.digest for layer in result.kept]
+        assert result.installed == result.restored == ()
+
+    def test_an_apply_makes_them_where_the_index_is_there_again(
         self, manager: LayerManager, node: ImageNode, target: Path
     ) -> None:
-        between = [LayerBuilder().file(f"f{number}").tar() for number in range(498)]
-        node.publish_images(app=[BASE, *between, UPPER])
+        node.publish_images(base=[BASE], app=[BASE, UPPER])
+        base = install(manager, node, "base").layers[0]
+        path = index_path(node.config.index_dir, base)
+        content = path.read_bytes()
+        damage_index(node, base)
         image = install(manager, node)
-        assert image.directories is None
+        path.write_bytes(content)
+        # A mount decides by itself.
+        assert secret_of(manager, target, image.reference) == 0o700
+        assert made(manager) == []
+        result = manager.process_desired_layers([node.image()])
+        assert [layer.layer_id for layer in result.installed] == [LAYER_NAME]
+        (kept,) = result.images.kept
+        assert kept.directories == result.installed[0].digest
+        assert secret_of(manager, target, image.reference) == 0o700
+
+    def test_a_cached_image_gets_them_when_it_is_desired_again(
+        self, manager: LayerManager, node: ImageNode, unknown: ImageInfo
+    ) -> None:
+        manager.process_desired_layers([])
+        repair(manager, node, unknown.layers[0])
+        assert not image_of(manager, unknown.reference).are_directories_known
+        assert made(manager) == []
+        result = manager.process_desired_layers([node.image()])
+        (image,) = result.images.restored
+        assert image.are_directories_known
+        assert image.directories is not None
+
+    def test_images_of_earlier_versions_are_looked_at_once_more(self, node: ImageNode) -> None:
+        with node.manager() as manager:
+            image = install(manager, node)
+            assert image.directories is not None
+            shutil.rmtree(made(manager)[0].path)
+        with closing(sqlite3.connect(node.config.database)) as connection, connection:
+            connection.execute("UPDATE ociImages SET directories = NULL")
+            connection.execute("ALTER TABLE ociImages DROP COLUMN directoriesKnown")
+            connection.execute("PRAGMA user_version = 12")
+        assert not Inventory(node.config).images()[0].are_directories_known
+        with node.manager() as manager:
+            assert install(manager, node).directories == image.directories
+
+
+class TestIndexesThatChange:
+    """The index of a lower layer becomes another one after the image was installed."""
+
+    def test_an_adoption_makes_another_layer(
+        self, manager: LayerManager, node: ImageNode, target: Path
+    ) -> None:
+        before = install(manager, node)
+        change_base(node, before)
+        lose_index(node, before.layers[0])
+        manager.adopt_layers(manager.get_layers_info())
+        after = only_image(manager)
+        assert after.directories not in (None, before.directories)
+        assert after.are_directories_known
+        assert secret_of(manager, target, after.reference) == 0o750
+        assert {layer.digest: layer.cached for layer in made(manager)} == {
+            before.directories: True,
+            after.directories: False,
+        }
+        assert statuses(node) == {Status.INTACT}
+
+    @pytest.mark.parametrize("first", ["layer", "directories", "both"])
+    def test_a_repair_of_a_lower_layer_and_of_the_directories(
+        self, manager: LayerManager, node: ImageNode, target: Path, first: str
+    ) -> None:
+        image = outdated(manager, node)
+        base, old = image.layers[0], image.directories
+        damage(manager, old)
+        damage_index(node, base)
+        match first:
+            case "layer":
+                assert repair(manager, node, base) == [base]
+            case "directories":
+                with pytest.raises(LayersFailedError, match="could not be installed") as caught:
+                    repair(manager, node, old)
+                assert "repair that layer" in str(caught.value.exceptions[0])
+                assert only_image(manager).directories == old
+                assert not only_image(manager).are_directories_known
+                assert repair(manager, node, base) == [base]
+            case _:
+                assert set(repair(manager, node, base, old)) == {base, old}
+        after = only_image(manager)
+        assert after.are_directories_known
+        assert after.directories not in (None, old)
+        assert secret_of(manager, target, after.reference) == 0o700
+
+    def test_a_damaged_one_that_is_not_right_any_more_is_replaced(
+        self, manager: LayerManager, node: ImageNode, target: Path
+    ) -> None:
+        image = outdated(manager, node)
+        old = image.directories
+        change_base_and_index(node, image)
+        damage(manager, old)
+        assert repair(manager, node, old) == [old]
+        after = only_image(manager)
+        assert after.directories not in (None, old)
+        assert [layer.digest for layer in made(manager)] == [after.directories]
+        assert secret_of(manager, target, after.reference) == 0o700
+        assert statuses(node) == {Status.INTACT}
+
+    def test_the_index_of_a_lower_layer_was_made_again(
+        self, manager: LayerManager, node: ImageNode, target: Path
+    ) -> None:
+        image = install(manager, node)
+        change_base_and_index(node, image, mode=0o750)
+        damage(manager, image.directories)
+        repair(manager, node, image.directories)
+        assert secret_of(manager, target, image.reference) == 0o750
+        assert statuses(node) == {Status.INTACT}
+
+    def test_a_damaged_one_that_is_mounted_stays_until_it_is_not(
+        self, manager: LayerManager, node: ImageNode, target: Path
+    ) -> None:
+        image = outdated(manager, node)
+        change_base_and_index(node, image)
+        damage(manager, image.directories)
         with manager.mount("app", image.reference, target=target, read_only=True):
-            assert directories_of(target)["secret"] == (0o755, (0, 0), 0)
+            assert repair(manager, node, image.directories) == [image.directories]
+            assert [one.cached for one in made(manager) if one.digest == image.directories] == [
+                True
+            ]
+        wait_until_unused(manager)
+        manager.remove_expired_layers(AT_ONCE)
+        assert [layer.digest for layer in made(manager)] == [only_image(manager).directories]
+
+    def test_one_that_is_needed_no_more_is_removed(
+        self, manager: LayerManager, node: ImageNode
+    ) -> None:
+        node.publish_images(
+            app=[
+                LayerBuilder().directory("secret", mode=0o700).file("name").tar(),
+                LayerBuilder().file("secret/new").tar(),
+            ]
+        )
+        image = install(manager, node)
+        change_base_and_index(node, image, mode=0o755)
+        damage(manager, image.directories)
+        assert repair(manager, node, image.directories) == [image.directories]
+        assert only_image(manager).directories is None
+        assert only_image(manager).are_directories_known
+        assert made(manager) == []
+
+    def test_an_apply_takes_the_layer_that_is_change_base_and_index(
+        self, manager: LayerManager, node: ImageNode, target: Path
+    ) -> None:
+        image = outdated(manager, node)
+        change_base_and_index(node, image)
+        with closing(sqlite3.connect(node.config.database)) as connection, connection:
+            connection.execute("UPDATE ociImages SET directoriesKnown = 0")
+        # Until then a mount leaves out the layer that is not right.
+        assert secret_of(manager, target, image.reference) == 0o700
+        result = manager.process_desired_layers([node.image()])
+        (kept,) = result.images.kept
+        assert [layer.digest for layer in result.installed] == [kept.directories]
+        assert [layer.digest for layer in result.cached] == [image.directories]
+        assert image.directories not in [layer.digest for layer in result.kept]
+        assert secret_of(manager, target, image.reference) == 0o700
+
+    def test_one_with_the_content_of_a_layer_of_the_image(
+        self, manager: LayerManager, node: ImageNode, target: Path
+    ) -> None:
+        base = LayerBuilder().directory("secret", mode=0o700).tar()
+        node.publish_images(app=[base, LayerBuilder().file("secret/new").tar()])
+        image = install(manager, node)
+        assert image.directories == image.layers[0]
+        damage_index(node, image.layers[1])
+        assert repair(manager, node, *image.layers) == [*image.layers]
+        assert only_image(manager) == image
+        assert not any(layer.cached for layer in manager.get_layers_info())
+        with closing(sqlite3.connect(node.config.database)) as connection, connection:
+            connection.execute("UPDATE ociImages SET directoriesKnown = 0")
+        assert secret_of(manager, target, image.reference) == 0o700
+
+    def test_what_was_known_stays_where_it_cannot_be_told_now(
+        self, manager: LayerManager, node: ImageNode, target: Path
+    ) -> None:
+        image = install(manager, node)
+        damage_index(node, image.layers[0])
+        damage_index(node, image.layers[1])
+        repair(manager, node, image.layers[1])
+        after = only_image(manager)
+        assert not after.are_directories_known
+        assert after.directories == image.directories
+        assert secret_of(manager, target, image.reference) == 0o700
+        install(manager, node)
+        assert only_image(manager) == after
+        repair(manager, node, image.layers[0])
+        assert only_image(manager) == image
+
+    def test_an_operation_that_fails_is_made_up_for(self, node: ImageNode, target: Path) -> None:
+        with node.manager() as manager:
+            image = outdated(manager, node)
+            damage_index(node, image.layers[0])
+        staged = 0
+
+        def refuse_the_second(step: Step) -> None:
+            nonlocal staged
+            staged += step is Step.STAGE_LAYER
+            if step is Step.STAGE_LAYER and staged == 2:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        with node.manager(on_step=refuse_the_second) as manager:
+            with pytest.raises(LayersFailedError) as caught:
+                repair(manager, node, image.layers[0])
+            assert [one.digest for one in caught.value.result.installed] == [image.layers[0]]
+            (failed,) = caught.value.result.images.failed
+            assert failed.desired.reference == image.reference
+            assert not only_image(manager).are_directories_known
+            assert secret_of(manager, target, image.reference) == 0o700
+            install(manager, node)
+            assert only_image(manager).are_directories_known
+            assert secret_of(manager, target, image.reference) == 0o700
+
+
+def change_base(node: ImageNode, image: ImageInfo, mode: int = 0o750) -> None:
+    """Give ``secret`` of the base of *image* another mode."""
+    (node.config.layers_dir / "sha256" / image.layers[0].encoded / "secret").chmod(mode)
+
+
+def outdated(manager: LayerManager, node: ImageNode) -> ImageInfo:
+    """Install an image whose base is as its archive does not have it, and its index with it."""
+    image = install(manager, node)
+    change_base_and_index(node, image, mode=0o750)
+    with closing(sqlite3.connect(node.config.database)) as connection, connection:
+        connection.execute("UPDATE ociImages SET directoriesKnown = 0")
+    image = install(manager, node)
+    manager.remove_expired_layers(AT_ONCE)
+    assert [layer.digest for layer in made(manager)] == [image.directories]
+    return image
+
+
+def change_base_and_index(node: ImageNode, image: ImageInfo, *, mode: int = 0o700) -> None:
+    """Change the base of *image* and its index, and nothing that the image refers to.
+
+    That is what an earlier version left behind.
+    """
+    base = image.layers[0]
+    change_base(node, image, mode)
+    lose_index(node, base)
+    store = Store(node.config.working_dir, node.config.layers_dir, node.config.index_dir)
+    with store.adoption(base) as (root, index):
+        write_index(root, index, Cancellation(), lambda _: None)
+
+
+def damage(manager: LayerManager, digest: Digest | None) -> None:
+    """Damage a layer of directories."""
+    (layer,) = [layer for layer in made(manager) if layer.digest == digest]
+    (layer.path / "added").touch()
+
+
+class TestTheMostLayers:
+    """overlayfs takes 500 layers."""
+
+    @pytest.mark.parametrize(("number", "mode"), [(499, 0o700), (500, 0o755)])
+    def test_an_image(
+        self,
+        manager: LayerManager,
+        node: ImageNode,
+        target: Path,
+        caplog: pytest.LogCaptureFixture,
+        number: int,
+        mode: int,
+    ) -> None:
+        between = [LayerBuilder().file(f"f{one}").tar() for one in range(number - 2)]
+        node.publish_images(app=[BASE, *between, UPPER], one=[PLAIN])
+        image = install(manager, node)
+        assert (image.directories is None) == (number == 500)
+        assert image.are_directories_known
+        assert self.warnings(caplog) == ([f"image {image.reference}: {NO_ROOM}"][: number - 499])
+        for layers in (image.reference, upwards(image)):
+            assert secret_of(manager, target, layers) == mode
+            assert self.warnings(caplog) == [NO_ROOM][: number - 499]
+        if number == 500:
+            desired = [node.image("one"), node.image()]
+            manager.process_desired_layers(desired)
+            with pytest.raises(MountError, match="cannot mount"):
+                manager.mount("look", [one.reference for one in desired], target=target)
+
+    def warnings(self, caplog: pytest.LogCaptureFixture) -> list[str]:
+        """Return what was said of missing room since this was asked last."""
+        said = [one for one in caplog.messages if NO_ROOM in one]
+        caplog.clear()
+        return said
+
+    @pytest.mark.slow
+    def test_layers_below_an_opaque_root_do_not_count(
+        self, manager: LayerManager, node: ImageNode, target: Path
+    ) -> None:
+        between = [LayerBuilder().file(f"f{one}").tar() for one in range(497)]
+        opaque = LayerBuilder().opaque(".").directory("secret", mode=0o700).tar()
+        node.publish_images(app=[BASE, *between, opaque, UPPER])
+        image = install(manager, node)
+        assert image.directories is not None
+        assert secret_of(manager, target, image.reference) == 0o700
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize(("number", "names"), [(499, []), (500, ["gone"])])
+    def test_whiteouts_of_an_opaque_root(
+        self,
+        manager: LayerManager,
+        node: ImageNode,
+        target: Path,
+        caplog: pytest.LogCaptureFixture,
+        number: int,
+        names: list[str],
+    ) -> None:
+        opaque = LayerBuilder().opaque(".").directory(".").directory("d").whiteout("d/gone").tar()
+        between = [LayerBuilder().directory(".").file(f"f{one}").tar() for one in range(number - 1)]
+        node.publish_images(app=[opaque, *between])
+        image = install(manager, node)
+        with manager.mount("app", image.reference, target=target, read_only=True):
+            assert [one.name for one in (target / "d").iterdir()] == names
+            assert not (target / "d/gone").exists()
+        said = "names that whiteouts hide are listed" in caplog.text
+        assert said == (number == 500)
+
+    @pytest.mark.slow
+    def test_images_with_layers_of_directories_that_have_no_room_together(
+        self, manager: LayerManager, node: ImageNode, target: Path
+    ) -> None:
+        between = [LayerBuilder().file(f"f{one}").tar() for one in range(495)]
+        top = [
+            LayerBuilder().directory("x", mode=0o711).file("x/x").tar(),
+            LayerBuilder().file("x/y").tar(),
+        ]
+        node.publish_images(app=[BASE, *between, UPPER], top=top)
+        desired = [node.image("top"), node.image("app")]
+        manager.process_desired_layers(desired)
+        assert all(image.directories for image in manager.get_images_info())
+        layers = [one.reference for one in desired]
+        with manager.mount("both", layers, target=target, read_only=True):
+            found = directories_of(target)
+        assert found == {**EXPECTED, "x": (0o711, (0, 0), 0)}
 
 
 MOUNTER = """

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ from layermanager.errors import (
 )
 from layermanager.json_documents import (
     error_json,
+    image_json,
     layer_json,
     plan_json,
     result_json,
@@ -25,6 +26,7 @@ from layermanager.model import (
     DesiredLayer,
     Digest,
     FailedLayer,
+    ImageInfo,
     InodeUsage,
     LayerInfo,
     StoreUsage,
@@ -62,6 +64,38 @@ def test_a_layer_is_spelled_as_aos_does() -> None:
         "cached": True,
         "size": 4096,
     }
+
+
+@pytest.mark.parametrize(
+    ("directories", "known", "expected"),
+    [
+        (None, True, {}),
+        (None, False, {"directoriesUnknown": True}),
+        (DIGESTS[3], True, {"directories": DIGESTS[3]}),
+        (DIGESTS[3], False, {"directories": DIGESTS[3], "directoriesUnknown": True}),
+    ],
+)
+def test_an_image_tells_of_its_directories(
+    directories: Digest | None,
+    known: bool,
+    expected: dict[str, object],
+) -> None:
+    image = ImageInfo(
+        reference="registry:5000/app:1",
+        digest=DIGESTS[0],
+        platform="linux/amd64",
+        layers=(DIGESTS[1],),
+        diff_ids=(DIGESTS[1],),
+        config_digest=DIGESTS[2],
+        config=b"{}",
+        timestamp=datetime(2026, 11, 24, tzinfo=UTC),
+        cached=False,
+        directories=directories,
+        are_directories_known=known,
+    )
+    document = image_json(image)
+    told = {name: value for name, value in document.items() if name.startswith("directories")}
+    assert told == expected
 
 
 def test_a_plan_names_digests() -> None:

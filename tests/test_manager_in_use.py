@@ -56,15 +56,6 @@ def node(tmp_path: Path) -> Node:
 
 
 @pytest.fixture
-def target(tmp_path: Path) -> Iterator[Path]:
-    path = tmp_path / "target"
-    path.mkdir()
-    yield path
-    while path.is_mount():
-        subprocess.run(["umount", "--lazy", path], check=True)
-
-
-@pytest.fixture
 def empty(tmp_path: Path) -> Path:
     """What an overlay of one layer has below it."""
     path = tmp_path / "empty"

@@ -58,15 +58,6 @@ def node(tmp_path: Path) -> Node:
 
 
 @pytest.fixture
-def target(tmp_path: Path) -> Iterator[Path]:
-    path = tmp_path / "target"
-    path.mkdir()
-    yield path
-    while path.is_mount():
-        subprocess.run(["umount", "--lazy", path], check=True)
-
-
-@pytest.fixture
 def manager(node: Node) -> Iterator[LayerManager]:
     with node.manager() as manager:
         manager.process_desired_layers([publish(node, "top"), publish(node, "low")])

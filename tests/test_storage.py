@@ -434,6 +434,15 @@ class TestImages:
         storage.delete_layer_by_digest(digest_of(3))
         assert list(storage.get_images_info()) == [one]
 
+    @pytest.mark.parametrize("directories", [None, digest_of(3)])
+    def test_it_is_kept_that_directories_are_not_known(
+        self, storage: Storage, directories: Digest | None
+    ) -> None:
+        add_layers(storage, 1)
+        one = replace(image("a:1", 1), directories=directories, are_directories_known=False)
+        storage.add_image(one)
+        assert list(storage.get_images_info()) == [one]
+
     def test_adding_again_replaces(self, storage: Storage) -> None:
         add_layers(storage, 1, 2)
         storage.add_image(image("a:1", 1, 2))
@@ -527,14 +536,31 @@ class TestImages:
             add_layers(storage, 1)
             storage.add_image(image("a:1", 1))
         execute(database, "ALTER TABLE ociImages DROP COLUMN directories")
+        execute(database, "ALTER TABLE ociImages DROP COLUMN directoriesKnown")
         for table in ("layerFootprints", "storeTime", "agePeriods"):
             execute(database, f"DROP TABLE {table}")
         execute(database, "PRAGMA user_version = 8")
-        assert read_images(database) == (image("a:1", 1),)
+        unknown = replace(image("a:1", 1), are_directories_known=False)
+        assert read_images(database) == (unknown,)
         with SqliteLayerStorage(database, clock) as storage:
-            assert storage.get_images_info() == (image("a:1", 1),)
+            assert storage.get_images_info() == (unknown,)
             storage.add_image(replace(image("a:1", 1), directories=digest_of(2)))
         assert read_images(database)[0].directories == digest_of(2)
+        assert read_images(database)[0].are_directories_known
+
+    def test_images_of_the_version_before_it_was_noted_that_directories_are_known(
+        self, database: Path, clock: FakeClock
+    ) -> None:
+        before = replace(image("a:1", 1), directories=digest_of(2))
+        with SqliteLayerStorage(database, clock) as storage:
+            add_layers(storage, 1)
+            storage.add_image(before)
+        execute(database, "ALTER TABLE ociImages DROP COLUMN directoriesKnown")
+        execute(database, "PRAGMA user_version = 12")
+        unknown = replace(before, are_directories_known=False)
+        assert read_images(database) == (unknown,)
+        with SqliteLayerStorage(database, clock) as storage:
+            assert storage.get_images_info() == (unknown,)
 
     def test_a_database_of_others_has_none(self, database: Path, clock: FakeClock) -> None:
         make_go_database(database)
@@ -682,7 +708,7 @@ class TestTheFile:
         assert stat.S_IMODE(database.stat().st_mode) == 0o644
         with closing(sqlite3.connect(database)) as connection:
             assert connection.execute("PRAGMA journal_mode").fetchone() == ("delete",)  # no log
-            assert connection.execute("PRAGMA user_version").fetchone() == (12,)
+            assert connection.execute("PRAGMA user_version").fetchone() == (13,)
             columns = connection.execute("PRAGMA table_info(layers)").fetchall()
         assert columns == [
             (0, "digest", "TEXT", 1, None, 1),

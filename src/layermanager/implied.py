@@ -85,9 +85,14 @@ class _Node:
 
 
 class Stack:
-    """The directories that are seen in a stack of layers, which are added from below."""
+    """The directories that are seen in a stack of layers, which are added from below.
+
+    Attributes:
+        visible: number of layers that a mount needs: not those below an opaque root.
+    """
 
     def __init__(self) -> None:
+        self.visible = 0
         self._nodes: dict[bytes, _Node] = {}
 
     def add(self, layer: Iterable[Occurrence]) -> None:
@@ -99,17 +104,21 @@ class Stack:
                     hidden.append(path)
             elif not path.rpartition(b"/")[2].startswith(WHITEOUT_PREFIX):
                 directories.append(directory)
+        self.visible += 1
         # First what the layer hides of those below, and then what it has itself.
         for path in hidden:
             self._remove(path)
         for directory in directories:
             if any(directory.xattrs.get(mark) == b"y" for mark in _OPAQUE_MARKS):
                 self._remove_children(directory.path)
+                if directory.path == _ROOT:
+                    self.visible = 1
         for directory in directories:
             self._put(directory)
 
     def add_unknown(self) -> None:
         """Put a layer on top without an index; it may hide anything of those below."""
+        self.visible += 1
         self._nodes.clear()
 
     def implied(self) -> tuple[MergedDirectory, ...]:

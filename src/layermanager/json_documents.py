@@ -47,7 +47,11 @@ def layer_json(layer: LayerInfo) -> dict[str, object]:
 
 
 def image_json(image: ImageInfo) -> dict[str, object]:
-    """An installed image; ``directories`` is there where it has such a layer."""
+    """An installed image.
+
+    ``directories`` is there where it has such a layer, ``directoriesUnknown`` where it could not
+    be told which one it needs.
+    """
     document: dict[str, object] = {
         "reference": image.reference,
         "digest": image.digest,
@@ -60,6 +64,8 @@ def image_json(image: ImageInfo) -> dict[str, object]:
     }
     if image.directories is not None:
         document["directories"] = image.directories
+    if not image.are_directories_known:
+        document["directoriesUnknown"] = True
     return document
 
 

@@ -50,6 +50,7 @@ from layermanager.model import (
     Digest,
     FailedLayer,
     Footprint,
+    ImageChanges,
     LayerInfo,
     LayerProgress,
     Phase,
@@ -85,9 +86,10 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from layermanager.config import Config
+    from layermanager.images.directories import ImageDirectories
     from layermanager.install import VerifiedLayer
     from layermanager.leases import HeldLayer, LayerMount, Lease
-    from layermanager.model import ImageInfo, Repair
+    from layermanager.model import FailedImage, ImageInfo, Repair
     from layermanager.observer import Observer
     from layermanager.plan import Plan
     from layermanager.protocols import (
@@ -375,10 +377,20 @@ class LayerManager:
                 failed,
                 lambda images: self._provide_directories(images, made, cancellation),
             )
+            before = {image.directories for image in (*steps.images.keep, *steps.images.restore)}
+            after = {image.directories for image in (*changes.kept, *changes.restored)}
+            superseded = self._cache_superseded() if before - after - {None} else ()
+        gone = {layer.digest for layer in superseded}
         result = ApplyResult(
-            kept=_as_in(renamed, steps.keep),
-            restored=(*_as_in(renamed, restored), *made.restored),
-            cached=tuple(layer for layer in cached if layer.digest not in made.digests),
+            kept=tuple(one for one in _as_in(renamed, steps.keep) if one.digest not in gone),
+            restored=(
+                *(one for one in _as_in(renamed, restored) if one.digest not in gone),
+                *made.restored,
+            ),
+            cached=(
+                *(layer for layer in cached if layer.digest not in made.digests),
+                *superseded,
+            ),
             installed=(*installed, *made.installed),
             failed=failed,
             images=changes,
@@ -430,6 +442,9 @@ class LayerManager:
         the old files, as far as they have them open, until they are mounted anew. Afterwards it is
         compared with its index: a repair that did not help has failed.
 
+        Images get the layers of directories that they need then. Such a layer that is damaged, and
+        that no image has any more, is removed; it counts as repaired.
+
         Args:
             repairs: the layers.
             cancellation: ends it early; it is called, too, when the manager is closed meanwhile.
@@ -438,8 +453,9 @@ class LayerManager:
             The layers that were repaired.
 
         Raises:
-            LayersFailedError: some layers failed, and are as they were or are damaged again; it
-                holds their errors and, as installed, what was repaired.
+            LayersFailedError: some layers failed, and are as they were or are damaged again, or
+                images could not get their layers of directories; it holds their errors and, as
+                installed, what was repaired.
             StoreBusyError: another process is changing the store; nothing was done.
             CancelledError: it was cancelled, or the manager closed; what had been done by then
                 stays.
@@ -450,25 +466,29 @@ class LayerManager:
             self._recover()
             for repair in repairs:  # it must not be evicted to make room for itself
                 self._allocator.restore_outdated_item(repair.layer.digest)
-            replaced, not_installed = self._install(
-                tuple(repair.source for repair in repairs),
-                cancellation,
-                {repair.layer.digest: repair.layer for repair in repairs},
+            made_here = [one for one in repairs if _is_made_here(one.source)]
+            others = [one for one in repairs if not _is_made_here(one.source)]
+            with self._transaction():
+                self._images.unsettle({repair.layer.digest for repair in others})
+            repaired, failed = self._replace(others, cancellation)
+            # The indexes of these say what the layers of directories have to be.
+            without = self._settle_directories(
+                cancellation, {one.layer.digest for one in made_here}
             )
-            damaged = self._still_damaged(replaced, cancellation)
-            repaired = tuple(layer for layer in replaced if layer.digest not in damaged)
-            failed = (
-                *not_installed,
-                *(
-                    FailedLayer(repair.source, damaged[repair.layer.digest])
-                    for repair in repairs
-                    if repair.layer.digest in damaged
-                ),
-            )
+            of_images = {image.directories for image in self._images.installed()}
+            needed = [one for one in made_here if one.layer.digest in of_images]
+            also_repaired, also_failed = self._replace(needed, cancellation)
+            unneeded = [one for one in made_here if one.layer.digest not in of_images]
+            dropped, not_dropped = self._drop(unneeded)
+            repaired = (*repaired, *also_repaired, *dropped)
+            failed = (*failed, *also_failed, *not_dropped)
             self._tell_allocator(self._storage.get_layers_info(), self._use.users())
-        if failed:
-            result = ApplyResult(installed=repaired, failed=failed)
-            raise LayersFailedError.of([layer.error for layer in failed], result)
+        if failed or without:
+            result = ApplyResult(
+                installed=repaired, failed=failed, images=ImageChanges(failed=without)
+            )
+            errors = [*(layer.error for layer in failed), *(image.error for image in without)]
+            raise LayersFailedError.of(list(dict.fromkeys(errors)), result)
         return repaired
 
     def adopt_layers(
@@ -511,9 +531,17 @@ class LayerManager:
             held = self._use.users().held(strange) if clean_markers else ()
             if held:
                 raise UseError(f"in use, so that nothing can be removed from it: {held[0]}")
+            with self._transaction():
+                self._images.unsettle({layer.digest for layer in strange})
             adopted = [
                 self._adopt(layer, cancellation, clean_markers=clean_markers) for layer in strange
             ]
+            for image in self._settle_directories(cancellation):
+                _LOGGER.warning(
+                    "image %s has no layer for its directories yet, the next apply tries again: %s",
+                    image.desired.reference,
+                    image.error,
+                )
             self._tell_allocator(self._storage.get_layers_info(), self._use.users())
         return tuple(adopted)
 
@@ -850,39 +878,111 @@ class LayerManager:
 
     def _provide_directories(
         self, images: Sequence[ImageInfo], made: _MadeLayers, cancellation: Cancellation
-    ) -> list[tuple[ImageInfo, Digest | LayerManagerError | None]]:
+    ) -> list[tuple[ImageInfo, ImageInfo | LayerManagerError]]:
         """Have the layers of directories that *images* need, whose other layers are there.
 
         Returns:
-            The images, each with its layer of directories or the reason why it has none.
+            The images, each as it is then or with the reason why it stays as it was.
         """
-        found: list[tuple[ImageInfo, Digest | LayerManagerError | None]] = []
+        found: list[tuple[ImageInfo, ImageInfo | LayerManagerError]] = []
         wanted: dict[Digest, DesiredLayer] = {}
         for image in images:
             try:
                 with self._guard.failing(Boundary.IMAGE, f"the directories of {image.reference}"):
-                    layer = self._directories.layer_for(image.layers)
+                    needed = self._directories.directories_for(image.layers)
             except LayerManagerError as error:
                 found.append((image, error))
                 continue
-            found.append((image, layer.digest if layer else None))
-            if layer is not None:
-                wanted[layer.digest] = layer
-        if not wanted:
-            return found
-        with self._state_lock, self._transaction():
-            made.restored = [one for digest in wanted for one in self._restore_layer(digest)]
-        for layer_info in made.restored:
-            del wanted[layer_info.digest]
+            if needed.problem:
+                _LOGGER.warning("image %s: %s", image.reference, needed.problem)
+            if needed.layer is not None:
+                wanted[needed.layer.digest] = needed.layer
+            found.append((image, _with_directories(image, needed)))
         try:
-            made.installed, failed = self._install(tuple(wanted.values()), cancellation)
+            failed = self._install_directories(wanted, made, cancellation)
         finally:
             self._directories.forget()
-        errors = {layer.desired.digest: layer.error for layer in failed}
         return [
-            (image, errors.get(one, one) if isinstance(one, Digest) else one)
+            (image, one if isinstance(one, LayerManagerError) else _unless_failed(one, failed))
             for image, one in found
         ]
+
+    def _install_directories(
+        self, wanted: Mapping[Digest, DesiredLayer], made: _MadeLayers, cancellation: Cancellation
+    ) -> Mapping[Digest, LayerManagerError]:
+        """Have the layers of directories that are *wanted*; return the errors of the others."""
+        if not wanted:
+            return {}
+        with self._state_lock, self._transaction():
+            here = {layer.digest: layer for layer in self._storage.get_layers_info()}
+            made.restored = [
+                one
+                for digest in wanted
+                if digest in here and here[digest].cached
+                for one in self._restore_layer(digest)
+            ]
+        missing = tuple(layer for digest, layer in wanted.items() if digest not in here)
+        made.installed, failed = self._install(missing, cancellation)
+        return {layer.desired.digest: layer.error for layer in failed}
+
+    def _settle_directories(
+        self, cancellation: Cancellation, doubtful: Collection[Digest] = ()
+    ) -> tuple[FailedImage, ...]:
+        """Give the desired images the layers of directories that they need now.
+
+        Args:
+            cancellation: ends it early.
+            doubtful: layers of directories that may not be right.
+
+        Returns:
+            The images for which that failed. They stay as they were, and the next operation is
+            another try.
+        """
+        unsettled = self._images.unsettled(doubtful)
+        made = _MadeLayers()
+        _, failed = self._images.settle_directories(
+            unsettled, lambda images: self._provide_directories(images, made, cancellation)
+        )
+        self._cache_superseded()
+        return failed
+
+    def _cache_superseded(self) -> tuple[LayerInfo, ...]:
+        """Cache the layers of directories that no desired image has; return them."""
+        storage = self._storage
+        sources = storage.get_sources() if isinstance(storage, RemembersSources) else {}
+        made_here = {digest for digest, source in sources.items() if _is_made_here(source)}
+        desired = {image.directories for image in self._images.installed() if not image.cached}
+        superseded = made_here - desired
+        here = [
+            layer.digest
+            for layer in self._storage.get_layers_info()
+            if layer.digest in superseded and not layer.cached
+        ]
+        if not here:
+            return ()
+        with self._transaction():  # none of them can be evicted: they are not cached yet
+            for digest in here:
+                self._storage.set_layer_cached(digest, cached=True)
+            cached = tuple(map(self._storage.get_layer_info_by_digest, here))
+            self._ages.note(cached)
+        return cached
+
+    def _drop(
+        self, repairs: Sequence[Repair]
+    ) -> tuple[tuple[LayerInfo, ...], tuple[FailedLayer, ...]]:
+        """Remove damaged layers of directories that no image has; one in use stays cached.
+
+        Returns:
+            Those that need no repair any more, and those that could not be removed.
+        """
+        if not repairs:
+            return (), ()
+        layers = tuple(repair.layer for repair in repairs)
+        try:
+            self._remove_cached(layers, Removal.REQUESTED, self._use.users())
+        except StoreError as error:
+            return (), tuple(FailedLayer(repair.source, error) for repair in repairs)
+        return layers, ()
 
     def _rename(self, steps: Plan) -> Mapping[Digest, LayerInfo]:
         """Record the new names of layers; return those layers as they are then."""
@@ -1131,6 +1231,24 @@ class LayerManager:
         failed.sort(key=lambda layer: order[layer.desired.digest])
         return tuple(installed), tuple(failed)
 
+    def _replace(
+        self, repairs: Sequence[Repair], cancellation: Cancellation
+    ) -> tuple[tuple[LayerInfo, ...], tuple[FailedLayer, ...]]:
+        """Put new layers into the places of damaged ones; return them, and what failed."""
+        replaced, failed = self._install(
+            tuple(repair.source for repair in repairs),
+            cancellation,
+            {repair.layer.digest: repair.layer for repair in repairs},
+        )
+        damaged = self._still_damaged(replaced, cancellation) if replaced else {}
+        repaired = tuple(layer for layer in replaced if layer.digest not in damaged)
+        not_helped = (
+            FailedLayer(repair.source, damaged[repair.layer.digest])
+            for repair in repairs
+            if repair.layer.digest in damaged
+        )
+        return repaired, (*failed, *not_helped)
+
     def _still_damaged(
         self, layers: Sequence[LayerInfo], cancellation: Cancellation
     ) -> dict[Digest, StoreError]:
@@ -1333,6 +1451,27 @@ def _as_in(
 ) -> tuple[LayerInfo, ...]:
     """Return *layers*, as they are in *changed* where they are in it."""
     return tuple(changed.get(layer.digest, layer) for layer in layers)
+
+
+def _is_made_here(layer: DesiredLayer) -> bool:
+    """Whether *layer* is one of directories, which comes from the other layers of its images."""
+    return layer.url.startswith(f"{DIRECTORIES}:")
+
+
+def _with_directories(image: ImageInfo, needed: ImageDirectories) -> ImageInfo:
+    """Return *image* with what it needs; where that is not known, with what it had."""
+    if not needed.is_known:
+        return replace(image, are_directories_known=False)
+    directories = None if needed.layer is None else needed.layer.digest
+    return replace(image, directories=directories, are_directories_known=True)
+
+
+def _unless_failed(
+    image: ImageInfo, errors: Mapping[Digest, LayerManagerError]
+) -> ImageInfo | LayerManagerError:
+    if image.directories is None or not image.are_directories_known:
+        return image
+    return errors.get(image.directories, image)
 
 
 def _names(group: Sequence[VerifiedLayer]) -> str:

@@ -232,7 +232,11 @@ class ImageInfo:
         timestamp: when it was installed or, if later, last cached or restored; UTC.
         cached: no longer desired. Its layers may be desired all the same, by others.
         directories: the layer on top of the others, which is made here: it gives directories that
-            the upper ones do not list the attributes that the lower ones do. None: not needed.
+            the upper ones do not list the attributes that the lower ones do. None: not needed,
+            not known, or no room: overlayfs takes 500 layers.
+        are_directories_known: whether ``directories`` is right for the layers as they are. It is
+            not where the index of a layer was missing or damaged, or has changed since. A mount
+            then decides by itself, and the next operation that can tell makes it right.
     """
 
     reference: str
@@ -245,6 +249,7 @@ class ImageInfo:
     timestamp: datetime
     cached: bool
     directories: Digest | None = None
+    are_directories_known: bool = True
 
     @property
     def stack(self) -> tuple[Digest, ...]:

@@ -158,6 +158,8 @@ _MIGRATIONS: Final = (
         begun INTEGER NOT NULL
     ) WITHOUT ROWID
     """,
+    # Earlier versions recorded that images need no layer of directories where they could not tell.
+    "ALTER TABLE ociImages ADD COLUMN directoriesKnown INTEGER NOT NULL DEFAULT 0",
 )
 """The statement at index N takes a database from ``user_version`` N to N + 1."""
 
@@ -265,7 +267,7 @@ _IMAGE_COLUMNS: Final = (
     "timestamp",
     "cached",
 )
-_LATER_IMAGE_COLUMNS: Final = {"directories": "NULL"}
+_LATER_IMAGE_COLUMNS: Final = {"directories": "NULL", "directoriesKnown": "0"}
 """Those that databases of earlier versions lack, each with what is read in its stead."""
 
 _COMPLETE_IMAGES: Final = """
@@ -289,10 +291,11 @@ _SELECT_IMAGE_LAYERS: Final = """
 """
 _REPLACE_IMAGE: Final = """
     INSERT OR REPLACE INTO ociImages
-        (reference, digest, platform, configDigest, config, timestamp, cached, directories)
+        (reference, digest, platform, configDigest, config, timestamp, cached, directories,
+            directoriesKnown)
     VALUES
         (:reference, :digest, :platform, :config_digest, :config, :timestamp, :cached,
-            :directories)
+            :directories, :directories_known)
 """
 _INSERT_IMAGE_LAYER: Final = """
     INSERT INTO ociImageLayers
@@ -401,6 +404,7 @@ class SqliteLayerStorage:
                     "timestamp": format_timestamp(image.timestamp),
                     "cached": int(image.cached),
                     "directories": image.directories,
+                    "directories_known": int(image.are_directories_known),
                 },
             )
             self._execute(_DELETE_IMAGE_LAYERS, key)
@@ -765,7 +769,8 @@ def _images(connection: sqlite3.Connection) -> tuple[ImageInfo, ...]:
     chosen = _chosen(_columns(connection, "ociImages"), _IMAGE_COLUMNS, _LATER_IMAGE_COLUMNS)
     images = []
     for row in connection.execute(f"SELECT {chosen} FROM ociImages {_COMPLETE_IMAGES}").fetchall():  # noqa: S608 - all of it is our own
-        reference, digest, platform, config_digest, config, timestamp, cached, directories = row
+        reference, digest, platform, config_digest, config, timestamp, cached, *made_here = row
+        directories, are_known = made_here
         layers = connection.execute(
             _SELECT_IMAGE_LAYERS, {"reference": reference, "digest": digest}
         ).fetchall()
@@ -781,6 +786,7 @@ def _images(connection: sqlite3.Connection) -> tuple[ImageInfo, ...]:
                 timestamp=parse_timestamp(timestamp),
                 cached=cached != 0,
                 directories=None if directories is None else Digest(directories),
+                are_directories_known=are_known != 0,
             )
         )
     return tuple(images)

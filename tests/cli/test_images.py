@@ -11,8 +11,9 @@ from cli_fixtures import CommandLine
 
 from layermanager.cli.arguments import names_image
 from layermanager.desired import desired_to_json
+from layermanager.store import index_path
 from layermanager.testing.images import build_image, layout_files, write_files
-from layermanager.testing.layers import compress, digest_of
+from layermanager.testing.layers import LayerBuilder, compress, digest_of
 from manager_fixtures import Node, layer_tar
 
 if TYPE_CHECKING:
@@ -238,6 +239,35 @@ def test_an_image_is_shown(layermanager: CommandLine, layout: str) -> None:
     assert document["config"]["config"] == RUN
     layermanager("apply", f"{layout}:2")
     assert "cached for" in layermanager("show", f"{layout}:1").out
+
+
+def test_directories_that_cannot_be_told(
+    tmp_path: Path,
+    node: Node,
+    layermanager: CommandLine,
+    layout: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    base = LayerBuilder().directory("secret", mode=0o700).file("name").tar()
+    built = build_image([base, LayerBuilder().file("secret/new").tar()], config={"os": None})
+    write_files(tmp_path / "images", layout_files({"base": build_image([base]), "app": built}))
+    layermanager("apply", f"{layout}:base", "--platform", "linux/amd64")
+    index_path(node.config.index_dir, digest_of(base)).write_bytes(b"?")
+    finished = layermanager("apply", f"{layout}:app")
+    assert finished.status == 0
+    (warning,) = caplog.messages
+    assert warning.startswith(f"image {layout}:app: cannot tell the attributes of directories")
+    assert f"the index of layer {digest_of(base)} is damaged" in warning
+    assert "unknown, an index is missing or damaged" in layermanager("show", f"{layout}:app").out
+    finished = layermanager("check", "--repair")
+    assert finished.status == 0
+    assert "unknown" not in layermanager("show", f"{layout}:app").out
+    (directories,) = (
+        layer
+        for layer in layermanager("ls", "--json").document
+        if layer["layerId"] == "image-directories"
+    )
+    assert not directories["cached"]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,8 +15,6 @@ from layermanager.testing.layers import LayerBuilder, compress
 from manager_fixtures import Node, layer_tar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from layermanager import DesiredLayer
 
 
@@ -38,15 +35,6 @@ def layers(node: Node, run: CommandLine, tmp_path: Path) -> list[DesiredLayer]:
     for wanted in (layers, []):
         assert run("apply", write_desired(tmp_path / "desired.json", wanted)).status == 0
     return layers
-
-
-@pytest.fixture
-def target(tmp_path: Path, needs_overlay: None) -> Iterator[Path]:  # noqa: ARG001 - asked for
-    path = tmp_path / "target"
-    path.mkdir()
-    yield path
-    while path.is_mount():
-        subprocess.run(["umount", "--lazy", path], check=True)
 
 
 class TestMounting:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -41,15 +40,6 @@ def served(node: Node, tmp_path: Path) -> Iterator[Daemon]:
 @pytest.fixture
 def image(tmp_path: Path) -> DesiredImage:
     return DesiredImage(f"oci:{tmp_path / 'images'}:1")
-
-
-@pytest.fixture
-def target(tmp_path: Path, needs_overlay: None) -> Iterator[Path]:  # noqa: ARG001 - asked for
-    path = tmp_path / "target"
-    path.mkdir()
-    yield path
-    while path.is_mount():
-        subprocess.run(["umount", "--lazy", path], check=True)
 
 
 class TestImages:

@@ -21,8 +21,9 @@ from aos_schema import make_tables_of_aos
 from durability.site import Site
 from durability.walk import Fault, Kind, Walk, say
 from foreign_mounts import IN_A_MOUNT_NAMESPACE, mount_command, shell
-from layermanager.adoption import remove_markers
+from layermanager.adoption import remove_markers, write_index
 from layermanager.cancellation import Cancellation
+from layermanager.check import Status
 from layermanager.errors import (
     LayerManagerError,
     LayersFailedError,
@@ -33,7 +34,7 @@ from layermanager.inventory import Inventory
 from layermanager.model import LayerProgress, Phase, Repair
 from layermanager.space import DiskUsage, Partitions
 from layermanager.steps import Step, unannounced
-from layermanager.store import index_path
+from layermanager.store import Store, index_path
 from layermanager.testing.layers import LayerBuilder, digest_of
 from layermanager.testing.sources import MemorySource, Mishap
 from manager_fixtures import IMPATIENT, descendants
@@ -247,6 +248,40 @@ def _with_damaged_directories(site: Site) -> None:
     _with_an_image_to_come(site)
     _apply_another_image(site, Walk())
     (_directories(site).path / "secret").chmod(0o777)
+
+
+def _with_unknown_directories(site: Site) -> None:
+    """An image that was installed when the index of its lower layer was damaged."""
+    _with_an_image(site)
+    base = LayerBuilder().directory("secret", mode=0o700).file("name").tar()
+    for layers in ([base], [base, LayerBuilder().file("secret/key").tar()]):
+        site.publish_image_of("app", layers)
+        _apply_another_image(site, Walk())
+        index_path(site.config.index_dir, digest_of(base)).write_bytes(b"?")
+
+
+def _with_outdated_directories(site: Site) -> None:
+    """An image of which a lower layer, with its index, and the layer of directories changed."""
+    _with_damaged_directories(site)
+    (image,) = (one for one in Inventory(site.config).images() if not one.cached)
+    store = Store(site.config.working_dir, site.config.layers_dir, site.config.index_dir)
+    (store.path_of(image.layers[0]) / "secret").chmod(0o750)
+    store.index_path_of(image.layers[0]).unlink()
+    with store.adoption(image.layers[0]) as (root, index):
+        write_index(root, index, Cancellation(), unannounced)
+
+
+def _repair_all(site: Site, walk: Walk) -> None:
+    """Repair what is damaged, as ``check --repair`` does."""
+    inventory = Inventory(site.config)
+    sources = inventory.sources()
+    repairs = [
+        Repair(report.layer, sources[report.layer.digest])
+        for report in inventory.check(inventory.layers())
+        if report.status is not Status.INTACT
+    ]
+    with site.manager(on_step=walk, on_progress=walk.on_progress) as manager:
+        walk.do(lambda: manager.repair_layers(repairs))
 
 
 def _directories(site: Site) -> LayerInfo:
@@ -557,6 +592,10 @@ SCENARIOS: Final = {
     "install an image": _scenario(_with_an_image, _apply_another_image),
     "install an image with directories": _scenario(_with_an_image_to_come, _apply_another_image),
     "repair the directories of an image": _scenario(_with_damaged_directories, _repair_directories),
+    "repair below directories that are not known": _scenario(
+        _with_unknown_directories, _repair_all
+    ),
+    "repair directories that are outdated": _scenario(_with_outdated_directories, _repair_all),
     "remove an image": _scenario(
         _with_a_cached_image, _remove(lambda manager: manager.remove_cached_layers(1))
     ),

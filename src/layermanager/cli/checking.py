@@ -153,6 +153,11 @@ def _repair(
     except LayersFailedError as error:
         repaired = error.result.installed
         failed = {layer.desired.digest: layer for layer in error.result.failed}
+        images = error.result.images.failed
+        if images and not failed:
+            raise
+        for image in images:
+            tell(f"image {image.desired.reference}: {image.error}")
     return {layer.digest: layer for layer in repaired}, failed
 
 

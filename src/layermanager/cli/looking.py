@@ -216,6 +216,8 @@ def _described_image(
         yield "" if position else "layers", f"{digest} {size}"
     for digest in made_here:
         yield "directories", f"{digest} {tables.size_text(sizes[digest])}"
+    if not image.are_directories_known:
+        yield "directories", "unknown, an index is missing or damaged: see `check`"
 
 
 def _described(

@@ -441,6 +441,8 @@ class Node:
             with self._shown_in(run):
                 repaired = self._opened().repair_layers(repairs, cancellation=run.cancellation)
         except LayersFailedError as error:
+            if error.result.images.failed:
+                raise
             repaired = error.result.installed
             failed = error.result.failed
         return _check_json(reports, {layer.digest for layer in repaired}, failed)

@@ -261,7 +261,12 @@ COMPONENTS: Final[Mapping[str, Schema]] = {
                 reference("Digest"),
                 "A layer on top of the others, made here: directories that upper layers have"
                 " without listing them, with the attributes that lower ones give them.",
-            )
+            ),
+            "directoriesUnknown": _described(
+                FLAG,
+                "True: the index of a layer is missing or damaged, so that it could not be told"
+                " which attributes such directories get. Repair the layers.",
+            ),
         },
     ),
     "Lease": _object(

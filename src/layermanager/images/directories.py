@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import io
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from layermanager.errors import SourceError
 from layermanager.model import DesiredLayer, Digest
 from layermanager.pack.directories import directories_tar
-from layermanager.use.merged import merged_directories
+from layermanager.use.merged import NO_ROOM, merged_directories
 from layermanager.use.overlay import MAX_LOWER_DIRECTORIES
 
 if TYPE_CHECKING:
@@ -18,10 +19,27 @@ if TYPE_CHECKING:
 
     from layermanager.cancellation import Cancellation
     from layermanager.model import ImageInfo, Limits
+    from layermanager.use.merged import MergedStack
 
 SCHEME: Final = "image-directories"
 LAYER_NAME: Final = "image-directories"
 """What these layers are called."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageDirectories:
+    """What the layers of an image need on top of them.
+
+    Attributes:
+        layer: the layer of directories; None: none is needed, or *problem* says why there is none.
+        is_known: whether that is certain, as the indexes are.
+        problem: for a warning: why directories may show other attributes than they should; empty:
+            they do not.
+    """
+
+    layer: DesiredLayer | None = None
+    is_known: bool = True
+    problem: str = ""
 
 
 class DirectoriesSource:
@@ -44,22 +62,30 @@ class DirectoriesSource:
         self._images = images
         self._tars: dict[Digest, bytes] = {}
 
-    def layer_for(self, layers: Sequence[Digest]) -> DesiredLayer | None:
-        """Return the layer that belongs on top of *layers*, the lowest first; None if none does.
+    def directories_for(self, layers: Sequence[Digest]) -> ImageDirectories:
+        """Return what belongs on top of *layers*, the lowest first.
 
-        It can be fetched until ``forget``, and from then on as long as an image has it.
+        A layer can be fetched until ``forget``, and from then on as long as an image has it.
 
         Raises:
-            StoreError: an index cannot be read.
+            StoreError: an index cannot be read, beyond that it is damaged.
         """
-        tar = self._tar(layers)
-        if not tar:
-            return None
+        merged = self._merged(layers)
+        if merged is None:
+            return ImageDirectories()
+        if doubt := merged.doubt():
+            return ImageDirectories(is_known=False, problem=doubt)
+        if not merged.directories:
+            return ImageDirectories()
+        if merged.visible >= MAX_LOWER_DIRECTORIES:
+            return ImageDirectories(problem=NO_ROOM)
+        tar = directories_tar(merged.directories)
         digest = _digest(tar)
         self._tars[digest] = tar
-        return DesiredLayer(
+        layer = DesiredLayer(
             digest, f"{SCHEME}:{digest}", layer_id=LAYER_NAME, size=len(tar), diff_id=digest
         )
+        return ImageDirectories(layer)
 
     def forget(self) -> None:
         """Let go of the tars that were made."""
@@ -82,8 +108,9 @@ class DirectoriesSource:
         tar = self._tars.get(digest) or self._tar_again(digest)
         if not tar:
             raise SourceError(
-                "cannot make the layer of an image's directories: no installed image has it; "
-                "apply the image, or remove the layer with `gc`",
+                "cannot make the layer of an image's directories: no installed image has it, or "
+                "the index of a layer of the image is missing or damaged; repair that layer or "
+                "apply the image",
                 url=url,
             )
         return _TarStream(tar, min(offset, len(tar)))
@@ -93,17 +120,21 @@ class DirectoriesSource:
 
     def _tar_again(self, digest: Digest) -> bytes:
         for image in self._images():
-            if image.directories == digest and _digest(tar := self._tar(image.layers)) == digest:
+            if image.directories != digest:
+                continue
+            merged = self._merged(image.layers)
+            tar = directories_tar(merged.directories) if merged else b""
+            if _digest(tar) == digest:
                 return tar
         return b""
 
-    def _tar(self, layers: Sequence[Digest]) -> bytes:
+    def _merged(self, layers: Sequence[Digest]) -> MergedStack | None:
+        """Merge the directories of *layers*; None where no layer is below another one."""
         # A layer that is there twice is mounted once, where it is uppermost.
         once = tuple(dict.fromkeys(reversed(layers)))[::-1]
-        if len(once) == 1 or len(once) == MAX_LOWER_DIRECTORIES:
-            return b""  # nothing is below another layer, or there is no room for one more
-        directories = merged_directories(once, self._index_dir, self._limits)
-        return directories_tar(directories) if directories else b""
+        if len(once) == 1:
+            return None
+        return merged_directories(once, self._index_dir, self._limits)
 
 
 class _TarStream:

@@ -11,7 +11,7 @@ from layermanager.plan import expired
 from layermanager.protocols import RemembersImages
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
     from datetime import timedelta
 
     from layermanager.ages import Ages
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from layermanager.protocols import Clock, LayerStorage
 
     ProvideDirectories: TypeAlias = Callable[
-        [Sequence[ImageInfo]], Iterable[tuple[ImageInfo, Digest | LayerManagerError | None]]
+        [Sequence[ImageInfo]], Iterable[tuple[ImageInfo, ImageInfo | LayerManagerError]]
     ]
 
 
@@ -72,7 +72,8 @@ class ImageRecord:
             steps: what was done to the layers.
             cached: what ``cache`` returned.
             failed: the layers that could not be installed.
-            provide: installs the layers of directories that images need, once for all images.
+            provide: installs the layers of directories that images need, once for all images;
+                gives each image as it is then, or the reason why it has none.
         """
         recorded = {_key(image): image for image in self.installed()}
         errors = {layer.desired.digest: layer.error for layer in failed}
@@ -91,7 +92,7 @@ class ImageRecord:
             if key in recorded
         ]
         # Most often there is none, and there may be many layers.
-        may_lack_layers = new or any(image.directories for image in stay)
+        may_lack_layers = new or any(map(_may_be_unsettled, stay))
         here = (
             {layer.digest for layer in self._layers.get_layers_info()} if may_lack_layers else set()
         )
@@ -103,18 +104,14 @@ class ImageRecord:
                 failures.append(_failed(image, error))
             else:
                 complete.append(image)
-        bare = [image for image in stay if image.directories and image.directories not in here]
-        for image, directories in provide([*complete, *bare]):
-            if isinstance(directories, LayerManagerError):
-                failures.append(_failed(image, directories))
-                continue
-            whole = replace(image, directories=directories)
-            if self._images:
-                self._images.add_image(whole)
-            if _key(whole) in recorded:
-                recorded[_key(whole)] = whole
+        unsettled = [image for image in stay if _is_unsettled(image, here)]
+        settled, without = self.settle_directories([*complete, *unsettled], provide)
+        failures += without
+        for image in settled:
+            if _key(image) in recorded:
+                recorded[_key(image)] = image
             else:
-                installed.append(whole)
+                installed.append(image)
         return ImageChanges(
             kept=tuple(recorded[key] for key in map(_key, steps.images.keep) if key in recorded),
             restored=tuple(
@@ -123,6 +120,53 @@ class ImageRecord:
             cached=cached,
             installed=tuple(installed),
             failed=tuple(failures),
+        )
+
+    def settle_directories(
+        self, images: Sequence[ImageInfo], provide: ProvideDirectories
+    ) -> tuple[tuple[ImageInfo, ...], tuple[FailedImage, ...]]:
+        """Record *images* with the layers of directories that they turn out to need.
+
+        Returns:
+            The images as they are then, and those that stay as they were.
+        """
+        if not images:
+            return (), ()
+        recorded = {_key(image): image for image in self.installed()}
+        settled: list[ImageInfo] = []
+        failures: list[FailedImage] = []
+        for image, outcome in provide(images):
+            if isinstance(outcome, LayerManagerError):
+                failures.append(_failed(image, outcome))
+                continue
+            if recorded.get(_key(outcome)) != outcome:
+                self.add([outcome])
+            settled.append(outcome)
+        return tuple(settled), tuple(failures)
+
+    def unsettle(self, layers: Collection[Digest]) -> None:
+        """Note of the images that have any of *layers* that their directories may be others.
+
+        It comes before the index of a layer changes, so that a crash after that loses nothing.
+        """
+        changing = set(layers)
+        self.add(
+            replace(image, are_directories_known=False)
+            for image in self.installed()
+            if image.are_directories_known
+            and len(set(image.layers)) > 1
+            and not changing.isdisjoint(image.layers)
+        )
+
+    def unsettled(self, doubtful: Collection[Digest] = ()) -> tuple[ImageInfo, ...]:
+        """Return the desired images of which it is to be found out what directories they need.
+
+        Args:
+            doubtful: layers of directories that may not be right.
+        """
+        here = {layer.digest for layer in self._layers.get_layers_info()}.difference(doubtful)
+        return tuple(
+            image for image in self.installed() if not image.cached and _is_unsettled(image, here)
         )
 
     def _set_cached(self, images: Iterable[ImageInfo], *, cached: bool) -> tuple[ImageInfo, ...]:
@@ -149,6 +193,17 @@ class ImageRecord:
 
     def _anew(self, image: ImageInfo) -> ImageInfo:
         return replace(image, timestamp=self._clock.now(), cached=False)
+
+
+def _may_be_unsettled(image: ImageInfo) -> bool:
+    return not image.are_directories_known or image.directories is not None
+
+
+def _is_unsettled(image: ImageInfo, here: Collection[Digest]) -> bool:
+    """Whether *image* may need another layer of directories, where these layers are *here*."""
+    if not image.are_directories_known:
+        return True
+    return image.directories is not None and image.directories not in here
 
 
 def _failed(image: ImageInfo, error: LayerManagerError) -> FailedImage:

@@ -26,7 +26,7 @@ from layermanager.unpack.fields import OPAQUE_MARKER, WHITEOUT_PREFIX
 from layermanager.xattrs import SELINUX_LABEL
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from layermanager.directories import File, Place
@@ -36,6 +36,7 @@ _log: Final = logging.getLogger(__name__)
 CHUNK_BYTES: Final = 1024 * 1024
 END_OF_ARCHIVE: Final = bytes(2 * tarfile.BLOCKSIZE)
 
+_NANOSECONDS: Final = 10**9
 _SELINUX_LABEL: Final = os.fsdecode(SELINUX_LABEL)  # the host's, and none of the image's
 _OVERLAY_NAMESPACES: Final = ("trusted.overlay.", "user.overlay.")
 
@@ -224,26 +225,23 @@ def _set_type(info: tarfile.TarInfo, entry: _Entry) -> None:
 
 def _described(entry: _Entry, latest_ns: int | None) -> tarfile.TarInfo:
     """A header with what files of every type have."""
-    info = tarfile.TarInfo(_text(entry.name))
-    info.mode = stat.S_IMODE(entry.mode)
-    info.uid, info.gid = entry.status.st_uid, entry.status.st_gid
-    mtime_ns = (
-        entry.status.st_mtime_ns if latest_ns is None else min(entry.status.st_mtime_ns, latest_ns)
+    mtime_ns = entry.status.st_mtime_ns
+    return described(
+        entry.name,
+        mode=stat.S_IMODE(entry.mode),
+        owner=(entry.status.st_uid, entry.status.st_gid),
+        mtime_ns=mtime_ns if latest_ns is None else min(mtime_ns, latest_ns),
+        xattrs={
+            name.encode(): value
+            for name, value in entry.xattrs.items()
+            if not name.startswith(_OVERLAY_NAMESPACES) and name != _SELINUX_LABEL
+        },
     )
-    info.mtime = mtime_ns // 10**9
-    info.pax_headers = {
-        f"SCHILY.xattr.{name}": _text(value)
-        for name, value in sorted(entry.xattrs.items())
-        if not name.startswith(_OVERLAY_NAMESPACES) and name != _SELINUX_LABEL
-    }
-    if mtime_ns % 10**9:
-        info.pax_headers["mtime"] = decimal_seconds(mtime_ns)
-    return info
 
 
-def decimal_seconds(nanoseconds: int) -> str:
+def _decimal_seconds(nanoseconds: int) -> str:
     """Seconds with a fraction, as PAX has them: before 1970 they count backwards."""
-    seconds, fraction = divmod(abs(nanoseconds), 10**9)
+    seconds, fraction = divmod(abs(nanoseconds), _NANOSECONDS)
     sign = "-" if nanoseconds < 0 else ""
     return f"{sign}{seconds}.{fraction:09}".rstrip("0")
 
@@ -356,6 +354,30 @@ def regular(name: str, size: int) -> tarfile.TarInfo:
     """A regular file of which nothing is said but its name and size: root's, of 1970, 0644."""
     info = tarfile.TarInfo(name)
     info.size = size
+    return info
+
+
+def described(
+    path: bytes,
+    *,
+    mode: int,
+    owner: tuple[int, int],
+    mtime_ns: int,
+    xattrs: Mapping[bytes, bytes],
+) -> tarfile.TarInfo:
+    """Return a member with what files of every type have: a regular file without content.
+
+    The names of *xattrs* have to be UTF-8 without ``=``.
+    """
+    info = tarfile.TarInfo(_text(path))
+    info.mode = mode
+    info.uid, info.gid = owner
+    info.mtime = mtime_ns // _NANOSECONDS
+    info.pax_headers = {
+        f"SCHILY.xattr.{_text(name)}": _text(value) for name, value in sorted(xattrs.items())
+    }
+    if mtime_ns % _NANOSECONDS:
+        info.pax_headers["mtime"] = _decimal_seconds(mtime_ns)
     return info
 
 

@@ -66,7 +66,7 @@ from layermanager.storage import SqliteLayerStorage
 from layermanager.use import overlay
 from layermanager.use.in_use import Look, NoMounts, UnknownMounts, look
 from layermanager.use.inspector import Inspector
-from layermanager.use.merged import merged_directories, write_directories
+from layermanager.use.merged import NO_ROOM, merged_directories, write_directories
 from layermanager.use.namespaces import are_processes_shown, mounts_seen_by
 from layermanager.use.opaque import directories_of_whiteouts, has_opaque_root, visible_layers
 from layermanager.use.overlay import Overlay
@@ -548,8 +548,15 @@ class LayerUse:
     ) -> Overlay:
         with _store_errors("cannot prepare a mount"):
             lower = self._lower(lease.lease_id, layers)
-            if has_opaque_root(lower[-1]) and len(lower) < overlay.MAX_LOWER_DIRECTORIES:
-                lower.append(self._make_bottom(lease.lease_id, lower))
+            if has_opaque_root(lower[-1]):
+                if len(lower) < overlay.MAX_LOWER_DIRECTORIES:
+                    lower.append(self._make_bottom(lease.lease_id, lower))
+                else:
+                    _LOGGER.warning(
+                        "%d layers above an opaque root are all that overlayfs takes: names that "
+                        "whiteouts hide are listed, and cannot be opened; use fewer layers",
+                        len(lower),
+                    )
             if upper:
                 upper, work = _given(upper, work)
             elif not read_only:
@@ -567,21 +574,41 @@ class LayerUse:
             OSError: one cannot be read, or made.
         """
         lower = visible_layers([layer.path for layer in layers])
-        digests = tuple(layer.digest for layer in layers)
-        if len(digests) == 1 or self._is_stack_of_an_image(digests):
+        if len(layers) == 1:
             return lower
-        directories = merged_directories(
-            reversed(digests), self._config.index_dir, self._config.limits
+        digests = tuple(layer.digest for layer in layers)
+        images = self._images()
+        same = [image for image in images if tuple(dict.fromkeys(image.stack)) == digests]
+        if any(_is_settled(image, len(lower)) for image in same):
+            return lower
+        # The mount decides by itself, without what was found out before.
+        others = list(layers)
+        if same:
+            by_digest = {layer.digest: layer for layer in layers}
+            others = [by_digest[one] for one in dict.fromkeys(reversed(same[0].layers))]
+        elif len(lower) >= overlay.MAX_LOWER_DIRECTORIES:
+            # There is room for one such layer, and not for one an image.
+            made = _layers_of_directories(images, digests)
+            others = [layer for layer in layers if layer.digest not in made]
+        merged = merged_directories(
+            (layer.digest for layer in reversed(others)),
+            self._config.index_dir,
+            self._config.limits,
         )
-        if directories and len(lower) < overlay.MAX_LOWER_DIRECTORIES:
-            path = self._make(lease_id, _DIRECTORIES)
-            write_directories(directories, path)
-            lower.insert(0, path)
+        if doubt := merged.doubt():
+            _LOGGER.warning("%s", doubt)
+            if len(others) < len(layers):
+                return lower  # with what was known of them when they could be told
+        lower = visible_layers([layer.path for layer in others])
+        if not merged.directories:
+            return lower
+        if len(lower) >= overlay.MAX_LOWER_DIRECTORIES:
+            _LOGGER.warning("%s", NO_ROOM)
+            return lower
+        path = self._make(lease_id, _DIRECTORIES)
+        write_directories(merged.directories, path)
+        lower.insert(0, path)
         return lower
-
-    def _is_stack_of_an_image(self, digests: tuple[Digest, ...]) -> bool:
-        """Whether these are the layers of an image, for which it was found out what they need."""
-        return any(tuple(dict.fromkeys(image.stack)) == digests for image in self._images())
 
     def _bind(self, lease: Lease, device: str) -> None:
         self._record.add_lease(replace(lease, bond=OverlayBond(boot_name(), device)))
@@ -667,6 +694,27 @@ class LayerUse:
                         remove_tree(name, dir_fd=parent)
                 finally:
                     os.close(parent)
+
+
+def _layers_of_directories(images: Iterable[ImageInfo], digests: Iterable[Digest]) -> set[Digest]:
+    """Return those of *digests* that are there only since *images* have them made here."""
+    listed = set(digests)
+    return {
+        image.directories
+        for image in images
+        if image.directories is not None
+        and image.directories not in image.layers  # one that lists nothing else has its content
+        and listed.issuperset(image.stack)
+    }
+
+
+def _is_settled(image: ImageInfo, number: int) -> bool:
+    """Whether the stack of *image*, of so many visible layers, shows what it should."""
+    if image.directories is None:
+        has_room = number < overlay.MAX_LOWER_DIRECTORIES  # otherwise it may just be left out
+    else:
+        has_room = number <= overlay.MAX_LOWER_DIRECTORIES
+    return has_room and image.are_directories_known
 
 
 def _has_ended(bond: Bond | None) -> bool:
