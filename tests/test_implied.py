@@ -44,6 +44,10 @@ def other(path: str) -> Occurrence:
     return Occurrence(path.encode(), None)
 
 
+def whiteout(path: str) -> Occurrence:
+    return Occurrence(path.encode(), None, is_whiteout=True)
+
+
 def _entry(
     path: str,
     mode: int,
@@ -84,6 +88,45 @@ ROOT = implied(".")
 BASE = [ROOT, implied("home"), listed("home/app", 0o750), listed("home/app/in", 0o711)]
 UPPER = [ROOT, implied("home"), implied("home/app")]
 NEEDED = {".": "as it is", "home": "as it is", "home/app": "750"}
+
+
+NEW = [ROOT, listed("a", 0o750), implied("a/c"), whiteout("a/c/g")]
+SHOWS_NAMES = {".": "as it is", "a": "750", "a/c": "755"}
+
+
+class TestWhiteoutsThatWouldShow:
+    """overlayfs leaves them out only where a directory is that of several layers."""
+
+    @pytest.mark.parametrize(
+        "below",
+        [
+            [],
+            [[ROOT, listed("a")]],
+            [[ROOT, implied("a"), listed("a/c")], [ROOT, implied("a"), whiteout("a/c")]],
+            [[ROOT, implied("a"), listed("a/c")], [ROOT, implied("a"), other("a/c")]],
+            [[ROOT, implied("a"), listed("a/c")], [ROOT, implied("a", OPAQUE)]],
+            [[ROOT, implied("a"), listed("a/c")], [implied(".", OPAQUE)]],
+        ],
+    )
+    def test_of_a_single_layer(self, below: list[list[Occurrence]]) -> None:
+        assert found(*below, NEW) == SHOWS_NAMES
+
+    def test_of_a_layer_that_begins_anew(self) -> None:
+        below = [ROOT, implied("a"), listed("a/c")]
+        assert found(below, [ROOT, listed("a", 0o750, xattrs=OPAQUE), *NEW[2:]]) == SHOWS_NAMES
+
+    def test_not_of_several(self) -> None:
+        below = [ROOT, listed("a", 0o750), implied("a/c")]
+        assert found(below, NEW) == {}
+        assert found(NEW, below) == {}
+
+    def test_not_of_what_is_hidden(self) -> None:
+        assert found(NEW, [ROOT, whiteout("a")]) == {}
+        assert found(NEW, [ROOT, listed("a", 0o750), implied("a/c", OPAQUE)]) == {}
+
+    def test_of_the_root(self) -> None:
+        assert found([ROOT, whiteout("g")]) == {".": "755"}
+        assert found([ROOT, whiteout("g")], [ROOT]) == {}
 
 
 class TestTheRule:

@@ -407,7 +407,8 @@ class TestOpaqueRoots:
                 assert everything_in(target) == ["etc"]
             with manager.lease(layers, owner="a test") as lease:
                 paths = {row.layer_id: row.path for row in node.rows()}
-                assert lease.lower == (paths["top"], paths["opaque"])
+                assert lease.lower[1:] == (paths["top"], paths["opaque"])
+                assert everything_in(lease.lower[0]) == ["etc", "var"]
             manager.remove_expired_layers()
             assert kept_by_mounts(node) == []
 

@@ -10,6 +10,10 @@ keeps what the nearest layer below lists of it. What lies between may take that 
 away the directory: a whiteout or another file in the place of it, or of a directory that it is in,
 and an opaque directory that it is in.
 
+The same layer makes up for a lack of overlayfs. It leaves out the whiteouts when it lists a
+directory that several layers have, but not of one that a single layer has: there they show as files
+that cannot be opened. So that layer has such a directory, too.
+
 No I/O: layers are what their indexes say. An index may lie, but only about the attributes of
 directories, and only to those who mount its layer.
 """
@@ -41,8 +45,8 @@ class MergedDirectory:
         owner: user and group.
         mtime_ns: modification time, nanoseconds since 1970.
         xattrs: extended attributes, but for those that are overlayfs's or the host's.
-        is_listed: whether a layer lists it. Otherwise it is what the layers show anyhow, and only
-            leads to others.
+        is_listed: whether a layer lists it, or has to. Otherwise it is what the layers show anyhow,
+            and only leads to others.
     """
 
     path: bytes
@@ -60,17 +64,29 @@ class _Node:
         children: the paths of the directories in it.
         uppermost: what the uppermost layer that has it says of it.
         listed: what the uppermost layer that lists it says of it.
+        layers: how many layers are merged in it.
+        has_whiteouts: whether any of these has whiteouts in it.
     """
 
-    __slots__ = ("children", "listed", "uppermost")
+    __slots__ = ("children", "has_whiteouts", "layers", "listed", "uppermost")
 
     def __init__(self, entry: IndexEntry) -> None:
         self.children: set[bytes] = set()
         self.uppermost = entry
         self.listed: IndexEntry | None = None
+        self.layers = 0
+        self.has_whiteouts = False
 
     def is_wrong(self) -> bool:
-        """Whether it shows other attributes than it should."""
+        """Return whether it shows other attributes or other names than it should."""
+        return self.shows_whiteouts or self._has_wrong_attributes()
+
+    @property
+    def shows_whiteouts(self) -> bool:
+        """Whether overlayfs lists its whiteouts, since it has nothing to merge."""
+        return self.has_whiteouts and self.layers == 1
+
+    def _has_wrong_attributes(self) -> bool:
         if self.listed is None or self.listed is self.uppermost:
             return False
         return _attributes(self.listed) != _attributes(self.uppermost)
@@ -80,7 +96,12 @@ class _Node:
         entry = self.listed or self.uppermost
         mode, owner, mtime_ns, xattrs = _attributes(entry)
         return MergedDirectory(
-            entry.path, mode, owner, mtime_ns, xattrs, is_listed=self.listed is not None
+            entry.path,
+            mode,
+            owner,
+            mtime_ns,
+            xattrs,
+            is_listed=self.listed is not None or self.shows_whiteouts,
         )
 
 
@@ -97,24 +118,31 @@ class Stack:
 
     def add(self, layer: Iterable[Occurrence]) -> None:
         """Put a layer on top; where it cannot be read to its end, nothing is changed."""
-        hidden, directories = [], []
-        for path, directory in layer:
+        hidden, directories, with_whiteouts = [], [], set()
+        for path, directory, is_whiteout in layer:
             if directory is None:
                 if path in self._nodes:
                     hidden.append(path)
+                if is_whiteout:
+                    with_whiteouts.add(_parent(path))
             elif not path.rpartition(b"/")[2].startswith(WHITEOUT_PREFIX):
                 directories.append(directory)
         self.visible += 1
-        # First what the layer hides of those below, and then what it has itself.
-        for path in hidden:
+        self._hide(hidden, directories)
+        for directory in directories:
+            self._put(directory)
+        for path in with_whiteouts & self._nodes.keys():
+            self._nodes[path].has_whiteouts = True
+
+    def _hide(self, paths: Iterable[bytes], directories: Iterable[IndexEntry]) -> None:
+        """Remove what a layer hides of those below, by *paths* and by opaque *directories*."""
+        for path in paths:
             self._remove(path)
         for directory in directories:
             if any(directory.xattrs.get(mark) == b"y" for mark in _OPAQUE_MARKS):
-                self._remove_children(directory.path)
+                self._begin_anew(directory.path)
                 if directory.path == _ROOT:
                     self.visible = 1
-        for directory in directories:
-            self._put(directory)
 
     def add_unknown(self) -> None:
         """Put a layer on top without an index; it may hide anything of those below."""
@@ -122,7 +150,7 @@ class Stack:
         self._nodes.clear()
 
     def implied(self) -> tuple[MergedDirectory, ...]:
-        """Return the directories that show other attributes than they should.
+        """Return the directories that show other attributes or names than they should.
 
         With them come those that they are in, each before what is in it. There are none where the
         layers show what they should.
@@ -146,6 +174,7 @@ class Stack:
                 parent.children.add(entry.path)
             node = self._nodes[entry.path] = _Node(entry)
         node.uppermost = entry
+        node.layers += 1
         if not entry.is_implied:
             node.listed = entry
 
@@ -156,6 +185,14 @@ class Stack:
             self._nodes[_parent(path)].children.discard(path)
         self._remove_children(path)
         del self._nodes[path]
+
+    def _begin_anew(self, path: bytes) -> None:
+        """Hide what the layers below have in a directory; what they say of itself stays."""
+        self._remove_children(path)
+        node = self._nodes.get(path)
+        if node is not None:
+            node.layers = 0
+            node.has_whiteouts = False
 
     def _remove_children(self, path: bytes) -> None:
         node = self._nodes.get(path)

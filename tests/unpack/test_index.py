@@ -164,7 +164,11 @@ def test_an_outline_has_the_directories_and_all_paths(lines: list[Written]) -> N
     for line in lines:
         line.write(draft.writer)
     assert list(read_outline(io.BytesIO(draft.finish()), "index")) == [
-        Occurrence(line.entry.path, line.entry if line.entry.kind == "dir" else None)
+        Occurrence(
+            line.entry.path,
+            line.entry if line.entry.kind == "dir" else None,
+            is_whiteout=line.entry.kind == "char" and line.entry.device == (0, 0),
+        )
         for line in lines
     ]
 

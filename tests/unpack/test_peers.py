@@ -22,7 +22,7 @@ from layermanager.errors import ArchiveError
 from layermanager.model import Limits
 from layermanager.unpack.client import Unpacker
 from layermanager.unpack.messages import Job
-from layermanager.use.opaque import directories_of_whiteouts, visible_layers
+from layermanager.use.opaque import visible_layers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -105,12 +105,13 @@ def test_a_layer_over_another(
     _ours(unpacker, base, lower)
     _ours(unpacker, layer, upper)
     theirs = _theirs("umoci", [base, layer], tmp_path / "umoci")
-    visible, bottom = visible_layers([upper, lower]), tmp_path / "bottom"
-    bottom.mkdir()  # as our own mounts have it above an opaque root
+    visible, others = visible_layers([upper, lower]), tmp_path / "others"
+    others.mkdir()
     for one in visible if len(visible) == 1 else ():
-        for directory in directories_of_whiteouts(one):
-            (bottom / directory).mkdir(parents=True, exist_ok=True)
-    with overlay([*visible, bottom]) as merged:
+        # As our own mounts have them, so that the names of whiteouts are not listed.
+        for directory in [path for path in one.rglob("*") if path.is_dir()]:
+            (others / directory.relative_to(one)).mkdir(parents=True, exist_ok=True)
+    with overlay([*visible, others]) as merged:
         ours = tree(merged)
     assert _difference(ours, theirs) == _expected(name, "umoci")
 

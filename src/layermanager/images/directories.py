@@ -71,8 +71,6 @@ class DirectoriesSource:
             StoreError: an index cannot be read, beyond that it is damaged.
         """
         merged = self._merged(layers)
-        if merged is None:
-            return ImageDirectories()
         if doubt := merged.doubt():
             return ImageDirectories(is_known=False, problem=doubt)
         if not merged.directories:
@@ -122,18 +120,14 @@ class DirectoriesSource:
         for image in self._images():
             if image.directories != digest:
                 continue
-            merged = self._merged(image.layers)
-            tar = directories_tar(merged.directories) if merged else b""
+            tar = directories_tar(self._merged(image.layers).directories)
             if _digest(tar) == digest:
                 return tar
         return b""
 
-    def _merged(self, layers: Sequence[Digest]) -> MergedStack | None:
-        """Merge the directories of *layers*; None where no layer is below another one."""
+    def _merged(self, layers: Sequence[Digest]) -> MergedStack:
         # A layer that is there twice is mounted once, where it is uppermost.
         once = tuple(dict.fromkeys(reversed(layers)))[::-1]
-        if len(once) == 1:
-            return None
         return merged_directories(once, self._index_dir, self._limits)
 
 

@@ -40,6 +40,7 @@ _REMOVAL: Final = b"-"
 _ROOT: Final = b"."
 _HARD_LINK: Final = b"type=file hardlink="
 _DIRECTORY: Final = b"type=dir "
+_CHARACTER_DEVICE: Final = b"type=char "
 _NANOSECONDS: Final = 1_000_000_000
 _USUAL_LIMITS: Final = Limits()
 _NAME_BYTES: Final = 255
@@ -123,10 +124,12 @@ class Occurrence(NamedTuple):
         path: relative to the layer's root, which is ``.``.
         directory: what it is, if it is a directory. All else hides the directories of that name in
             the layers below.
+        is_whiteout: whether it does nothing but that.
     """
 
     path: bytes
     directory: IndexEntry | None
+    is_whiteout: bool = False
 
 
 class Attributes(NamedTuple):
@@ -442,7 +445,8 @@ def _occurrence(line: bytes, bounds: _Bounds) -> Occurrence:
     if keywords.startswith(_DIRECTORY):
         entry = _entry(line, bounds)
         return Occurrence(entry.path, entry)
-    return Occurrence(_unescaped(path.removeprefix(b"./")), None)
+    is_whiteout = keywords.startswith(_CHARACTER_DEVICE) and _entry(line, bounds).device == (0, 0)
+    return Occurrence(_unescaped(path.removeprefix(b"./")), None, is_whiteout)
 
 
 def _entry(line: bytes, bounds: _Bounds) -> IndexEntry:

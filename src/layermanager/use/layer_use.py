@@ -15,9 +15,9 @@ where a crash came between.
     <workingDir>/mounts/<lease>/
         upper/, work/            what is written to a mount that throws it away
         directories/             above all layers: directories that the upper ones do not list, with
-                                 the attributes that the lower ones give them
-        bottom/                  empty directories: an overlay that cannot be written wants two
-                                 lower ones, and one above an opaque root those of its whiteouts
+                                 the attributes that the lower ones give them, and those whose
+                                 whiteouts would be listed
+        bottom/                  empty: an overlay that cannot be written wants two lower ones
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ from layermanager.use.in_use import Look, NoMounts, UnknownMounts, look
 from layermanager.use.inspector import Inspector
 from layermanager.use.merged import NO_ROOM, merged_directories, write_directories
 from layermanager.use.namespaces import are_processes_shown, mounts_seen_by
-from layermanager.use.opaque import directories_of_whiteouts, has_opaque_root, visible_layers
+from layermanager.use.opaque import visible_layers
 from layermanager.use.overlay import Overlay
 from layermanager.use.processes import boot_name, is_process_alive, process_bond
 from layermanager.xattrs import remove_acls, xattrs_of_layer
@@ -548,15 +548,6 @@ class LayerUse:
     ) -> Overlay:
         with _store_errors("cannot prepare a mount"):
             lower = self._lower(lease.lease_id, layers)
-            if has_opaque_root(lower[-1]):
-                if len(lower) < overlay.MAX_LOWER_DIRECTORIES:
-                    lower.append(self._make_bottom(lease.lease_id, lower))
-                else:
-                    _LOGGER.warning(
-                        "%d layers above an opaque root are all that overlayfs takes: names that "
-                        "whiteouts hide are listed, and cannot be opened; use fewer layers",
-                        len(lower),
-                    )
             if upper:
                 upper, work = _given(upper, work)
             elif not read_only:
@@ -574,8 +565,6 @@ class LayerUse:
             OSError: one cannot be read, or made.
         """
         lower = visible_layers([layer.path for layer in layers])
-        if len(layers) == 1:
-            return lower
         digests = tuple(layer.digest for layer in layers)
         images = self._images()
         same = [image for image in images if tuple(dict.fromkeys(image.stack)) == digests]
@@ -595,7 +584,7 @@ class LayerUse:
             self._config.index_dir,
             self._config.limits,
         )
-        if doubt := merged.doubt():
+        if (doubt := merged.doubt()) and len(others) > 1:
             _LOGGER.warning("%s", doubt)
             if len(others) < len(layers):
                 return lower  # with what was known of them when they could be told
@@ -654,15 +643,6 @@ class LayerUse:
         finally:
             os.close(descriptor)
         return upper, work
-
-    def _make_bottom(self, lease_id: str, layers: Sequence[Path]) -> Path:
-        """Make a lowest layer of the directories in which *layers* have whiteouts."""
-        bottom = self._make(lease_id, "bottom")
-        for layer in layers:
-            for directory in directories_of_whiteouts(layer):
-                self._on_step(Step.MAKE_MOUNT_DIRECTORY)
-                (bottom / directory).mkdir(parents=True, exist_ok=True)
-        return bottom
 
     def _make(self, lease_id: str, name: str) -> Path:
         path = self._mounts_dir / lease_id / name

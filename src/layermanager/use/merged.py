@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 NO_ROOM: Final = (
     "no room for the layer that gives directories which upper layers do not list their attributes, "
-    f"they may show as mode 0755 of root: {MAX_LOWER_DIRECTORIES} layers are all that overlayfs "
-    "takes; use fewer layers"
+    "they may show as mode 0755 of root, and names that are hidden may be listed: "
+    f"{MAX_LOWER_DIRECTORIES} layers are all that overlayfs takes; use fewer layers"
 )
 """What a warning says of as many layers as can be mounted, which need one more."""
 
