@@ -1,7 +1,13 @@
-"""The process is killed, or fails, at every step by which it changes the disk."""
+"""The process is killed, or fails, at every step by which it changes the disk.
+
+``EVERY_FAULT`` in the environment has the errors that are much like others happen not only at the
+first and the last of equal steps.
+"""
 
 from __future__ import annotations
 
+import enum
+import os
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
@@ -24,21 +30,38 @@ _TRIED_AGAIN: Final = {"install", "cache", "restore", "repair", "note a source"}
 """Those in which a manager goes on after an error, in the short tests as well."""
 
 
-def _is_slow(name: str, kind: Kind) -> bool:
-    """Whether a walk is left to the longer tests."""
-    match kind:
-        case Kind.SIGKILL:
-            return name == "evict a spool"  # the step itself is met elsewhere
-        case Kind.EIO_AND_AGAIN:
-            return name not in _TRIED_AGAIN
-        case _:
-            return True
+_LIKE_OTHERS: Final = {Kind.EDQUOT, Kind.EROFS, Kind.EINTR}
+_EVERY_FAULT: Final = bool(os.environ.get("EVERY_FAULT"))
+
+
+class Where(enum.StrEnum):
+    """At which of the announcements of each step a fault happens."""
+
+    ENDS = "first and last"
+    BETWEEN = "between"
+    ALL = "all"
+
+    def includes(self, occurrence: int, last: int) -> bool:
+        """Return whether it happens at this *occurrence* of *last* ones."""
+        return self is Where.ALL or (occurrence in {1, last}) == (self is Where.ENDS)
+
+
+def _parts(name: str, kind: Kind) -> Iterator[tuple[Where, bool]]:
+    """Where the faults of a walk happen, in parts, and whether that is for the longer tests."""
+    if kind is Kind.SIGKILL:
+        yield Where.ENDS, name == "evict a spool"  # the step itself is met elsewhere
+        yield Where.BETWEEN, True
+    elif kind is Kind.EIO_AND_AGAIN:
+        yield Where.ALL, name not in _TRIED_AGAIN
+    else:
+        yield Where.ENDS if kind in _LIKE_OTHERS and not _EVERY_FAULT else Where.ALL, True
 
 
 WALKS: Final = [
-    pytest.param(name, kind, marks=[pytest.mark.slow] if _is_slow(name, kind) else [])
+    pytest.param(name, kind, where, marks=[pytest.mark.slow] if is_slow else [])
     for name in SCENARIOS
     for kind in Kind
+    for where, is_slow in _parts(name, kind)
 ]
 
 
@@ -67,12 +90,14 @@ class Walked:
             self._scenario.end_otherwise(self._site)
             self._ends.append(self._site.state())
 
-    def faults(self, kind: Kind) -> Iterator[Fault]:
-        """The fault at each announcement of each step."""
+    def faults(self, kind: Kind, where: Where) -> Iterator[Fault]:
+        """The fault at those announcements of each step."""
         seen: Counter[Step] = Counter()
+        last = Counter(self.steps)
         for step in self.steps:
             seen[step] += 1
-            yield Fault(kind, step, seen[step])
+            if where.includes(seen[step], last[step]):
+                yield Fault(kind, step, seen[step])
 
     def assert_survives(self, fault: Fault) -> None:
         """Have *fault* happen, and look at what comes of it."""
@@ -127,12 +152,17 @@ class Walked:
 
 @pytest.mark.timeout(600)  # a walk takes one run of the scenario for each step
 @pytest.mark.usefixtures("needs_of_scenario")
-@pytest.mark.parametrize(("name", "kind"), WALKS)
+@pytest.mark.parametrize(("name", "kind", "where"), WALKS)
 def test_fault(
-    name: str, kind: Kind, fast_path: Path, children: Children, subtests: pytest.Subtests
+    name: str,
+    kind: Kind,
+    where: Where,
+    fast_path: Path,
+    children: Children,
+    subtests: pytest.Subtests,
 ) -> None:
     walked = Walked(name, fast_path, children)
-    for fault in walked.faults(kind):
+    for fault in walked.faults(kind, where):
         with subtests.test(str(fault)):
             walked.assert_survives(fault)
 
