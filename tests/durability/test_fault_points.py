@@ -30,6 +30,15 @@ _TRIED_AGAIN: Final = {"install", "cache", "restore", "repair", "note a source"}
 """Those in which a manager goes on after an error, in the short tests as well."""
 
 
+_LONG: Final = {
+    "evict a spool",  # the step itself is met elsewhere
+    "install a group",
+    "install an image with directories",
+    "install in two parts",
+    "repair below directories that are not known",
+    "repair directories that are outdated",
+}
+"""Those that are walked in the longer tests only."""
 _LIKE_OTHERS: Final = {Kind.EDQUOT, Kind.EROFS, Kind.EINTR}
 _EVERY_FAULT: Final = bool(os.environ.get("EVERY_FAULT"))
 
@@ -49,7 +58,7 @@ class Where(enum.StrEnum):
 def _parts(name: str, kind: Kind) -> Iterator[tuple[Where, bool]]:
     """Where the faults of a walk happen, in parts, and whether that is for the longer tests."""
     if kind is Kind.SIGKILL:
-        yield Where.ENDS, name == "evict a spool"  # the step itself is met elsewhere
+        yield Where.ENDS, name in _LONG
         yield Where.BETWEEN, True
     elif kind is Kind.EIO_AND_AGAIN:
         yield Where.ALL, name not in _TRIED_AGAIN

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 KIB = 1024
 NEW_BYTES = 200_000
 ENOUGH = 768 * KIB
-STEPS = [pytest.param(4 * KIB, marks=pytest.mark.slow), 80 * KIB]
+STEPS = [pytest.param(4 * KIB, marks=pytest.mark.slow), 160 * KIB]
 
 VOLUMES: dict[str, Volume] = {
     "tmpfs": lambda path: tmpfs(path, 8 * MIB),

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from layermanager import linux
 from layermanager.errors import StoreError
+from layermanager.presence import is_directory
 from layermanager.use.first_reports import FirstReports
 from layermanager.use.layer_places import layer_below, layers_in
 from layermanager.use.mountinfo import (
@@ -260,7 +261,7 @@ def are_processes_shown() -> bool:
 
     It does not where it is not mounted, as in a root directory that is being built.
     """
-    return (_PROC / "self/ns").is_dir()
+    return is_directory(_PROC / "self/ns")
 
 
 def mount_of(descriptor: int) -> int:
