@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import textwrap
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from layermanager.check import Status
 from layermanager.errors import (
     DesiredStateError,
     InvalidDigestError,
@@ -16,9 +20,12 @@ from layermanager.errors import (
     StorageError,
 )
 from layermanager.inventory import Inventory
+from layermanager.model import DesiredImage
 from layermanager.space import disk_usage
-from layermanager.testing.layers import digest_of
-from manager_fixtures import MIB, Node, names_in
+from layermanager.store import index_path
+from layermanager.testing.images import build_image, layout_files, write_files
+from layermanager.testing.layers import compress, digest_of
+from manager_fixtures import MIB, Node, layer_tar, names_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -109,6 +116,57 @@ class TestLooking:
         assert caught.value.digest == digest_of(b"")
         with pytest.raises(InvalidDigestError):
             inventory.layer("sha256:../..")
+
+    def test_a_cached_row_whose_directory_is_gone_does_not_count(self, node: Node) -> None:
+        layer = node.publish("one")
+        with node.manager() as manager:
+            manager.process_desired_layers([layer])
+            manager.process_desired_layers([])
+        (row,) = node.rows()
+        inventory = Inventory(node.config)
+        assert inventory.layers() == (row,)
+        shutil.rmtree(row.path)
+        row.path.write_text("no layer")
+        for _ in range(2):
+            assert inventory.layers() == ()
+            assert inventory.usage().reclaimable == 0
+            row.path.unlink(missing_ok=True)
+        with pytest.raises(LayerNotExistError):
+            inventory.layer(layer.digest)
+        assert inventory.plan([layer]).install == (layer,)
+
+    def test_a_desired_row_whose_directory_is_gone_is_damaged(self, node: Node) -> None:
+        with node.manager() as manager:
+            manager.process_desired_layers([node.publish("one")])
+        (row,) = node.rows()
+        shutil.rmtree(row.path)
+        inventory = Inventory(node.config)
+        assert inventory.layers() == (row,)
+        (report,) = inventory.check(inventory.layers())
+        assert report.status is Status.DAMAGED
+
+    def test_an_image_without_a_layer_does_not_count(self, node: Node) -> None:
+        image = build_image([compress(layer_tar("app"), "gzip")], config={"os": None})
+        write_files(node.published / "app", layout_files({"": image}))
+        desired = DesiredImage(f"oci:{node.published / 'app'}")
+        with node.manager() as manager:
+            manager.process_desired_layers([desired])
+            manager.process_desired_layers([])
+            assert len(Inventory(node.config).images()) == len(manager.get_images_info()) == 1
+            shutil.rmtree(node.rows()[0].path)
+            assert Inventory(node.config).images() == manager.get_images_info() == ()
+
+    def test_a_cached_layer_of_another_program_needs_no_index(self, node: Node) -> None:
+        with node.manager() as manager:
+            manager.process_desired_layers([node.publish("one")])
+            manager.process_desired_layers([])
+        (row,) = node.rows()
+        index_path(node.config.index_dir, row.digest).unlink()
+        assert Inventory(node.config).layers() == ()  # as where it is being removed in its place
+        with closing(sqlite3.connect(node.config.database)) as database:
+            database.execute("DELETE FROM layerFootprints")
+            database.commit()
+        assert Inventory(node.config).layers() == (row,)
 
     def test_a_database_that_is_none(self, node: Node) -> None:
         node.config.working_dir.mkdir()

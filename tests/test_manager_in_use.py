@@ -18,7 +18,7 @@ import pytest
 from foreign_mounts import IN_A_MOUNT_NAMESPACE, IN_A_USER_NAMESPACE, mount_command, shell
 from layermanager.check import Status
 from layermanager.desired import desired_to_json
-from layermanager.errors import LayersFailedError, NotEnoughSpaceError, StoreError
+from layermanager.errors import LayersFailedError, NotEnoughSpaceError, StorageError, StoreError
 from layermanager.inventory import Inventory
 from layermanager.model import Repair
 from layermanager.space import DiskUsage, Partitions
@@ -273,14 +273,14 @@ class TestWhatFailed:
             cached(manager, node.publish("one"))
         node.config = replace(node.config, layer_ttl_days=0)
         before = sockets()
-        with pytest.raises(StoreError) as failure:
-            node.manager(on_step=failing_to_remove([True]))
+        with pytest.raises(StorageError) as failure:
+            node.manager(on_step=failing_to_remove([True], Step.WRITE_ROW))
         assert sockets() == before, failure
 
 
-def failing_to_remove(armed: list[bool]) -> Callable[[Step], None]:
+def failing_to_remove(armed: list[bool], at: Step = Step.MOVE_TO_TRASH) -> Callable[[Step], None]:
     def step(now: Step) -> None:
-        if armed and now is Step.MOVE_TO_TRASH:
+        if armed and now is at:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     return step

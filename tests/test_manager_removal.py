@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
@@ -14,17 +16,23 @@ from conftest import _require
 from counting import count_calls
 from durability.volumes import disk, full
 from foreign_mounts import IN_A_MOUNT_NAMESPACE, mount_command, shell
-from layermanager.errors import StorageFullError, StoreError
+from layermanager.errors import (
+    LayerNotExistError,
+    LayersFailedError,
+    StorageFullError,
+    StoreError,
+)
+from layermanager.model import Repair
 from layermanager.space import DiskUsage, Partitions
 from layermanager.steps import Step
 from layermanager.storage import SqliteLayerStorage
 from layermanager.testing.clock import FakeClock
 from layermanager.testing.storage import MemoryLayerStorage
 from layermanager.use.in_use import look
-from manager_fixtures import MIB, Node, names_in
+from manager_fixtures import MIB, Node, names_in, wait_until_unused
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from layermanager import LayerInfo, LayerManager
@@ -166,11 +174,12 @@ class TestNoRoomForTheRow:
             storage.times = 2
             assert len(manager.remove_cached_layers(ALL)) == 2
             assert node.files() == {}
-            assert len(manager.get_layers_info()) == 2
+            assert len(storage.get_layers_info()) == 2
+            assert list(manager.get_layers_info()) == []
             storage.times = 1
             assert manager.remove_cached_layers(ALL) == ()  # they do not count
             assert manager.remove_cached_layers(ALL) == ()
-            assert list(manager.get_layers_info()) == []
+            assert list(storage.get_layers_info()) == []
 
     def test_a_lease_still_keeps_it(self, node: Node) -> None:
         storage = FullStorage(FakeClock())
@@ -188,7 +197,7 @@ class TestNoRoomForTheRow:
             layers = cached(node, manager, 1)
             storage.times = 2
             manager.remove_cached_layers(ALL)
-            with pytest.raises(StoreError, match="cannot read a layer"):
+            with pytest.raises(LayerNotExistError):
                 manager.lease(layers[0].digest, owner="a test")
             assert manager.leases() == ()
 
@@ -210,3 +219,296 @@ def test_a_database_in_the_old_form_on_a_full_disk(tmp_path: Path) -> None:
             assert node.files() == {}
         with node.manager() as manager:
             assert manager.get_layers_info() == ()
+
+
+class Steps:
+    """Steps that fail, by their error numbers, from the moment at which they are put in."""
+
+    def __init__(self) -> None:
+        self.errors: dict[Step, int] = {}
+
+    def __call__(self, step: Step) -> None:
+        if step in self.errors:
+            raise OSError(self.errors[step], os.strerror(self.errors[step]))
+
+
+class TestNoRoomToMove:
+    """Where nothing can be renamed, a layer is removed in its place."""
+
+    @pytest.mark.parametrize("removal", REMOVALS)
+    def test_it_is_removed(self, node: Node, removal: str) -> None:
+        steps = Steps()
+        with node.manager(on_step=steps) as manager:
+            cached(node, manager, 2)
+            steps.errors[Step.MOVE_TO_TRASH] = errno.ENOSPC
+            REMOVALS[removal](manager)
+            assert (manager.get_layers_info(), node.files()) == ((), {})
+            assert node.leftovers() == []
+
+    @pytest.mark.usefixtures("needs_overlay")
+    def test_what_comes_into_use_stays(self, node: Node, tmp_path: Path) -> None:
+        for name in ("target", "empty"):
+            (tmp_path / name).mkdir()
+        with node.manager() as manager:
+            layers = cached(node, manager, 2)
+        with ExitStack() as mounts:
+            script = mount_command([layers[0].path, tmp_path / "empty"], tmp_path / "target")
+            once = iter([script])
+
+            def mount(step: Step) -> None:
+                if step is Step.MOVE_TO_TRASH:
+                    for script in once:
+                        mounts.enter_context(shell(script, prefix=IN_A_MOUNT_NAMESPACE))
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+            with node.manager(on_step=mount) as manager:
+                before = node.files()[layers[0].digest]
+                assert names_in(manager.remove_cached_layers(ALL)) == ["layer-1"]
+                assert manager.get_layers_info() == (layers[0],)
+                assert node.files() == {layers[0].digest: before}
+
+    @pytest.mark.usefixtures("needs_overlay")
+    def test_without_room_for_the_row_what_is_half_gone_does_not_count(
+        self, node: Node, tmp_path: Path
+    ) -> None:
+        (tmp_path / "target").mkdir()
+        steps, storage = Steps(), FullStorage(FakeClock())
+        with node.manager(layer_storage=storage, on_step=steps) as manager:
+            (layer,) = cached(node, manager, 1)
+            storage.times = 2
+            steps.errors = {Step.MOVE_TO_TRASH: errno.ENOSPC, Step.REMOVE_TREE: errno.EIO}
+            with pytest.raises(StoreError, match="Input/output error"):
+                manager.remove_cached_layers(ALL)
+            (layer.path / "etc/name").unlink()  # as if it had failed a moment later
+            assert [*storage.get_layers_info()] == [layer]
+            assert manager.get_layers_info() == ()
+            with pytest.raises(LayerNotExistError):
+                manager.get_layer_info_by_digest(layer.digest)
+            with pytest.raises(LayerNotExistError):
+                manager.lease(layer.digest, owner="a test")
+            with pytest.raises(LayerNotExistError):
+                manager.mount("app", layer.digest, target=tmp_path / "target")
+            steps.errors.clear()
+            (again,) = manager.process_desired_layers([node.publish("layer-0")]).installed
+            assert (again.path / "etc/name").read_text() == "layer-0"
+
+    def test_a_layer_without_a_known_index_is_not_removed_before_its_row(self, node: Node) -> None:
+        """Nothing would tell that a part of it is missing."""
+        steps, storage = Steps(), FullStorage(FakeClock())
+        with node.manager(layer_storage=storage, on_step=steps) as manager:
+            (layer,) = cached(node, manager, 1)
+            storage.get_footprints = dict  # type: ignore[method-assign]
+            before = node.files()
+            storage.times = 1
+            steps.errors = {Step.MOVE_TO_TRASH: errno.ENOSPC}
+            with pytest.raises(StoreError, match="No space left"):
+                manager.remove_cached_layers(ALL)
+            assert manager.get_layers_info() == (layer,)
+            assert node.files() == before
+
+
+@pytest.fixture
+def immovable(tmp_path: Path) -> Iterator[Callable[[Path], None]]:
+    """Have a directory refuse to be moved, until the test ends."""
+    _require(
+        "immutable files",
+        lambda: subprocess.run(["chattr", "-i", tmp_path], check=True, capture_output=True),
+    )
+    with ExitStack() as stack:
+
+        def fix(path: Path) -> None:
+            subprocess.run(["chattr", "+i", path], check=True)
+            stack.callback(lambda: subprocess.run(["chattr", "-i", path], check=True))
+
+        yield fix
+
+
+class TestImmovable:
+    """A layer that cannot be put out of its place stays what it is, and stops nothing else."""
+
+    HINT = "it may not be removed; clear its attributes with `chattr -i -a`"
+
+    @pytest.mark.parametrize("removal", REMOVALS)
+    def test_it_keeps_its_row(
+        self, node: Node, immovable: Callable[[Path], None], removal: str
+    ) -> None:
+        with node.manager() as manager:
+            layers = cached(node, manager, 3)
+            sources = manager._storage.get_sources()  # type: ignore[attr-defined]
+            immovable(layers[1].path)
+            with pytest.raises(StoreError) as caught:
+                REMOVALS[removal](manager)
+            assert str(caught.value) == f"cannot remove {layers[1].path}: {self.HINT}"
+            assert manager.get_layers_info() == (layers[1],)
+            assert set(node.files()) == {layers[1].digest}
+            assert manager._storage.get_sources() == {  # type: ignore[attr-defined]
+                layers[1].digest: sources[layers[1].digest]
+            }
+            again = manager.process_desired_layers([node.publish("layer-1")])
+            assert names_in(again.restored) == ["layer-1"]
+
+    @pytest.mark.usefixtures("needs_root")
+    def test_one_that_is_mounted_on(self, node: Node) -> None:
+        with node.manager() as manager:
+            layers = cached(node, manager, 2)
+            subprocess.run(["mount", "-t", "tmpfs", "none", layers[0].path], check=True)
+            try:
+                with pytest.raises(StoreError, match=r"a file system is mounted on it; unmount"):
+                    manager.remove_cached_layers(ALL)
+            finally:
+                subprocess.run(["umount", layers[0].path], check=True)
+            assert manager.get_layers_info() == (layers[0],)
+            assert (layers[0].path / "etc/name").read_text() == "layer-0"
+
+    def test_it_keeps_no_manager_from_starting(
+        self,
+        node: Node,
+        immovable: Callable[[Path], None],
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        with node.manager() as manager:
+            layers = cached(node, manager, 2)
+        immovable(layers[0].path)
+        node.config = replace(node.config, layer_ttl_days=0)
+        with node.manager() as manager:
+            assert manager.get_layers_info() == (layers[0],)
+            assert caplog.messages == [f"cannot remove {layers[0].path}: {self.HINT}"]
+            result = manager.process_desired_layers([node.publish("other")])
+            assert names_in(result.installed) == ["other"]
+
+    def test_another_one_is_evicted(
+        self, node: Node, immovable: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        node.config = replace(node.config, layers_part_limit=100)
+        partitions = Partitions(lambda _: DiskUsage(device=1, total=4 * MIB, free=1 << 40))
+        clock = FakeClock()
+        with node.manager(new_space_allocator=partitions.new_allocator, clock=clock) as manager:
+            for name in ("one", "two"):
+                manager.process_desired_layers([node.publish(name, MIB)])
+                clock.advance(timedelta(hours=1))
+            manager.process_desired_layers([])
+            one, _ = sorted(manager.get_layers_info(), key=lambda layer: layer.layer_id)
+            immovable(one.path)
+            new = node.publish("new", 2 * MIB)
+            assert names_in(manager.process_desired_layers([new]).installed) == ["new"]
+            assert {*names_in(manager.get_layers_info())} == {"one", "new"}
+            assert caplog.messages == [f"cannot remove {one.path}: {self.HINT}"]
+
+    def test_one_without_a_row_stops_nothing_and_is_told_once(
+        self, node: Node, immovable: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        stuck = node.publish("stuck")
+        with node.manager() as manager:
+            (layer,) = manager.process_desired_layers([stuck]).installed
+            manager._storage.delete_layer_by_digest(layer.digest)
+            immovable(layer.path)
+            for name in ("one", "two"):
+                result = manager.process_desired_layers([node.publish(name)])
+                assert names_in(result.installed) == [name]
+                manager.remove_cached_layers(ALL)
+            assert caplog.messages == [
+                f"cannot remove {layer.path}: {self.HINT}; it is left to the next operation"
+            ]
+            with pytest.raises(LayersFailedError) as caught:
+                manager.process_desired_layers([stuck, node.publish("three")])
+            assert names_in(caught.value.result.installed) == ["three"]
+
+    @pytest.mark.usefixtures("needs_overlay")
+    def test_what_a_mount_has_written(
+        self,
+        node: Node,
+        tmp_path: Path,
+        immovable: Callable[[Path], None],
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        target = tmp_path / "target"
+        target.mkdir()
+        with node.manager() as manager:
+            manager.process_desired_layers([node.publish("one")])
+            with manager.mount("app", "one", target=target) as mounted:
+                (target / "mine").touch()
+                directory = node.config.working_dir / "mounts" / mounted.mount.lease_id
+                immovable(directory / "upper/mine")
+            wait_until_unused(manager)
+            assert manager.mounts() == ()
+            for name in ("two", "three"):
+                result = manager.process_desired_layers([node.publish(name)])
+                assert names_in(result.installed) == [name]
+        (message,) = [one for one in caplog.messages if "left to the next operation" in one]
+        assert f"{mounted.mount.lease_id}/upper/mine: {self.HINT}" in message
+
+
+class TestNoRoomForANewLayer:
+    """Cached layers go, the oldest first, until there is room for a name."""
+
+    @pytest.mark.parametrize(
+        "step", [Step.STAGE_LAYER, Step.STAGE_INDEX, Step.PLACE_LAYER, Step.PLACE_INDEX]
+    )
+    @pytest.mark.parametrize("count", [1, 2])
+    def test_as_many_are_evicted_as_it_takes(self, node: Node, step: Step, count: int) -> None:
+        armed: list[bool] = []
+
+        def fail(now: Step) -> None:
+            most = 4 - count + (step is Step.PLACE_INDEX)  # then the new one is in its place
+            if armed and now is step and len(node.files()) > most:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        clock = FakeClock()
+        kept, new = node.publish("kept"), node.publish("new")
+        with node.manager(on_step=fail, clock=clock) as manager:
+            for number in range(3):
+                manager.process_desired_layers([kept, node.publish(f"layer-{number}")])
+                clock.advance(timedelta(hours=1))
+            manager.process_desired_layers([kept])
+            armed.append(True)
+            assert names_in(manager.process_desired_layers([kept, new]).installed) == ["new"]
+            left = {f"layer-{number}" for number in range(count, 3)}
+            assert {*names_in(manager.get_layers_info())} == {"kept", "new", *left}
+
+    def test_it_ends(self, node: Node) -> None:
+        steps = Steps()
+        with node.manager(on_step=steps) as manager:
+            cached(node, manager, 3)
+            kept, new = node.publish("kept"), node.publish("new")
+            manager.process_desired_layers([kept])
+            steps.errors[Step.PLACE_LAYER] = errno.ENOSPC
+            with pytest.raises(LayersFailedError) as caught:
+                manager.process_desired_layers([kept, new])
+            assert "cannot commit: " in str(caught.value.exceptions[0])
+            assert names_in(manager.get_layers_info()) == ["kept"]
+            assert node.leftovers() == []
+
+    def test_no_other_error_evicts(self, node: Node) -> None:
+        steps = Steps()
+        with node.manager(on_step=steps) as manager:
+            cached(node, manager, 1)
+            steps.errors[Step.PLACE_LAYER] = errno.EIO
+            with pytest.raises(LayersFailedError):
+                manager.process_desired_layers([node.publish("new")])
+            assert names_in(manager.get_layers_info()) == ["layer-0"]
+
+    def test_what_is_being_repaired_is_not_evicted(self, node: Node) -> None:
+        steps = Steps()
+        with node.manager(on_step=steps) as manager:
+            (layer,) = cached(node, manager, 1)
+            steps.errors[Step.PLACE_LAYER] = errno.ENOSPC
+            with pytest.raises(LayersFailedError):
+                manager.repair_layers([Repair(layer, node.publish("layer-0"))])
+            assert manager.get_layers_info() == (layer,)
+
+
+def test_what_is_gone_is_said_once(node: Node, caplog: pytest.LogCaptureFixture) -> None:
+    storage = FullStorage(FakeClock())
+    with node.manager(layer_storage=storage) as manager:
+        cached(node, manager, 1)
+        storage.times = 4
+        manager.remove_cached_layers(ALL)
+        for _ in range(2):
+            manager.remove_cached_layers(ALL)
+        full = "a test: the disk is full"
+        assert caplog.messages == [
+            f"removing layers before their rows: {full}",
+            f"layers that are gone stay recorded: {full}",
+        ]
+        manager.remove_cached_layers(ALL)
+        assert list(storage.get_layers_info()) == []

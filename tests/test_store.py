@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -17,6 +18,7 @@ from layermanager.store import StagedLayer, Store
 from layermanager.testing.layers import digest_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from layermanager.model import Digest
@@ -49,7 +51,8 @@ def commit(store: Store, *digests: Digest, content: str = "content") -> None:
     for digest in digests:
         with store.stage(digest) as staged:
             fill(staged, content)
-            store.commit([staged])
+            for error in store.commit([staged]).values():
+                raise error
 
 
 def assert_own_index(store: Store) -> None:
@@ -291,6 +294,164 @@ class TestRemoval:
         assert list((store.layers_dir / ".trash").iterdir()) == []
 
 
+class Disk:
+    """A disk on which steps fail, and the mounts that are seen on it.
+
+    Attributes:
+        errors: the error numbers of the steps that fail.
+        steps: the steps so far.
+        used: the layers that are mounted.
+    """
+
+    def __init__(self) -> None:
+        self.errors: dict[Step, int] = {}
+        self.steps: list[Step] = []
+        self.used: set[Digest] = set()
+
+    def __call__(self, step: Step) -> None:
+        self.steps.append(step)
+        if step in self.errors:
+            raise OSError(self.errors[step], os.strerror(self.errors[step]))
+
+    def look(self) -> Callable[[str], bool]:
+        used = {digest.encoded for digest in self.used}
+        return lambda name: name in used
+
+
+class TestWithoutRoomToMove:
+    """What cannot be renamed for want of room is removed where it is."""
+
+    @pytest.fixture
+    def disk(self) -> Disk:
+        return Disk()
+
+    @pytest.fixture
+    def store(self, tmp_path: Path, disk: Disk) -> Store:
+        layers_dir, index_dir = tmp_path / "layers", tmp_path / "index"
+        return Store(tmp_path, layers_dir, index_dir, on_step=disk, look=disk.look)
+
+    @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+    def test_the_index_goes_first(self, store: Store, disk: Disk, number: int) -> None:
+        commit(store, ONE, TWO)
+        disk.errors[Step.MOVE_TO_TRASH] = number
+        disk.steps.clear()
+        taken = store.take_out([ONE])
+        assert disk.steps == [
+            Step.MOVE_TO_TRASH,
+            Step.REMOVE_INDEX,
+            Step.SYNC_DIRECTORY,
+            Step.REMOVE_TREE,
+        ]
+        assert (dict(taken.trashed), taken.in_use, taken.failed) == ({ONE: None}, (), {})
+        assert store.discard(taken) == {}
+        assert store.digests() == [TWO]
+        assert not store.has_index(ONE)
+
+    def test_one_that_is_mounted_stays(self, store: Store, disk: Disk) -> None:
+        commit(store, ONE, TWO)
+        disk.errors[Step.MOVE_TO_TRASH] = errno.ENOSPC
+        disk.used.add(ONE)
+        taken = store.take_out([ONE, TWO])
+        assert (taken.in_use, dict(taken.trashed)) == ((ONE,), {TWO: None})
+        assert (store.path_of(ONE) / "dir/file").read_text() == "content"
+        assert store.has_index(ONE)
+
+    def test_one_that_must_not_be_stays(self, store: Store, disk: Disk) -> None:
+        commit(store, ONE)
+        disk.errors[Step.MOVE_TO_TRASH] = errno.ENOSPC
+        taken = store.take_out([ONE], in_place=lambda _: False)
+        assert [*taken.failed] == [ONE]
+        assert (store.path_of(ONE) / "dir/file").read_text() == "content"
+        assert store.has_index(ONE)
+
+    @pytest.mark.parametrize("step", [Step.REMOVE_INDEX, Step.REMOVE_TREE])
+    def test_it_is_told_whether_it_is_whole(self, store: Store, disk: Disk, step: Step) -> None:
+        commit(store, ONE)
+        disk.errors = {Step.MOVE_TO_TRASH: errno.ENOSPC, step: errno.EIO}
+        taken = store.take_out([ONE])
+        is_whole = step is Step.REMOVE_INDEX
+        assert (ONE in taken.failed, ONE in taken.rests) == (is_whole, not is_whole)
+        assert store.has_index(ONE) == is_whole
+        assert (ONE in store.discard(taken)) != is_whole
+
+    def test_other_errors_leave_it_whole(self, store: Store, disk: Disk) -> None:
+        commit(store, ONE)
+        disk.errors[Step.MOVE_TO_TRASH] = errno.EIO
+        taken = store.take_out([ONE])
+        assert str(taken.failed[ONE]) == f"cannot remove {store.path_of(ONE)}: Input/output error"
+        assert store.has_index(ONE)
+
+    def test_one_that_cannot_be_put_back_keeps_no_other(self, store: Store, disk: Disk) -> None:
+        commit(store, ONE, TWO)
+        disk.used.add(ONE)
+        disk.errors[Step.PUT_BACK] = errno.ENOSPC
+        taken = store.take_out([ONE, TWO])
+        assert (taken.in_use, [*taken.trashed], [*taken.rests]) == ((), [TWO], [ONE])
+        assert [*store.discard(taken)] == [ONE]
+        assert store.digests() == []
+
+
+class TestRoomForACommit:
+    @pytest.fixture
+    def disk(self) -> Disk:
+        return Disk()
+
+    @pytest.fixture
+    def store(self, tmp_path: Path, disk: Disk) -> Store:
+        return Store(tmp_path, tmp_path / "layers", tmp_path / "index", on_step=disk)
+
+    @pytest.mark.parametrize("step", [Step.PLACE_LAYER, Step.PLACE_INDEX])
+    def test_it_is_made_as_often_as_it_helps(self, store: Store, disk: Disk, step: Step) -> None:
+        made = []
+
+        def make_room() -> bool:
+            made.append(len(disk.steps))
+            if len(made) == 3:
+                disk.errors.clear()
+            return True
+
+        with store.stage(ONE) as staged:
+            fill(staged)
+            disk.errors[step] = errno.ENOSPC
+            assert store.commit([staged], make_room) == {}
+        assert len(made) == 3
+        assert store.digests() == [ONE]
+        assert store.has_index(ONE)
+
+    @pytest.mark.parametrize("step", [Step.PLACE_LAYER, Step.PLACE_INDEX])
+    def test_where_there_is_none_to_make(self, store: Store, disk: Disk, step: Step) -> None:
+        made = iter([True, False])
+        with store.stage(ONE) as staged:
+            fill(staged)
+            disk.errors[step] = errno.ENOSPC
+            failed = store.commit([staged], lambda: next(made))
+        assert "cannot commit: " in str(failed[ONE])
+        assert list(made) == []
+
+    @pytest.mark.parametrize("step", [Step.SYNC_LAYERS, Step.SYNC_INDEX, Step.SYNC_DIRECTORY])
+    def test_no_sync_is_tried_again(self, store: Store, disk: Disk, step: Step) -> None:
+        """The kernel tells of what it could not write once; the next sync says that all is well."""
+        with store.stage(ONE) as staged:
+            fill(staged)
+            disk.errors[step] = errno.ENOSPC
+            with pytest.raises(StoreError, match="cannot commit"):
+                store.commit([staged], lambda: pytest.fail("room was made"))
+
+    @pytest.mark.usefixtures("needs_root")
+    def test_a_place_that_cannot_be_had_stops_no_other(self, store: Store) -> None:
+        commit(store, ONE)
+        subprocess.run(["mount", "-t", "tmpfs", "none", store.path_of(ONE)], check=True)
+        try:
+            with store.stage(ONE) as first, store.stage(TWO) as second:
+                fill(first)
+                fill(second)
+                assert [*store.commit([first, second])] == [ONE]
+        finally:
+            subprocess.run(["umount", store.path_of(ONE)], check=True)
+        assert (store.path_of(TWO) / "dir/file").read_text() == "content"
+        assert (store.path_of(ONE) / "dir/file").read_text() == "content"
+
+
 class TestSweep:
     def test_it_counts_what_it_removes(self, store: Store) -> None:
         assert store.sweep() == 0
@@ -346,6 +507,42 @@ class TestSweep:
         assert (tmp_path / "home/file").exists()
         assert store.sweep() == 1
         assert list((store.layers_dir / ".trash").iterdir()) == []
+
+    def test_no_entry_that_refuses_stops_another(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        refused: list[Step] = []
+
+        def refuse_once(step: Step) -> None:
+            if step in (Step.REMOVE_TREE, Step.REMOVE_INDEX) and step not in refused:
+                refused.append(step)
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        store = Store(tmp_path, tmp_path / "layers", tmp_path / "index", on_step=refuse_once)
+        for place in ("index/.staging/a", "index/sha256/a", "index/sha256/b", "layers/.trash/a"):
+            (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / place).touch()
+        assert store.sweep() == 1
+        store.remove_other_indexes([])
+        assert len(everything_below(tmp_path / "index/sha256")) == 1
+        assert everything_below(tmp_path / "index/.staging") == {"a"}
+        assert [message.rpartition(": ")[2] for message in caplog.messages] == [
+            "Input/output error",
+            "Input/output error; it is left to the next operation",
+        ]
+        assert store.sweep() == 0
+        store.remove_other_indexes([])
+        assert everything_below(tmp_path / "index/sha256") == set()
+        assert everything_below(tmp_path / "index/.staging") == set()
+
+    def test_a_directory_among_the_indexes_fails_nothing(
+        self, store: Store, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        (store.index_path_of(ONE) / "deep").mkdir(parents=True)
+        for _ in range(3):
+            store.remove_other_indexes([])
+        assert store.index_path_of(ONE).is_dir()
+        assert len(caplog.messages) == 1
 
     def test_an_index_that_grew_goes(self, store: Store, tmp_path: Path) -> None:
         staging = tmp_path / "index/.staging"

@@ -83,6 +83,8 @@ class Installer:
         on_step: likewise is told of each piece that will be unpacked to disk.
         observer: is told what is written.
         guard: notes what *neighbour* raises; it is then taken to have freed nothing.
+        make_room: evicts something where the disk has no room to begin a layer, whatever it says
+            that is free; returns whether there was something.
     """
 
     def __init__(
@@ -98,7 +100,9 @@ class Installer:
         on_step: OnStep,
         observer: Observer,
         guard: Guard,
+        make_room: Callable[[], bool],
     ) -> None:
+        self._make_room = make_room
         self._guard = guard
         self._fetcher = fetcher
         self._unpacker = unpacker
@@ -151,7 +155,7 @@ class Installer:
                     lambda: self._rooms.allocate(shape.least(NOTHING), shape.likely(NOTHING))
                 )
             )
-            staged = leftovers.enter_context(self._store.stage(desired.digest))
+            staged = leftovers.enter_context(self._store.stage(desired.digest, self._make_room))
             granting = _Granting(
                 room,
                 shape,

@@ -32,6 +32,7 @@ from layermanager.model import Digest, InodeUsage, Resolution, StoreUsage, layer
 from layermanager.plan import plan
 from layermanager.presence import exists
 from layermanager.space import disk_usage
+from layermanager.stale_rows import StaleRows
 from layermanager.storage import (
     read_ages,
     read_footprints,
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
 
     from layermanager.config import Config
     from layermanager.leases import LayerMount, Lease
-    from layermanager.model import DesiredImage, DesiredLayer, ImageInfo, LayerInfo
+    from layermanager.model import DesiredImage, DesiredLayer, Footprint, ImageInfo, LayerInfo
     from layermanager.plan import Plan
     from layermanager.protocols import Clock
     from layermanager.space import DiskUsage
@@ -92,16 +93,20 @@ class Inventory:
         self._config = config
         self._guard = guard or Guard()
         self._clock = clock or SystemClock()
+        self._stale_rows = StaleRows(config.layers_dir, config.index_dir, self._footprints)
 
     def layers(self) -> tuple[LayerInfo, ...]:
         """All installed layers, ordered by digest; none where there is no store yet.
+
+        Rows of cached layers that are gone are left out, as the next operation forgets them.
 
         Raises:
             StorageError: the database cannot be read.
         """
         if not self._has_database():
             return ()
-        return read_layers_info(self._config.database, self._clock)
+        rows = read_layers_info(self._config.database, self._clock)
+        return self._stale_rows.without(rows)
 
     def layer(self, digest: str) -> LayerInfo:
         """One installed layer.
@@ -122,7 +127,11 @@ class Inventory:
         Raises:
             StorageError: the database cannot be read.
         """
-        return read_images(self._config.database) if self._has_database() else ()
+        if not self._has_database():
+            return ()
+        images = read_images(self._config.database)
+        here: set[Digest] = {layer.digest for layer in self.layers()} if images else set()
+        return tuple(image for image in images if here.issuperset(image.layers))
 
     def files(self, digest: Digest) -> Iterator[IndexEntry]:
         """What every path of an installed layer is, from the layer's index.
@@ -358,13 +367,16 @@ class Inventory:
             inodes=self._inode_usage(usage, layers, held_layers),
         )
 
+    def _footprints(self) -> Mapping[Digest, Footprint]:
+        return read_footprints(self._config.database) if self._has_database() else {}
+
     def _inode_usage(
         self, usage: DiskUsage, layers: Sequence[LayerInfo], held: Sequence[LayerInfo]
     ) -> InodeUsage | None:
         """Where the inodes went; layers of unknown size count as none."""
         if usage.free_inodes is None or usage.total_inodes is None:
             return None
-        footprints = read_footprints(self._config.database) if self._has_database() else {}
+        footprints = self._footprints()
 
         def inodes(some: Iterable[LayerInfo]) -> int:
             found = (footprints.get(layer.digest) for layer in some)

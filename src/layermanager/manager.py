@@ -30,6 +30,7 @@ from layermanager.errors import (
     LayerNotExistError,
     LayersFailedError,
     NotEnoughSpaceError,
+    StorageError,
     StorageFullError,
     StoreError,
     UnexpectedError,
@@ -57,6 +58,7 @@ from layermanager.model import (
     Resolution,
     layers_and_images,
 )
+from layermanager.notices import Notices
 from layermanager.observer import UNOBSERVED, Removal, guard_for, guarded
 from layermanager.plan import expired, oldest_to_free, plan, reconcile
 from layermanager.protocols import (
@@ -69,6 +71,7 @@ from layermanager.reserve import is_full
 from layermanager.rooms import rooms_of
 from layermanager.sources import default_sources, opener
 from layermanager.space import Partitions, settle
+from layermanager.stale_rows import StaleRows
 from layermanager.steps import unannounced
 from layermanager.storage import SqliteLayerStorage
 from layermanager.store import Store
@@ -202,6 +205,7 @@ class LayerManager:
         self._operation_lock = threading.Lock()
         self._state_lock = threading.Lock()
         self._reclaimable: set[Digest] = set()
+        self._notices = Notices()
         with ExitStack() as stack:
             self._store = Store(
                 config.working_dir,
@@ -210,6 +214,7 @@ class LayerManager:
                 durable=config.durable,
                 on_step=on_step,
                 look=lambda: _in_use(self._use.users()),
+                notices=self._notices,
             )
             if layer_storage is None:
                 layer_storage = stack.enter_context(
@@ -218,9 +223,15 @@ class LayerManager:
                     )
                 )
             self._storage = layer_storage
+            self._stale_rows = StaleRows(config.layers_dir, config.index_dir, self._footprints)
             self._ages = AgeKeeper(layer_storage, self._clock)
             self._use = LayerUse(
-                config, layer_storage, self._clock, ages=self._ages, on_step=on_step
+                config,
+                layer_storage,
+                self._clock,
+                ages=self._ages,
+                on_step=on_step,
+                notices=self._notices,
             )
             self._lock = StoreLock(config.working_dir, self._clock, on_step)
             new_allocator = new_space_allocator or Partitions(guard=self._guard).new_allocator
@@ -266,8 +277,11 @@ class LayerManager:
                 on_step=on_step,
                 observer=self._observer,
                 guard=self._guard,
+                make_room=self._evict_oldest,
             )
-            self.remove_expired_layers()
+            # What cannot be removed must not keep the manager from its work.
+            _, stuck = self._remove_expired(config.layer_ttl)
+            self._warn_of(stuck)
             threads = threads or LivingThreads(self._guard, self._clock)
             self._timer = threads.thread("layer-ttl", self._remove_expired_periodically)
             self._timer.start()
@@ -304,15 +318,19 @@ class LayerManager:
             LayerNotExistError: it is not installed.
             InvalidDigestError: *digest* is no digest.
         """
-        return self._storage.get_layer_info_by_digest(Digest(digest))
+        wanted = Digest(digest)
+        for layer in self._stale_rows.without([self._storage.get_layer_info_by_digest(wanted)]):
+            return layer
+        raise LayerNotExistError(f"layer {wanted} is not installed", digest=wanted)
 
     def get_layers_info(self) -> Sequence[LayerInfo]:
         """All installed layers, cached ones included, ordered by digest."""
-        return self._storage.get_layers_info()
+        return self._stale_rows.without(self._storage.get_layers_info())
 
     def get_images_info(self) -> Sequence[ImageInfo]:
         """All installed images, cached ones included, ordered by reference."""
-        return self._images.installed()
+        here = {layer.digest for layer in self.get_layers_info()}
+        return tuple(image for image in self._images.installed() if here.issuperset(image.layers))
 
     # Changing
 
@@ -409,28 +427,33 @@ class LayerManager:
 
         Returns:
             The layers that were removed, oldest first.
+
+        Raises:
+            StoreError: a layer could not be removed; the others were. One that is still whole and
+                in its place stays cached.
         """
         if time_to_live is None:
             time_to_live = self._config.layer_ttl
-        with self._operation("removing expired layers", Cancellation()):
-            layers, users = self._recover()
-            ages = self._ages.ages()
-            self._images.remove_expired(ages, time_to_live)
-            return self._remove_cached(
-                expired(layers, ages.of, time_to_live), Removal.EXPIRED, users
-            )
+        removed, failed = self._remove_expired(time_to_live)
+        _raise_first(failed)
+        return removed
 
     def remove_cached_layers(self, size: int) -> tuple[LayerInfo, ...]:
         """Remove cached layers, oldest first, until *size* bytes are freed or none is left.
 
         Returns:
             The layers that were removed.
+
+        Raises:
+            StoreError: as ``remove_expired_layers``.
         """
         with self._operation("removing cached layers", Cancellation()):
             layers, users = self._recover()
             free = [layer for layer in layers if not users.holders(layer.digest)]
             oldest = oldest_to_free(free, self._ages.ages().of, size)
-            return self._remove_cached(oldest, Removal.REQUESTED, users)
+            removed, failed = self._remove_cached(oldest, Removal.REQUESTED, users)
+        _raise_first(failed)
+        return removed
 
     def repair_layers(
         self, repairs: Iterable[Repair], *, cancellation: Cancellation | None = None
@@ -466,6 +489,7 @@ class LayerManager:
             self._recover()
             for repair in repairs:  # it must not be evicted to make room for itself
                 self._allocator.restore_outdated_item(repair.layer.digest)
+                self._reclaimable.discard(repair.layer.digest)
             made_here = [one for one in repairs if _is_made_here(one.source)]
             others = [one for one in repairs if not _is_made_here(one.source)]
             with self._transaction():
@@ -482,7 +506,7 @@ class LayerManager:
             dropped, not_dropped = self._drop(unneeded)
             repaired = (*repaired, *also_repaired, *dropped)
             failed = (*failed, *also_failed, *not_dropped)
-            self._tell_allocator(self._storage.get_layers_info(), self._use.users())
+            self._tell_allocator(self.get_layers_info(), self._use.users())
         if failed or without:
             result = ApplyResult(
                 installed=repaired, failed=failed, images=ImageChanges(failed=without)
@@ -542,7 +566,7 @@ class LayerManager:
                     image.desired.reference,
                     image.error,
                 )
-            self._tell_allocator(self._storage.get_layers_info(), self._use.users())
+            self._tell_allocator(self.get_layers_info(), self._use.users())
         return tuple(adopted)
 
     # Using
@@ -695,7 +719,7 @@ class LayerManager:
 
     def held_layers(self) -> tuple[HeldLayer, ...]:
         """The cached layers that cannot be removed since they are in use, and by whom."""
-        cached = [layer for layer in self._storage.get_layers_info() if layer.cached]
+        cached = [layer for layer in self.get_layers_info() if layer.cached]
         return self._use.users().held(cached)
 
     # Within an operation
@@ -725,19 +749,22 @@ class LayerManager:
         the middle of one. Returns the installed layers, and who uses layers.
         """
         with self._state_lock:  # what a neighbour is just evicting is no leftover
+            self._notices.begin_round()
             users = self._use.sweep()
             leftovers = self._store.sweep(_in_use(users))
             if leftovers:
                 _LOGGER.warning(
                     "removed %d unfinished layers: an operation was interrupted", leftovers
                 )
-            found = reconcile(self._storage.get_layers_info(), self._store.digests())
+            rows = self._storage.get_layers_info()
+            half_removed = self._stale_rows.half_removed(rows)
+            found = reconcile(rows, self._store.digests(), half_removed)
             self._forget_missing(found.forget)
-            unrecorded = self._store.remove(found.remove)
+            unrecorded = self._store.remove_unrecorded(found.remove)
             for digest in unrecorded.trashed:
                 _LOGGER.warning("removed the directory of layer %s: it is not recorded", digest)
             for digest in unrecorded.in_use:
-                _LOGGER.warning("layer %s is not recorded, but in use: it stays", digest)
+                self._notices.warn(_LOGGER, f"layer {digest} is not recorded, but in use: it stays")
             self._store.remove_other_indexes({layer.digest for layer in found.complete})
             self._note_ages()
             self._tell_allocator(found.complete, users)
@@ -747,6 +774,8 @@ class LayerManager:
     def _forget_missing(self, layers: Sequence[LayerInfo]) -> None:
         """Delete the rows of *layers* whose directories are gone, unless the disk is full.
 
+        What is left of one whose removal in its place was interrupted is removed.
+
         Then they do not count all the same, and the next operation is another try.
         """
         if not layers:
@@ -754,11 +783,13 @@ class LayerManager:
         try:
             with self._transaction():
                 for layer in layers:
-                    _LOGGER.warning("forgot layer %s: its directory is gone", layer.digest)
                     self._storage.delete_layer_by_digest(layer.digest)
         except StorageFullError as error:
-            _LOGGER.warning("layers that are gone stay recorded: %s", error)
-        self._store.remove(layer.digest for layer in layers)  # their indexes
+            self._notices.warn(_LOGGER, f"layers that are gone stay recorded: {error}")
+        else:
+            for layer in layers:
+                _LOGGER.warning("forgot layer %s: its directory is gone", layer.digest)
+        self._store.remove_unrecorded(layer.digest for layer in layers)  # their indexes
 
     def _note_ages(self) -> None:
         """Note the age of all that is kept for a time, and the time itself; mostly no write."""
@@ -978,10 +1009,9 @@ class LayerManager:
         if not repairs:
             return (), ()
         layers = tuple(repair.layer for repair in repairs)
-        try:
-            self._remove_cached(layers, Removal.REQUESTED, self._use.users())
-        except StoreError as error:
-            return (), tuple(FailedLayer(repair.source, error) for repair in repairs)
+        _, failed = self._remove_cached(layers, Removal.REQUESTED, self._use.users())
+        if failed:
+            return (), tuple(FailedLayer(repair.source, failed[0]) for repair in repairs)
         return layers, ()
 
     def _rename(self, steps: Plan) -> Mapping[Digest, LayerInfo]:
@@ -1013,24 +1043,37 @@ class LayerManager:
         if cached:
             with self._state_lock:
                 self._tell_allocator(
-                    self._storage.get_layers_info(),
+                    self.get_layers_info(),
                     self._use.users(),
                     replaced={layer.digest for layer in steps.cache},
                 )
         return cached, images
 
+    def _remove_expired(
+        self, time_to_live: timedelta
+    ) -> tuple[tuple[LayerInfo, ...], Sequence[StoreError]]:
+        """Remove what has expired, in an operation; return which, and what failed."""
+        with self._operation("removing expired layers", Cancellation()):
+            layers, users = self._recover()
+            ages = self._ages.ages()
+            self._images.remove_expired(ages, time_to_live)
+            return self._remove_cached(
+                expired(layers, ages.of, time_to_live), Removal.EXPIRED, users
+            )
+
     def _remove_cached(
         self, layers: Sequence[LayerInfo], why: Removal, users: Users
-    ) -> tuple[LayerInfo, ...]:
-        """Remove cached layers that are not in use; return which were removed.
-
-        Raises:
-            StoreError: something of a layer could not be removed; the others were.
-        """
+    ) -> tuple[tuple[LayerInfo, ...], Sequence[StoreError]]:
+        """Remove cached layers that are not in use; return which were removed, and what failed."""
         self._cancellation.check()
         if not layers:
-            return ()
+            return (), ()
         self._make_way()
+        return self._remove_now(layers, why, users)
+
+    def _remove_now(
+        self, layers: Sequence[LayerInfo], why: Removal, users: Users
+    ) -> tuple[tuple[LayerInfo, ...], Sequence[StoreError]]:
         with self._state_lock:
             # Those that a neighbour evicted are gone, and the allocator knows.
             cached = [layer for layer in layers if self._cached(layer.digest) is not None]
@@ -1040,8 +1083,7 @@ class LayerManager:
             removed, failed = self._remove(cached, why, users)
         for layer in removed:
             self._allocator.free_space(layer.size)
-        _raise_first(failed)
-        return removed
+        return removed, failed
 
     def _make_way(self) -> None:
         """Have a full disk give back what was removed, and if that is not enough, the spools."""
@@ -1057,18 +1099,42 @@ class LayerManager:
         return is_full(self._config.working_dir) or is_full(self._config.layers_dir)
 
     def _evict(self, item_id: str) -> None:
-        """Remove a cached layer, whose space the allocator needs; called from any thread."""
+        """Remove a cached layer, whose space the allocator needs; called from any thread.
+
+        One that cannot be removed is withdrawn until the next operation, so that others go.
+        """
         digest = Digest(item_id)
         with self._lock.held(self._patience, self._cancellation.requested), self._state_lock:
             layer = self._cached(digest)
             if layer is None:
                 return
             removed, failed = self._remove([layer], Removal.EVICTED)
-            _raise_first(failed)
+            self._warn_of(failed)
             if not removed:
-                # It came into use since the operation began: its space is not free.
                 self._allocator.restore_outdated_item(item_id)
                 self._reclaimable.discard(digest)
+
+    def _evict_oldest(self) -> bool:
+        """Remove the cached layer that is the first to go; return whether there was one.
+
+        It is for a disk that has no room for a change, whatever it says that is free.
+        """
+        users = self._use.users()
+        while True:
+            with self._state_lock:
+                cached = [one for one in self.get_layers_info() if one.digest in self._reclaimable]
+            oldest = oldest_to_free(cached, self._ages.ages().of, 1)
+            if not oldest:
+                return False
+            removed, failed = self._remove_now(oldest[:1], Removal.EVICTED, users)
+            self._warn_of(failed)
+            if removed:
+                settle(self._config.layers_dir)
+                return True
+
+    def _warn_of(self, failed: Iterable[StoreError]) -> None:
+        for error in failed:
+            self._notices.warn(_LOGGER, str(error))
 
     def _cached(self, digest: Digest) -> LayerInfo | None:
         """The layer if it is there and has not been restored in the meantime."""
@@ -1086,6 +1152,7 @@ class LayerManager:
         The rows go before the directories, so that each row has its layer. Only where the
         disk has no room for that, even without what was spooled and set aside, the directories go
         first: rows without directories are forgotten by the next operation, as after a crash.
+        A layer that cannot be moved is recorded again: it is whole.
 
         Args:
             layers: the layers.
@@ -1095,16 +1162,21 @@ class LayerManager:
         try:
             records = self._delete_rows(layers, users)
         except StorageFullError as error:
-            _LOGGER.warning("removing layers before their rows: %s", error)
+            self._notices.warn(_LOGGER, f"removing layers before their rows: {error}")
             with self._transaction():  # nothing is written, and no lease can be taken meanwhile
                 records = self._records_of(self._unused(layers, users))
-                taken = self._store.take_out(record.layer.digest for record in records)
+                ours = self._footprints()
+                taken = self._store.take_out(
+                    (record.layer.digest for record in records),
+                    in_place=lambda digest: digest in ours,
+                )
             failed = self._store.discard(taken)
             self._forget_removed(taken)
         else:
             taken = self._store.take_out(record.layer.digest for record in records)
             try:
-                self._record_again(one for one in records if one.layer.digest in taken.in_use)
+                stay = {*taken.in_use, *taken.failed}
+                self._record_again(one for one in records if one.layer.digest in stay)
             finally:
                 failed = self._store.discard(taken)
         for digest in taken.in_use:
@@ -1146,13 +1218,16 @@ class LayerManager:
         return unused
 
     def _forget_removed(self, taken: TakenOut) -> None:
-        """Delete the rows of layers that are gone; on a full disk the next operation does it."""
+        """Delete the rows of layers that are gone; where that fails the next operation does it.
+
+        Until then they do not count.
+        """
         try:
             with self._transaction():
-                for digest in taken.trashed:
+                for digest in (*taken.trashed, *taken.rests):
                     self._storage.delete_layer_by_digest(digest)
-        except StorageFullError as error:
-            _LOGGER.warning("layers that were removed stay recorded: %s", error)
+        except StorageError as error:
+            self._notices.warn(_LOGGER, f"layers that are gone stay recorded: {error}")
 
     def _records_of(self, layers: Sequence[LayerInfo]) -> tuple[_Record, ...]:
         if not layers:
@@ -1316,11 +1391,17 @@ class LayerManager:
                 self._on_progress(LayerProgress(layer.desired, Phase.COMMITTING))
             try:
                 with self._guard.failing(Boundary.LAYER, f"the commit of {_names(group)}"):
-                    self._store.commit([layer.staged for layer in group])
+                    errors = self._store.commit(
+                        [layer.staged for layer in group], self._evict_oldest
+                    )
             except LayerManagerError as error:
                 self._take_back(group, replaced, error, failed)
                 return []
-            installed = self._record_all(group, replaced, failed)
+            for layer in group:
+                if layer.desired.digest in errors:
+                    self._take_back([layer], replaced, errors[layer.desired.digest], failed)
+            placed = [layer for layer in group if layer.desired.digest not in errors]
+            installed = self._record_all(placed, replaced, failed) if placed else []
             for layer, _ in installed:
                 self._conclude(layer)
             return [info for _, info in installed]

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from layermanager.errors import LayerManagerError
 
 _HEX_LENGTHS: Final = {"sha256": 64, "sha384": 96, "sha512": 128}
+ALGORITHMS: Final = tuple(_HEX_LENGTHS)
 _SUPPORTED: Final = re.compile(
     "|".join(f"{algorithm}:[0-9a-f]{{{length}}}" for algorithm, length in _HEX_LENGTHS.items())
 )

@@ -22,7 +22,7 @@ from layermanager.oci.reference import parse_reference
 from layermanager.urls import without_credentials
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
     from datetime import timedelta
 
     from layermanager.model import Digest, FailedImage
@@ -222,7 +222,7 @@ class Reconciliation:
 
     Attributes:
         complete: rows whose directory is there.
-        forget: rows whose directory is gone: the row goes.
+        forget: rows whose directory is gone, or was to go: the row goes.
         remove: directories that no row names: the directory goes.
     """
 
@@ -231,14 +231,22 @@ class Reconciliation:
     remove: tuple[Digest, ...]
 
 
-def reconcile(rows: Iterable[LayerInfo], directories: Iterable[Digest]) -> Reconciliation:
-    """Compare the *rows* of the storage with the layer *directories* on disk."""
+def reconcile(
+    rows: Iterable[LayerInfo],
+    directories: Iterable[Digest],
+    half_removed: Collection[Digest] = (),
+) -> Reconciliation:
+    """Compare the *rows* of the storage with the layer *directories* on disk.
+
+    Of those that are *half_removed* any part may be missing.
+    """
     on_disk = set(directories)
+    complete = on_disk.difference(half_removed)
     rows = tuple(rows)
     named = {row.digest for row in rows}
     return Reconciliation(
-        complete=tuple(row for row in rows if row.digest in on_disk),
-        forget=tuple(row for row in rows if row.digest not in on_disk),
+        complete=tuple(row for row in rows if row.digest in complete),
+        forget=tuple(row for row in rows if row.digest not in complete),
         remove=tuple(sorted(on_disk - named)),
     )
 

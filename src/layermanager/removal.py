@@ -59,6 +59,13 @@ class RemovalRefusedError(OSError):
         return f"{shown}: {self.strerror}"
 
 
+def reason_of(error: OSError) -> str:
+    """Return why something cannot be removed or moved, and where it is known, what to do."""
+    if isinstance(error, RemovalRefusedError):
+        return str(error)
+    return _REFUSALS.get(error.errno or 0) or error.strerror or str(error)
+
+
 def remove_tree(
     name: bytes | str,
     *,

@@ -13,6 +13,8 @@
 
 A layer is in its place or not there at all, since only renames make and unmake it. It *counts*
 when the storage has a row for it besides: the row comes after the directory and goes before it.
+Only a file system that has no room for a rename has a layer removed in its place, its index first
+(``stale_rows``).
 What lies in ``.staging`` and ``.trash``, what was to replace a layer, and layers without a row, are
 leftovers of a crash and are swept. What has come into use by a mount is put back, or stays until it
 is unmounted: a rename takes nothing from those who use it. Aos's own manager removes all
@@ -21,20 +23,20 @@ is unmounted: a rename takes nothing from those who use it. Aos's own manager re
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import os
 import re
 import secrets
 import threading
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 
 from layermanager import linux
 from layermanager.errors import InvalidDigestError, StoreError
 from layermanager.model import Digest
+from layermanager.notices import Notices
 from layermanager.presence import exists, is_directory
 from layermanager.private_files import (
     PRIVATE_DIRECTORY,
@@ -42,7 +44,7 @@ from layermanager.private_files import (
     PUBLIC_DIRECTORY,
     make_directory,
 )
-from layermanager.removal import RemovalRefusedError, remove_tree
+from layermanager.removal import reason_of, remove_tree
 from layermanager.steps import Step, unannounced
 from layermanager.unpack.index import read_index
 
@@ -55,12 +57,15 @@ if TYPE_CHECKING:
 
     IsInUse: TypeAlias = Callable[[str], bool]
 
+Result = TypeVar("Result")
+
 _LOGGER: Final = logging.getLogger(__name__)
 
 _STAGING: Final = ".staging"
 _TRASH: Final = ".trash"
 _ROOT: Final = b"."  # in an index
 _ACCESS_LIST: Final = "system.posix_acl_access"
+_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
 _HAS_NONE: Final = (errno.ENODATA, errno.ENOTSUP)
 _INDEX_SUFFIX: Final = ".mtree.gz"
 _REPLACEMENT: Final = re.compile(r"[0-9a-f]{64,128}\.[0-9a-f]{8}")
@@ -94,14 +99,25 @@ class TakenOut:
     """Layers that were to be taken out of their places.
 
     Attributes:
-        trashed: where those are that were taken out; None where there was none.
+        trashed: where those are that were taken out; None where there is nothing any more.
         in_use: those that are in use, and in their places.
-        failed: those that could not be moved, and why.
+        failed: those that could not be moved, and why; they are whole and in their places.
+        rests: those that are neither whole in their places nor gone, and why.
     """
 
     trashed: Mapping[Digest, Path | None]
     in_use: tuple[Digest, ...]
     failed: Mapping[Digest, StoreError]
+    rests: Mapping[Digest, StoreError]
+
+    def with_others(self, other: TakenOut) -> TakenOut:
+        """Return the layers of both."""
+        return TakenOut(
+            {**self.trashed, **other.trashed},
+            (*self.in_use, *other.in_use),
+            {**self.failed, **other.failed},
+            {**self.rests, **other.rests},
+        )
 
 
 class Store:
@@ -118,6 +134,7 @@ class Store:
         on_step: is told of each change of the disk before it is made.
         look: looks at all mounts once; what it returns tells whether the layer whose digest has
             these hex digits was mounted then.
+        notices: logs what cannot be removed, once as long as that lasts.
 
     Raises:
         StoreError: a directory cannot be made, read or changed; from every method.
@@ -132,6 +149,7 @@ class Store:
         durable: bool = True,
         on_step: OnStep = unannounced,
         look: Callable[[], IsInUse] = lambda: lambda _: False,
+        notices: Notices | None = None,
     ) -> None:
         self.layers_dir = layers_dir
         self._durable = durable
@@ -141,6 +159,7 @@ class Store:
         self._index_staging = index_dir / _STAGING
         self._trash = layers_dir / _TRASH
         self._look = look
+        self._notices = notices or Notices()
         self._replaced: set[Path] = set()
         self._sweeping = threading.Lock()  # one thread at a time, or they would hinder each other
         with _store_errors("cannot make the directories of the store"):
@@ -187,7 +206,7 @@ class Store:
                 file = self.index_path_of(digest).open("rb")
             except FileNotFoundError:
                 return 0
-            with file, contextlib.suppress(StoreError):
+            with file, suppress(StoreError):
                 for entry in read_index(file, str(digest), limits):
                     inodes += not (entry.hard_link or entry.path == _ROOT)
         return inodes
@@ -220,12 +239,19 @@ class Store:
         return found
 
     @contextmanager
-    def stage(self, digest: Digest) -> Iterator[StagedLayer]:
+    def stage(
+        self, digest: Digest, make_room: Callable[[], bool] = lambda: False
+    ) -> Iterator[StagedLayer]:
         """Make an empty directory for a layer to grow in; it is discarded unless committed by then.
 
         Only its owner may enter it as long as it grows. It is beside the layer that it is to
         replace, if there is one: XFS takes an exchange between two directories for a change of what
         is exchanged. The time of that could be set back, but not in the same moment.
+
+        Args:
+            digest: the layer.
+            make_room: is called where there is no room for it; returns whether it is worth another
+                try.
         """
         place = self.path_of(digest)
         with ExitStack() as stack:
@@ -233,34 +259,48 @@ class Store:
                 self._make_staging(self._staging)
                 path = _new_name(place.parent if exists(place) else self._staging, digest)
                 stack.callback(self._discard, path)
-                self._on_step(Step.STAGE_LAYER)
-                path.mkdir(mode=0o700)
+                _with_room(lambda: self._make_staged(path), make_room)
                 descriptor = os.open(path, _OPEN_DIRECTORY)
                 stack.callback(os.close, descriptor)
                 block_bytes = os.fstatvfs(descriptor).f_frsize
-                index, index_descriptor = self._stage_index(digest, stack)
+                index, index_descriptor = self._stage_index(digest, stack, make_room)
             yield StagedLayer(digest, path, descriptor, block_bytes, index, index_descriptor)
 
-    def commit(self, staged: Sequence[StagedLayer]) -> None:
+    def commit(
+        self, staged: Sequence[StagedLayer], make_room: Callable[[], bool] = lambda: False
+    ) -> Mapping[Digest, StoreError]:
         """Put complete and verified layers into their places, durably.
 
         All their files are synced first, by one call for the whole group; then they are renamed;
         then the renames are synced. When this returns, no power cut can take them away, and until
         then no row names them. A layer that is in its place already is replaced at one moment; its
         old files are then where the new ones grew.
+
+        Only a rename is tried again: what a failed sync did not write is lost.
+
+        Args:
+            staged: the layers.
+            make_room: is called where a rename finds no room; returns whether it is worth another
+                try.
+
+        Returns:
+            Those that could not be put into their places, and why; the others were.
         """
+        failed: dict[Digest, StoreError] = {}
         with _store_errors("cannot commit"):
             for layer in staged:
                 self._own_index(layer.index_path, layer.index_descriptor)
             self._sync(staged[0].descriptor, [layer.index_descriptor for layer in staged])
             for layer in staged:
-                # In this order an index without its layer cannot be left behind.
-                self._place(layer)
-                self._place_index(layer.index_path, layer.digest)
+                try:
+                    self._place_whole(layer, make_room)
+                except StoreError as error:
+                    failed[layer.digest] = error
             places = {self.path_of(layer.digest).parent for layer in staged}
             places |= {self.index_path_of(layer.digest).parent for layer in staged}
-            for directory in (*places, self.layers_dir, self._index_dir):
+            for directory in (*filter(is_directory, places), self.layers_dir, self._index_dir):
                 self._sync_directory(directory)
+        return failed
 
     @contextmanager
     def adoption(self, digest: Digest) -> Iterator[tuple[int, int]]:
@@ -280,33 +320,54 @@ class Store:
             for directory in (self.index_path_of(digest).parent, self._index_dir):
                 self._sync_directory(directory)
 
-    def take_out(self, digests: Iterable[Digest]) -> TakenOut:
+    def take_out(
+        self, digests: Iterable[Digest], *, in_place: Callable[[Digest], bool] = lambda _: True
+    ) -> TakenOut:
         """Take layers out of their places, but for those that are in use.
 
         They are looked at in the trash, where no process can begin to use them by their path; one
         look is for all. Who began before has the directory itself: it loses nothing by a rename,
         and the layer is put back. So are all when it cannot be told what is in use.
 
+        A rename needs room where the file system overwrites nothing in place (btrfs), and removing
+        files does not. What cannot be renamed for that reason is removed in its place at once,
+        right after a look of its own.
+
         ``discard`` is to follow.
+
+        Args:
+            digests: the layers.
+            in_place: tells which layers may be removed in their places.
         """
         trashed: dict[Digest, Path | None] = {}
         failed: dict[Digest, StoreError] = {}
+        immovable: list[Digest] = []
         for digest in digests:
             try:
                 trashed[digest] = self._move_to_trash(digest)
-            except StoreError as error:
-                failed[digest] = error
+            except OSError as error:
+                if error.errno in _NO_ROOM and in_place(digest):
+                    immovable.append(digest)
+                else:
+                    failed[digest] = _not_removed(self.path_of(digest), error)
         moved = {digest: path for digest, path in trashed.items() if path is not None}
-        in_use = [*moved]
+        back = [*moved]
+        rests: dict[Digest, StoreError] = {}
         try:
             if moved:
                 is_in_use = self._look()
-                in_use = [digest for digest in moved if is_in_use(digest.encoded)]
+                back = [digest for digest in moved if is_in_use(digest.encoded)]
         finally:
-            for digest in in_use:
-                self._put_back(moved[digest], digest)
+            for digest in back:
                 del trashed[digest]
-        return TakenOut(trashed, tuple(in_use), failed)
+                try:
+                    self._put_back(moved[digest], digest)
+                except StoreError as error:
+                    rests[digest] = error
+        in_use = tuple(digest for digest in back if digest not in rests)
+        return TakenOut(trashed, in_use, failed, rests).with_others(
+            self._remove_in_place(immovable)
+        )
 
     def discard(self, taken: TakenOut) -> dict[Digest, StoreError]:
         """Remove what was taken out; its space is free then.
@@ -316,7 +377,7 @@ class Store:
         Returns:
             Those of which something is left, and why.
         """
-        failed: dict[Digest, StoreError] = {}
+        failed = dict(taken.rests)
         for digest, trashed in taken.trashed.items():
             try:
                 self._remove_index(digest)
@@ -325,6 +386,16 @@ class Store:
             except StoreError as error:
                 failed[digest] = error
         return failed
+
+    def remove_unrecorded(self, digests: Iterable[Digest]) -> TakenOut:
+        """Remove layers that have no rows, but for those that are in use.
+
+        What refuses is logged, once as long as it does, and left to the next operation.
+        """
+        taken = self.take_out(digests)
+        for error in (*taken.failed.values(), *self.discard(taken).values()):
+            self._warn(error)
+        return taken
 
     def remove(self, digests: Iterable[Digest]) -> TakenOut:
         """Remove layers that have no rows, but for those that are in use."""
@@ -350,15 +421,20 @@ class Store:
         after a power cut an index can be there without its layer.
         """
         expected = {(digest.algorithm, digest.encoded + _INDEX_SUFFIX) for digest in digests}
-        with _store_errors("cannot clean up the indexes"):
-            for algorithm in _subdirectories(self._index_dir):
-                directory = self._index_dir / algorithm
-                if directory == self._index_staging:
-                    continue
-                for path in directory.iterdir():
-                    if (algorithm, path.name) not in expected:
-                        self._on_step(Step.REMOVE_INDEX)
-                        path.unlink(missing_ok=True)
+        with _store_errors("cannot list the indexes"):
+            others = [
+                self._index_dir / algorithm / name
+                for algorithm in _subdirectories(self._index_dir)
+                if algorithm != self._index_staging.name
+                for name in _names(self._index_dir / algorithm)
+                if (algorithm, name) not in expected
+            ]
+        for path in others:
+            try:
+                self._on_step(Step.REMOVE_INDEX)
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                self._warn(_not_removed(path, error))
 
     def sweep(self, is_in_use: IsInUse | None = None) -> int:
         """Remove what a crash left in staging and trash; return how many layers that were.
@@ -376,7 +452,7 @@ class Store:
                     *self._replacements(),
                 ]
             for path in indexes:
-                self._remove_tree(path)
+                self._sweep_tree(path)
             if not layers:
                 return 0
             is_in_use = is_in_use or self._look()
@@ -415,15 +491,27 @@ class Store:
         self._on_step(Step.MAKE_STORE_DIRECTORY)
         make_directory(staging, PRIVATE_DIRECTORY)
 
-    def _stage_index(self, digest: Digest, stack: ExitStack) -> tuple[Path, int]:
+    def _make_staged(self, path: Path) -> None:
+        self._on_step(Step.STAGE_LAYER)
+        path.mkdir(mode=0o700)
+
+    def _stage_index(
+        self,
+        digest: Digest,
+        stack: ExitStack,
+        make_room: Callable[[], bool] = lambda: False,
+    ) -> tuple[Path, int]:
         """An empty file for an index and its descriptor, until *stack* ends."""
         self._make_staging(self._index_staging)
         path = _new_name(self._index_staging, digest)
         stack.callback(self._discard, path)
-        self._on_step(Step.STAGE_INDEX)
-        descriptor = os.open(path, _CREATE_FILE, PRIVATE_FILE)
+        descriptor = _with_room(lambda: self._make_staged_index(path), make_room)
         stack.callback(os.close, descriptor)
         return path, descriptor
+
+    def _make_staged_index(self, path: Path) -> int:
+        self._on_step(Step.STAGE_INDEX)
+        return os.open(path, _CREATE_FILE, PRIVATE_FILE)
 
     def _make_parent(self, place: Path, mode: int) -> None:
         self._on_step(Step.MAKE_PARENT_DIRECTORY)
@@ -451,6 +539,15 @@ class Store:
         self._make_parent(place, PRIVATE_DIRECTORY)
         self._on_step(Step.PLACE_INDEX)
         path.rename(place)
+
+    def _place_whole(self, layer: StagedLayer, make_room: Callable[[], bool]) -> None:
+        """Put a layer and its index into their places, in this order.
+
+        So an index without its layer cannot be left behind.
+        """
+        with _store_errors("cannot commit"):
+            _with_room(lambda: self._place(layer), make_room)
+            _with_room(lambda: self._place_index(layer.index_path, layer.digest), make_room)
 
     def _place(self, layer: StagedLayer) -> None:
         place = self.path_of(layer.digest)
@@ -484,16 +581,45 @@ class Store:
             os.close(descriptor)
 
     def _move_to_trash(self, digest: Digest) -> Path | None:
-        """Take a layer out of its place; return where it is then, if it was there."""
+        """Take a layer out of its place; return where it is then, if it was there.
+
+        Raises:
+            OSError: it cannot be moved, and is in its place.
+        """
         trashed = _new_name(self._trash, digest)
-        with _store_errors("cannot remove a layer"):
-            self._make_trash()  # Aos's manager may have tidied it up
-            try:
-                self._on_step(Step.MOVE_TO_TRASH)
-                self.path_of(digest).rename(trashed)
-            except FileNotFoundError:
-                return None
+        self._make_trash()  # Aos's manager may have tidied it up
+        try:
+            self._on_step(Step.MOVE_TO_TRASH)
+            self.path_of(digest).rename(trashed)
+        except FileNotFoundError:
+            return None
         return trashed
+
+    def _remove_in_place(self, digests: Iterable[Digest]) -> TakenOut:
+        """Remove layers that cannot be moved, but for those that are in use.
+
+        The index goes first, durably: without it a layer that has a row counts no more.
+        """
+        removed: dict[Digest, Path | None] = {}
+        in_use: list[Digest] = []
+        failed: dict[Digest, StoreError] = {}
+        rests: dict[Digest, StoreError] = {}
+        for digest in digests:
+            refused = failed  # as long as it is whole
+            try:
+                if self._look()(digest.encoded):
+                    in_use.append(digest)
+                    continue
+                self._remove_index(digest)
+                with _store_errors("cannot remove a layer"), suppress(FileNotFoundError):
+                    self._sync_directory(self.index_path_of(digest).parent)
+                refused = rests
+                self._remove_tree(self.path_of(digest))
+            except StoreError as error:
+                refused[digest] = error
+            else:
+                removed[digest] = None
+        return TakenOut(removed, tuple(in_use), failed, rests)
 
     def _remove_index(self, digest: Digest) -> None:
         with _store_errors("cannot remove a layer"):
@@ -532,16 +658,20 @@ class Store:
     def _sweep_tree(self, path: Path) -> bool:
         """Remove a leftover; return whether nothing refused that.
 
-        A user can make a part of a layer refuse, by a FUSE mount or a read-only subvolume. That
-        must not fail the operation that sweeps.
+        A user can make a part of a layer refuse, by a FUSE mount or a read-only subvolume. Neither
+        that nor a fault of the disk must fail the operation that sweeps.
         """
-        with _store_errors("cannot remove"):
-            try:
-                self._remove_from_disk(path)
-            except RemovalRefusedError as error:
-                _LOGGER.warning("the rest of %s is left to the next operation: %s", path, error)
-                return False
+        try:
+            self._remove_from_disk(path)
+        except OSError as error:
+            self._notices.warn(
+                _LOGGER, f"the rest of {path} is left to the next operation: {reason_of(error)}"
+            )
+            return False
         return True
+
+    def _warn(self, error: StoreError) -> None:
+        self._notices.warn(_LOGGER, f"{error}; it is left to the next operation")
 
     def _remove_tree(self, path: Path) -> None:
         with _store_errors("cannot remove"):
@@ -554,6 +684,23 @@ class Store:
             remove_tree(path.name, dir_fd=directory)
         finally:
             os.close(directory)
+
+
+def _with_room(step: Callable[[], Result], make_room: Callable[[], bool]) -> Result:
+    """Do *step*; as often as it finds no room and some can be made, do it again."""
+    while True:
+        try:
+            return step()
+        except OSError as error:
+            if error.errno not in _NO_ROOM or not make_room():
+                raise
+
+
+def _not_removed(path: Path, error: OSError) -> StoreError:
+    """Return an error that names *path*, why it cannot be removed, and what to do."""
+    failure = StoreError(f"cannot remove {path}: {reason_of(error)}")
+    failure.__cause__ = error
+    return failure
 
 
 def _remove_access_list(descriptor: int) -> None:

@@ -25,14 +25,17 @@ def node(tmp_path: Path) -> Node:
 
 
 def current(node: Node) -> CurrentLayers:
-    return CurrentLayers(Inventory(node.config), node.config.database)
+    return CurrentLayers(Inventory(node.config), node.config)
 
 
 def date(node: Node, seconds: float) -> None:
-    """Make the database look as if it had been changed last at this time, in seconds since 1970."""
-    for suffix in ("", "-wal"):
-        path = f"{node.config.database}{suffix}"
-        if os.path.exists(path):  # noqa: PTH110 - a text
+    """Make the store look as if it had been changed last at this time, in seconds since 1970."""
+    database = node.config.database
+    for path in (
+        *(database, database.with_name(f"{database.name}-wal")),
+        *(node.config.layers_dir / "sha256", node.config.index_dir / "sha256"),
+    ):
+        if path.exists():
             os.utime(path, (seconds, seconds))
 
 
@@ -55,6 +58,17 @@ def test_what_did_not_change_is_not_read_again(node: Node) -> None:
         assert layers.get() is first
         manager.process_desired_layers([])
         assert [layer.cached for layer in layers.get()] == [True]
+
+
+def test_a_layer_that_is_gone_before_its_row_is_noticed(node: Node) -> None:
+    layers = current(node)
+    with node.manager() as manager:
+        (layer,) = manager.process_desired_layers([node.publish("one")]).installed
+        manager.process_desired_layers([])
+        date(node, 1_700_000_000)
+        assert names_in(layers.get()) == ["one"]
+        layer.path.rename(node.published / "elsewhere")
+        assert layers.get() == ()
 
 
 def test_what_changed_just_now_is_read_again(node: Node) -> None:

@@ -70,12 +70,15 @@ class Scenario:
         settings: of the configuration.
         end_otherwise: brings about the other state to which the operation may lead after a fault,
             if there is another one than without.
+        leaves_rest: whether a fault may leave something to the next operation without failing this
+            one.
     """
 
     prepare: Callable[[Site], None]
     act: Callable[[Site, Walk], None]
     settings: Mapping[str, Any]
     end_otherwise: Callable[[Site], None] | None = None
+    leaves_rest: bool = False
 
     def site(self, base: Path) -> Site:
         """The store below *base*, with the settings of the scenario."""
@@ -313,10 +316,37 @@ def _apply_evicting(site: Site, walk: Walk) -> None:
         walk.do(lambda: manager.process_desired_layers(site.layers(["earlier", "large"])))
 
 
+def _evict_another(site: Site) -> None:
+    """A layer that cannot be moved stays, and another one goes."""
+    _apply_evicting(site, Walk(Fault(Kind.EIO, Step.MOVE_TO_TRASH, 1)))
+
+
 def _remove(remove: Callable[[LayerManager], object]) -> Callable[[Site, Walk], None]:
     def act(site: Site, walk: Walk) -> None:
         with site.manager(on_step=walk) as manager:
             walk.do(lambda: remove(manager))
+
+    return act
+
+
+def _remove_without(*full: Step) -> Callable[[Site, Walk], None]:
+    """Remove what has expired where there is no room for these steps.
+
+    Once the files of a layer are gone there is room for all.
+    """
+
+    def act(site: Site, walk: Walk) -> None:
+        steps = {*full}
+
+        def fail(step: Step) -> None:
+            walk(step)
+            if step is Step.REMOVE_TREE:
+                steps.discard(Step.WRITE_ROW)
+            if walk.is_watching and step in steps:
+                raise Kind.ENOSPC.error(step)
+
+        with site.manager(on_step=fail) as manager:
+            walk.do(lambda: manager.remove_expired_layers(_NOTHING_LEFT))
 
     return act
 
@@ -588,7 +618,13 @@ SCENARIOS: Final = {
     "cache": _scenario(_with_two, _apply("earlier", "two")),
     "restore": _scenario(_with_two_cached, _apply("earlier", "one", "two")),
     "note a source": _scenario(_with_a_moved_package, _apply_from_elsewhere),
-    "evict": _scenario(_with_too_much_cached, _apply_evicting, layers_part_limit=100),
+    "evict": Scenario(
+        _with_too_much_cached,
+        _apply_evicting,
+        {"layers_part_limit": 100},
+        _evict_another,
+        leaves_rest=True,
+    ),
     "install an image": _scenario(_with_an_image, _apply_another_image),
     "install an image with directories": _scenario(_with_an_image_to_come, _apply_another_image),
     "repair the directories of an image": _scenario(_with_damaged_directories, _repair_directories),
@@ -605,6 +641,10 @@ SCENARIOS: Final = {
     "collect garbage": _scenario(
         _with_two_cached, _remove(lambda manager: manager.remove_cached_layers(1 << 40))
     ),
+    "remove in place": _scenario(_with_two_cached, _remove_without(Step.MOVE_TO_TRASH)),
+    "remove in place before the row": _scenario(
+        _with_two_cached, _remove_without(Step.WRITE_ROW, Step.MOVE_TO_TRASH)
+    ),
     "repair": _scenario(_with_a_damaged_layer, _repair),
     "adopt": _scenario(_with_a_strange_layer, _adopt),
     "adopt without markers": Scenario(_with_markers, _adopt_without_markers, {}, _remove_markers),
@@ -619,11 +659,13 @@ SCENARIOS: Final = {
         _with_one_of_its_own_cached, _remove_what_comes_into_use, {}, _remove_what_is_cached
     ),
     "start": _scenario(_with_two, _start),
-    "start over leftovers": _scenario(_with_leftovers, _start),
+    "start over leftovers": Scenario(_with_leftovers, _start, {}, leaves_rest=True),
     "start over nothing": _scenario(_with_nothing, _start),
     "start over a database of Aos": _scenario(_of_aos, _start),
     "start over an older database": _scenario(_of_the_first_version, _start),
-    "start when layers have expired": _scenario(_with_two_cached, _start, layer_ttl_days=0),
+    "start when layers have expired": Scenario(
+        _with_two_cached, _start, {"layer_ttl_days": 0}, leaves_rest=True
+    ),
     "close": _scenario(_with_earlier, _close),
 }
 

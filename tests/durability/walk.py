@@ -94,6 +94,7 @@ class Walk:
     Attributes:
         steps: the steps so far.
         was_met: whether the fault has happened.
+        is_watching: whether it takes notice.
     """
 
     def __init__(self, fault: Fault | None = None, mark: OnStep = unannounced) -> None:
@@ -101,14 +102,14 @@ class Walk:
         self.was_met = False
         self._fault = fault
         self._mark = mark
-        self._is_watching = False
+        self.is_watching = False
         self._lock = threading.Lock()
         self._met_callbacks: list[Callable[[], None]] = []
 
     def __call__(self, step: Step) -> None:
         self._mark(step)
         with self._lock:
-            if not self._is_watching:
+            if not self.is_watching:
                 return
             self.steps.append(step)
             fault = self._fault
@@ -125,11 +126,11 @@ class Walk:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Take notice of the steps within the context."""
-        self._is_watching = True
+        self.is_watching = True
         try:
             yield
         finally:
-            self._is_watching = False
+            self.is_watching = False
 
     def do(self, operation: Callable[[], object]) -> None:
         """Do *operation* and watch it; where the fault is of that kind, do it once more after."""

@@ -112,7 +112,7 @@ class Node:
         self.metrics = Metrics(clock, __version__)
         self.guard = Guard(self.metrics.unexpected)
         self.inventory = Inventory(config, guard=self.guard, clock=clock)
-        self.layers = CurrentLayers(self.inventory, config.database)
+        self.layers = CurrentLayers(self.inventory, config)
         self._users = Recent(self.inventory.users, clock)
         self.events = events
         self.threads = LivingThreads(self.guard, clock)

@@ -8,10 +8,12 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Generic, TypeAlias, TypeVar
 
+from layermanager.model import ALGORITHMS
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
+    from layermanager.config import Config
     from layermanager.inventory import Inventory
     from layermanager.model import LayerInfo
     from layermanager.protocols import Clock
@@ -37,17 +39,26 @@ class CurrentLayers:
     """The installed layers, read anew only after the database has changed.
 
     Another process may change it, so what counts is the file and its log, by their sizes and
-    times. The kernel's times have a grain of some milliseconds: two changes within one look like
-    one, so that files that were changed just now are read anew all the same.
+    times. So do the directories that hold layers and indexes: on a full disk layers are removed
+    before their rows. The kernel's times have a grain of some milliseconds: two changes within one
+    look like one, so that files that were changed just now are read again all the same.
 
     Args:
         inventory: reads them.
-        database: the file that they are read from.
+        config: says where they are read from.
     """
 
-    def __init__(self, inventory: Inventory, database: Path) -> None:
+    def __init__(self, inventory: Inventory, config: Config) -> None:
         self._inventory = inventory
-        self._files = (os.fspath(database), f"{database}-wal")
+        self._files = (
+            os.fspath(config.database),
+            f"{config.database}-wal",
+            *(
+                os.fspath(directory / algorithm)
+                for directory in (config.layers_dir, config.index_dir)
+                for algorithm in ALGORITHMS
+            ),
+        )
         self._lock = threading.Lock()
         self._last: _Reading | None = None
 

@@ -57,10 +57,17 @@ from layermanager.leases import (
     is_over,
     tag_of,
 )
+from layermanager.notices import Notices
 from layermanager.plan import find_image, find_layers
 from layermanager.presence import exists, is_directory
-from layermanager.protocols import HoldsLeases, RemembersImages, Transactional
+from layermanager.protocols import (
+    HoldsLeases,
+    RemembersFootprints,
+    RemembersImages,
+    Transactional,
+)
 from layermanager.removal import remove_tree
+from layermanager.stale_rows import StaleRows
 from layermanager.steps import Step, unannounced
 from layermanager.storage import SqliteLayerStorage
 from layermanager.use import overlay
@@ -74,13 +81,13 @@ from layermanager.use.processes import boot_name, is_process_alive, process_bond
 from layermanager.xattrs import remove_acls, xattrs_of_layer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
     from types import TracebackType
 
     from layermanager.ages import Ages
     from layermanager.config import Config
-    from layermanager.model import Digest, ImageInfo, LayerInfo
+    from layermanager.model import Digest, Footprint, ImageInfo, LayerInfo
     from layermanager.protocols import Clock, LayerStorage
     from layermanager.steps import OnStep
     from layermanager.use.overlay import Mounter
@@ -283,6 +290,7 @@ class LayerUse:
         ages: tells for how long leases have lasted; by default as *storage* and *clock* say.
         on_step: is told of each change of the disk before it is made.
         mounter: mounts overlays.
+        notices: logs what cannot be removed, once as long as that lasts.
     """
 
     def __init__(
@@ -294,6 +302,7 @@ class LayerUse:
         ages: AgeKeeper | None = None,
         on_step: OnStep = unannounced,
         mounter: Mounter = overlay.mount,
+        notices: Notices | None = None,
     ) -> None:
         self._config = config
         self._layers = storage
@@ -301,6 +310,8 @@ class LayerUse:
         self._ages = ages or AgeKeeper(storage, clock)
         self._on_step = on_step
         self._mounter = mounter
+        self._notices = notices or Notices()
+        self._stale_rows = StaleRows(config.layers_dir, config.index_dir, self._footprints)
         self._mounts_dir = config.working_dir / "mounts"
         self._inspectors: WeakSet[Inspector] = WeakSet()
         self._inspectors_lock = threading.Lock()
@@ -468,21 +479,24 @@ class LayerUse:
             Who uses layers.
 
         Raises:
-            StoreError: it cannot be told what is mounted, or something cannot be removed.
+            StoreError: it cannot be told what is mounted.
         """
         directories = self._directories()  # before the leases: each has its lease first
         users = self.users()
         live = {lease.lease_id for lease in users.leases}
         for name in directories:
             if name not in live and not self._is_lower(name, users):
-                self._remove_directory(name)
+                try:
+                    self._remove_directory(name)
+                except StoreError as error:  # an unrelated operation must not fail for that
+                    self._notices.warn(_LOGGER, f"{error}; it is left to the next operation")
         if not users.over:
             return users
         try:
             self._forget({lease.lease_id for lease in users.over})
         except StorageFullError as error:
             # They count no more, whatever the database says; a later sweep is another try.
-            _LOGGER.warning("leases that are over stay recorded: %s", error)
+            self._notices.warn(_LOGGER, f"leases that are over stay recorded: {error}")
         return users
 
     # Within
@@ -512,9 +526,12 @@ class LayerUse:
         )
 
     def _found(self, layers: str | Iterable[str]) -> tuple[LayerInfo, ...]:
-        return find_layers(
-            layers, self._layers.get_layers_info(), self._images(), self._ages.ages().of
-        )
+        here = self._stale_rows.without(self._layers.get_layers_info())
+        return find_layers(layers, here, self._images(), self._ages.ages().of)
+
+    def _footprints(self) -> Mapping[Digest, Footprint]:
+        storage = self._layers
+        return storage.get_footprints() if isinstance(storage, RemembersFootprints) else {}
 
     def _images(self) -> Sequence[ImageInfo]:
         storage = self._layers
