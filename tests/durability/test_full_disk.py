@@ -120,7 +120,7 @@ def test_installing_at_every_size(
         site.apply(["earlier", "new"])
         after = site.state()
         done = []
-        for free in range(0, ENOUGH, step):
+        for free in range(0, ENOUGH + step, step):
             with subtests.test(f"{free} bytes free"):
                 site.go_back()
                 done.append(survives(children, site, free, allocator, "earlier", "new"))
@@ -152,7 +152,7 @@ def test_the_first_start_at_every_size(
         site.apply(["new"])
         after = site.state()
         done = []
-        for free in range(0, ENOUGH, step):
+        for free in range(0, ENOUGH + step, step):
             with subtests.test(f"{free} bytes free"):
                 site.go_back()
                 done.append(survives(children, site, free, allocator, "new"))
