@@ -603,6 +603,7 @@ class TestDirectoriesThatCannotBeTold:
         assert kept.directories == result.installed[0].digest
         assert secret_of(manager, target, image.reference) == 0o700
 
+    @pytest.mark.parametrize("spoil", [damage_index], indirect=True)
     def test_a_cached_image_gets_them_when_it_is_desired_again(
         self, manager: LayerManager, node: ImageNode, unknown: ImageInfo
     ) -> None:
@@ -612,6 +613,17 @@ class TestDirectoriesThatCannotBeTold:
         assert made(manager) == []
         result = manager.process_desired_layers([node.image()])
         (image,) = result.images.restored
+        assert image.are_directories_known
+        assert image.directories is not None
+
+    @pytest.mark.parametrize("spoil", [lose_index], indirect=True)
+    def test_a_cached_image_with_a_layer_without_an_index_is_gone(
+        self, manager: LayerManager, node: ImageNode, unknown: ImageInfo
+    ) -> None:
+        """As a layer whose removal was interrupted, which has no index."""
+        manager.process_desired_layers([])
+        assert unknown.reference not in {one.reference for one in manager.get_images_info()}
+        image = install(manager, node)
         assert image.are_directories_known
         assert image.directories is not None
 
