@@ -175,7 +175,7 @@ def test_seconds_for_other_users_run_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.alone
-def test_seconds_of_one_user_are_not_those_of_another(tmp_path: Path) -> None:
+def test_seconds_of_one_user_are_not_those_of_another(needs_fuse: None, tmp_path: Path) -> None:  # noqa: ARG001
     fuse = tmp_path / "fuse"
     fuse.mkdir()
     inspector = Inspector(tmp_path, patience=60, foreign_seconds=5)
