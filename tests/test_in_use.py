@@ -27,7 +27,7 @@ from foreign_mounts import (
 )
 from layermanager.errors import StoreError
 from layermanager.testing.layers import digest_of
-from layermanager.use.in_use import Look, look, look_at
+from layermanager.use.in_use import LayerPlaces, Look, look, look_at
 from layermanager.use.inspector import Inspector
 from layermanager.use.layer_places import layers_in
 from layermanager.use.mountinfo import Mount
@@ -628,7 +628,7 @@ def test_a_store_that_cannot_be_read(layers: Layers, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(os, "scandir", fail)
     with pytest.raises(StoreError, match=rf"in use: .*Input/output error: '{layers.directory}'"):
-        look(layers.directory)
+        LayerPlaces(layers.directory).of(layers.used.name)
 
 
 def test_in_a_user_namespace(needs_user_namespace: list[str], layers: Layers, place: Path) -> None:

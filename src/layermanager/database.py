@@ -23,6 +23,7 @@ import errno
 import os
 import sqlite3
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -307,13 +308,9 @@ def _connect(path: Path, query: str, *, busy_seconds: float) -> sqlite3.Connecti
         check_same_thread=False,
         uri=True,
     )
-    connection.text_factory = _decode
+    # Texts are decoded as file names are, so that none makes a row unreadable.
+    connection.text_factory = partial(str, encoding="utf-8", errors="surrogateescape")
     return connection
-
-
-def _decode(text: bytes) -> str:
-    """Decode a text of the database as file names are, so that none makes a row unreadable."""
-    return text.decode("utf-8", "surrogateescape")
 
 
 def _has_log(path: Path) -> bool:

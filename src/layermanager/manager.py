@@ -766,7 +766,7 @@ class LayerManager:
             for digest in unrecorded.in_use:
                 self._notices.warn(_LOGGER, f"layer {digest} is not recorded, but in use: it stays")
             self._store.remove_other_indexes({layer.digest for layer in found.complete})
-            self._note_ages()
+            self._note_ages(found.complete)
             self._tell_allocator(found.complete, users)
             self._spools.take_stock()
             return found.complete, users
@@ -791,12 +791,16 @@ class LayerManager:
                 _LOGGER.warning("forgot layer %s: its directory is gone", layer.digest)
         self._store.remove_unrecorded(layer.digest for layer in layers)  # their indexes
 
-    def _note_ages(self) -> None:
-        """Note the age of all that is kept for a time, and the time itself; mostly no write."""
+    def _note_ages(self, layers: Sequence[LayerInfo]) -> None:
+        """Note the age of all that is kept for a time, and the time itself; mostly no write.
+
+        Args:
+            layers: all that count.
+        """
         storage = self._storage
         self._ages.note(
             (
-                *storage.get_layers_info(),
+                *layers,
                 *self._images.installed(),
                 *(storage.get_leases() if isinstance(storage, HoldsLeases) else ()),
             ),
@@ -1510,7 +1514,7 @@ class LayerManager:
         while not self._clock.wait(self._cancellation.requested, self._until(due)):
             try:
                 if elapsed(self._clock) < due:
-                    self._note_ages()
+                    self._note_ages(self._storage.get_layers_info())
                     continue
                 due = elapsed(self._clock) + period
                 self.remove_expired_layers()

@@ -133,6 +133,35 @@ class DetachedMounts:
         yield from found.items()
 
 
+class LayerPlaces:
+    """Where the layers are, looked at when that is needed.
+
+    Args:
+        layers_dir: the layers' directory.
+    """
+
+    def __init__(self, layers_dir: Path) -> None:
+        self._layers_dir = layers_dir
+
+    def of(self, encoded: str) -> Sequence[str]:
+        """Return the paths of the layer whose digest has these hex digits.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        return self._by_name.get(encoded, ())
+
+    @cached_property
+    def _by_name(self) -> Mapping[str, Sequence[str]]:
+        found: dict[str, list[str]] = defaultdict(list)
+        try:
+            for name, _, path in layer_places(self._layers_dir):
+                found[name].append(path)
+        except OSError as error:
+            raise StoreError(f"cannot tell which layers are in use: {error}") from error
+        return found
+
+
 class NoMounts:
     """What is mounted where it was not looked."""
 
@@ -177,7 +206,7 @@ class Look:
         overlays: as above.
         candidates: the overlays that are in a table.
         detached: mounts that are in no table.
-        places: where the layers are, by the hex digits of their digests.
+        places: where the layers are.
         inspector: looks at mounts.
         known: the layers of overlays that need no look, by their devices.
         lower: the paths of the lower directories of all overlays, as they were mounted.
@@ -191,7 +220,7 @@ class Look:
         overlays: Mapping[str, Sequence[Holder]],
         candidates: Sequence[Candidate],
         detached: DetachedMounts,
-        places: Mapping[str, Sequence[str]],
+        places: LayerPlaces,
         inspector: Inspector,
         known: Mapping[str, Sequence[str]] = MappingProxyType({}),
         lower: frozenset[str] = frozenset(),
@@ -269,7 +298,7 @@ class Look:
             return True
         candidate = suspect.candidate
         device = candidate.view.device
-        places = self._places.get(encoded, ())
+        places = self._places.of(encoded)
         if not places or device in self._gone:
             return False
         if device not in self._silent:
@@ -360,10 +389,6 @@ def look_at(
         StoreError: the store cannot be read.
     """
     layers_dir = layers_dir.absolute()
-    try:
-        places = layer_places(layers_dir)
-    except OSError as error:
-        raise StoreError(f"cannot tell which layers are in use: {error}") from error
     bound = bound or _bound_layers(layers_dir)
     named: dict[str, list[Holder]] = defaultdict(list)
     overlays: dict[str, list[Holder]] = defaultdict(list)
@@ -388,16 +413,13 @@ def look_at(
         candidates.append(Candidate(view, holder, table.is_foreign, table.owner))
     for name, holder in _named_by_unreadable_lines(tables):
         named[name].append(holder)
-    by_place: dict[str, list[str]] = defaultdict(list)
-    for name, _, path in places:
-        by_place[name].append(path)
     return Look(
         named=named,
         any_layer=_unreadable_tables(tables),
         overlays=overlays,
         candidates=candidates,
         detached=DetachedMounts([one for one in detached if one.mount not in numbers], inspector),
-        places=by_place,
+        places=LayerPlaces(layers_dir),
         inspector=inspector,
         lower=frozenset(lower_paths),
     )
