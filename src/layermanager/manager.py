@@ -759,27 +759,30 @@ class LayerManager:
             rows = self._storage.get_layers_info()
             half_removed = self._stale_rows.half_removed(rows)
             found = reconcile(rows, self._store.digests(), half_removed)
-            self._forget_missing(found.forget)
+            forgotten = self._forget_missing(found.forget)
             unrecorded = self._store.remove_unrecorded(found.remove)
             for digest in unrecorded.trashed:
                 _LOGGER.warning("removed the directory of layer %s: it is not recorded", digest)
             for digest in unrecorded.in_use:
                 self._notices.warn(_LOGGER, f"layer {digest} is not recorded, but in use: it stays")
             self._store.remove_other_indexes({layer.digest for layer in found.complete})
-            self._note_ages(found.complete)
+            self._note_ages([row for row in rows if row.digest not in forgotten])
             self._tell_allocator(found.complete, users)
             self._spools.take_stock()
             return found.complete, users
 
-    def _forget_missing(self, layers: Sequence[LayerInfo]) -> None:
+    def _forget_missing(self, layers: Sequence[LayerInfo]) -> frozenset[Digest]:
         """Delete the rows of *layers* whose directories are gone, unless the disk is full.
+
+        Returns which were deleted.
 
         What is left of one whose removal in its place was interrupted is removed.
 
         Then they do not count all the same, and the next operation is another try.
         """
         if not layers:
-            return
+            return frozenset()
+        forgotten: frozenset[Digest] = frozenset()
         try:
             with self._transaction():
                 for layer in layers:
@@ -789,13 +792,15 @@ class LayerManager:
         else:
             for layer in layers:
                 _LOGGER.warning("forgot layer %s: its directory is gone", layer.digest)
+            forgotten = frozenset(layer.digest for layer in layers)
         self._store.remove_unrecorded(layer.digest for layer in layers)  # their indexes
+        return forgotten
 
     def _note_ages(self, layers: Sequence[LayerInfo]) -> None:
         """Note the age of all that is kept for a time, and the time itself; mostly no write.
 
         Args:
-            layers: all that count.
+            layers: all that are recorded.
         """
         storage = self._storage
         self._ages.note(
@@ -1167,6 +1172,9 @@ class LayerManager:
             records = self._delete_rows(layers, users)
         except StorageFullError as error:
             self._notices.warn(_LOGGER, f"removing layers before their rows: {error}")
+            # btrfs gives back what was removed before with its next transaction: SQLite may need
+            # a block to take back what it could not write.
+            settle(self._config.working_dir)
             with self._transaction():  # nothing is written, and no lease can be taken meanwhile
                 records = self._records_of(self._unused(layers, users))
                 ours = self._footprints()
