@@ -13,6 +13,7 @@ import sys
 import textwrap
 from contextlib import closing, contextmanager
 from datetime import timedelta
+from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -156,6 +157,17 @@ def statuses(node: ImageNode) -> set[Status]:
 def of_leases(node: ImageNode) -> list[str]:
     directory = node.config.working_dir / "mounts"
     return sorted(one.name for one in directory.iterdir()) if directory.exists() else []
+
+
+def refusing_to_stage(number: int) -> Callable[[Step], None]:
+    """Have the disk find no room for the layer of that number, counted from 1."""
+    numbers = count(1)
+
+    def refuse(step: Step) -> None:
+        if step is Step.STAGE_LAYER and next(numbers) == number:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    return refuse
 
 
 @contextmanager
@@ -478,15 +490,7 @@ class TestImages:
             assert directories_of(target) == EXPECTED
 
     def test_an_image_whose_layer_cannot_be_made_fails(self, node: ImageNode) -> None:
-        staged = 0
-
-        def refuse_the_third(step: Step) -> None:
-            nonlocal staged
-            staged += step is Step.STAGE_LAYER
-            if step is Step.STAGE_LAYER and staged == 3:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-        with node.manager(on_step=refuse_the_third) as manager:
+        with node.manager(on_step=refusing_to_stage(3)) as manager:
             with pytest.raises(LayersFailedError) as caught:
                 manager.process_desired_layers([node.image()])
             (error,) = caught.value.exceptions
@@ -793,15 +797,7 @@ class TestIndexesThatChange:
         with node.manager() as manager:
             image = outdated(manager, node)
             damage_index(node, image.layers[0])
-        staged = 0
-
-        def refuse_the_second(step: Step) -> None:
-            nonlocal staged
-            staged += step is Step.STAGE_LAYER
-            if step is Step.STAGE_LAYER and staged == 2:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-        with node.manager(on_step=refuse_the_second) as manager:
+        with node.manager(on_step=refusing_to_stage(2)) as manager:
             with pytest.raises(LayersFailedError) as caught:
                 repair(manager, node, image.layers[0])
             assert [one.digest for one in caught.value.result.installed] == [image.layers[0]]

@@ -30,8 +30,8 @@ def null_device() -> Iterator[int]:
 
 
 @contextmanager
-def text_to_read(content: bytes) -> Iterator[int]:
-    """Make a file in memory that a child reads *content* from.
+def file_in_memory(content: bytes) -> Iterator[int]:
+    """Make a file in memory with *content* that a child is to read.
 
     Raises:
         OSError: it cannot be made.

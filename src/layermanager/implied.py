@@ -140,7 +140,7 @@ class Stack:
             self._remove(path)
         for directory in directories:
             if any(directory.xattrs.get(mark) == b"y" for mark in _OPAQUE_MARKS):
-                self._begin_anew(directory.path)
+                self._restart(directory.path)
                 if directory.path == _ROOT:
                     self.visible = 1
 
@@ -186,7 +186,7 @@ class Stack:
         self._remove_children(path)
         del self._nodes[path]
 
-    def _begin_anew(self, path: bytes) -> None:
+    def _restart(self, path: bytes) -> None:
         """Hide what the layers below have in a directory; what they say of itself stays."""
         self._remove_children(path)
         node = self._nodes.get(path)

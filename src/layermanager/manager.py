@@ -329,8 +329,9 @@ class LayerManager:
 
     def get_images_info(self) -> Sequence[ImageInfo]:
         """All installed images, cached ones included, ordered by reference."""
-        here = {layer.digest for layer in self.get_layers_info()}
-        return tuple(image for image in self._images.installed() if here.issuperset(image.layers))
+        images = self._images.installed()
+        here: set[Digest] = {layer.digest for layer in self.get_layers_info()} if images else set()
+        return tuple(image for image in images if here.issuperset(image.layers))
 
     # Changing
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
-from layermanager.children import null_device
+from layermanager.children import file_in_memory, null_device
 from layermanager.errors import SignatureError
 
 if TYPE_CHECKING:
@@ -77,10 +76,7 @@ def verify(command: Sequence[str], fetched: Fetched, cancellation: Cancellation)
 
 def _file(stack: ExitStack, content: bytes) -> tuple[int, str]:
     """A file in memory with that *content*: its descriptor, and its path in a child."""
-    descriptor = os.memfd_create("desired-state", os.MFD_CLOEXEC)
-    file = stack.enter_context(os.fdopen(descriptor, "wb"))
-    file.write(content)
-    file.flush()
+    descriptor = stack.enter_context(file_in_memory(content))
     return descriptor, f"/proc/self/fd/{descriptor}"
 
 

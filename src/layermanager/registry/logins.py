@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from layermanager.children import null_device, text_to_read
+from layermanager.children import file_in_memory, null_device
 from layermanager.documents import DocumentError, JsonObject, parse
 from layermanager.errors import ConfigError
 from layermanager.oci.reference import DEFAULT_REGISTRY
@@ -242,7 +242,7 @@ def _run(program: str, text: str, cancellation: Cancellation) -> tuple[int, byte
     """Run ``program get`` on *text*; return its exit status and what it prints."""
     with (
         null_device() as null,
-        text_to_read(text.encode()) as server,
+        file_in_memory(text.encode()) as server,
         subprocess.Popen(
             [program, "get"],
             stdin=server,

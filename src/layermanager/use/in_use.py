@@ -28,7 +28,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from layermanager.errors import StoreError
 from layermanager.leases import Holder
@@ -162,36 +162,28 @@ class LayerPlaces:
         return found
 
 
+@dataclass(frozen=True, slots=True)
 class NoMounts:
-    """What is mounted where it was not looked."""
-
-    overlays: Mapping[str, Sequence[Holder]] = MappingProxyType({})
-
-    def holders(self, _: str) -> tuple[Holder, ...]:
-        """Return nothing."""
-        return ()
-
-    def is_lower(self, _: str) -> bool:
-        """Return true, since it may be one."""
-        return True
-
-
-class UnknownMounts:
-    """What is mounted where that cannot be told: any layer may be in use.
+    """What is mounted where it was not looked, or where that cannot be told.
 
     Attributes:
+        any_layer: what may use any layer.
         overlays: none that is known.
     """
 
-    overlays: Mapping[str, Sequence[Holder]] = MappingProxyType({})
+    any_layer: tuple[Holder, ...] = ()
+    overlays: ClassVar[Mapping[str, Sequence[Holder]]] = MappingProxyType({})
 
     def holders(self, _: str) -> tuple[Holder, ...]:
-        """Return that it cannot be told."""
-        return (_UNKNOWN,)
+        """Return what may use any layer."""
+        return self.any_layer
 
     def is_lower(self, _: str) -> bool:
         """Return true, since it may be one."""
         return True
+
+
+UNKNOWN_MOUNTS: Final = NoMounts((_UNKNOWN,))
 
 
 class Look:

@@ -71,7 +71,7 @@ from layermanager.stale_rows import StaleRows
 from layermanager.steps import Step, unannounced
 from layermanager.storage import SqliteLayerStorage
 from layermanager.use import overlay
-from layermanager.use.in_use import Look, NoMounts, UnknownMounts, look
+from layermanager.use.in_use import UNKNOWN_MOUNTS, Look, NoMounts, look
 from layermanager.use.inspector import Inspector
 from layermanager.use.merged import NO_ROOM, merged_directories, write_directories
 from layermanager.use.namespaces import are_processes_shown, mounts_seen_by
@@ -194,7 +194,7 @@ class Users:
 
     leases: Sequence[Lease]
     over: Sequence[Lease]
-    mounted: Look | NoMounts | UnknownMounts
+    mounted: Look | NoMounts
 
     def holders(self, digest: Digest) -> tuple[Holder, ...]:
         """What keeps the layer from being removed; nothing if it may be."""
@@ -230,7 +230,7 @@ def users_of(
         StoreError: it cannot be told what is mounted.
     """
     if not are_processes_shown():
-        return Users(leases, (), UnknownMounts())
+        return Users(leases, (), UNKNOWN_MOUNTS)
     # In this order: what a process that has ended by now has mounted is seen afterwards.
     ended = {lease.bond for lease in leases if _has_ended(lease.bond)}
     mounted = look(layers_dir, inspector)
