@@ -316,6 +316,16 @@ def _apply_evicting(site: Site, walk: Walk) -> None:
         walk.do(lambda: manager.process_desired_layers(site.layers(["earlier", "large"])))
 
 
+def _evicting_one(act: Callable[[Site, Walk], None]) -> Callable[[Site], None]:
+    """Where there is no room for a change, a layer that is cached goes."""
+
+    def act_and_remove_one(site: Site) -> None:
+        act(site, Walk())
+        _remove(lambda manager: manager.remove_cached_layers(1))(site, Walk())
+
+    return act_and_remove_one
+
+
 def _evict_another(site: Site) -> None:
     """A layer that cannot be moved stays, and another one goes."""
     _apply_evicting(site, Walk(Fault(Kind.EIO, Step.MOVE_TO_TRASH, 1)))
@@ -611,6 +621,12 @@ def _scenario(
     return Scenario(prepare, act, settings)
 
 
+def _with_a_layer_cached(
+    prepare: Callable[[Site], None], act: Callable[[Site, Walk], None]
+) -> Scenario:
+    return Scenario(prepare, act, {}, _evicting_one(act))
+
+
 SCENARIOS: Final = {
     "install": _scenario(_with_earlier, _apply("earlier", "one")),
     "install a group": _scenario(_with_earlier, _apply_group),
@@ -625,13 +641,19 @@ SCENARIOS: Final = {
         _evict_another,
         leaves_rest=True,
     ),
-    "install an image": _scenario(_with_an_image, _apply_another_image),
-    "install an image with directories": _scenario(_with_an_image_to_come, _apply_another_image),
-    "repair the directories of an image": _scenario(_with_damaged_directories, _repair_directories),
-    "repair below directories that are not known": _scenario(
+    "install an image": _with_a_layer_cached(_with_an_image, _apply_another_image),
+    "install an image with directories": _with_a_layer_cached(
+        _with_an_image_to_come, _apply_another_image
+    ),
+    "repair the directories of an image": _with_a_layer_cached(
+        _with_damaged_directories, _repair_directories
+    ),
+    "repair below directories that are not known": _with_a_layer_cached(
         _with_unknown_directories, _repair_all
     ),
-    "repair directories that are outdated": _scenario(_with_outdated_directories, _repair_all),
+    "repair directories that are outdated": _with_a_layer_cached(
+        _with_outdated_directories, _repair_all
+    ),
     "remove an image": _scenario(
         _with_a_cached_image, _remove(lambda manager: manager.remove_cached_layers(1))
     ),
@@ -661,7 +683,7 @@ SCENARIOS: Final = {
     "start": _scenario(_with_two, _start),
     "start over leftovers": Scenario(_with_leftovers, _start, {}, leaves_rest=True),
     "start over nothing": _scenario(_with_nothing, _start),
-    "start over a database of Aos": _scenario(_of_aos, _start),
+    "start over a database of Aos": Scenario(_of_aos, _start, {}, leaves_rest=True),
     "start over an older database": _scenario(_of_the_first_version, _start),
     "start when layers have expired": Scenario(
         _with_two_cached, _start, {"layer_ttl_days": 0}, leaves_rest=True
