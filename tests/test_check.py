@@ -9,7 +9,6 @@ import shutil
 import stat
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace as replace_attributes
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -333,7 +332,7 @@ def entry(path: str, kind: str = "dir", **attributes: Any) -> IndexEntry:
         device=(0, 0),
         xattrs={},
     )
-    return replace_attributes(made, **attributes)
+    return made._replace(**attributes)
 
 
 def compared(

@@ -148,7 +148,7 @@ def compare(
         try:
             for entry in entries:
                 cancellation.check()
-                if not (is_plain(entry.path) and is_plain(entry.hard_link or b".")):
+                if not is_plain(entry.path) or (entry.hard_link and not is_plain(entry.hard_link)):
                     yield _outside(entry)
                     continue
                 if entry.path != b".":
@@ -198,9 +198,7 @@ def _compare_readable_entry(
     if kind != entry.kind:
         yield Difference(entry.path, Problem.KIND, entry.kind, kind)
         return
-    for problem, expected, found in _attributes(entry, state):
-        if expected != found:
-            yield Difference(entry.path, problem, expected, found)
+    yield from _differing_attributes(entry, state)
     expected_xattrs, found_xattrs = _comparable_xattrs(entry, place)
     if expected_xattrs != found_xattrs:
         yield Difference(entry.path, Problem.XATTRS, _names(expected_xattrs), _names(found_xattrs))
@@ -210,17 +208,24 @@ def _compare_readable_entry(
         contents.add(place, entry)
 
 
-def _attributes(entry: IndexEntry, state: os.stat_result) -> Iterator[tuple[Problem, str, str]]:
+def _differing_attributes(entry: IndexEntry, state: os.stat_result) -> Iterator[Difference]:
+    path = entry.path
+    mode = stat.S_IMODE(state.st_mode)
+    if mode != entry.mode:
+        yield Difference(path, Problem.MODE, f"{entry.mode:04o}", f"{mode:04o}")
+    owner = state.st_uid, state.st_gid
+    if owner != entry.owner:
+        yield Difference(path, Problem.OWNER, _pair(entry.owner), _pair(owner))
+    is_device = entry.kind in {"char", "block"}
     is_whiteout = entry.kind == "char" and entry.device == (0, 0)
-    yield Problem.MODE, f"{entry.mode:04o}", f"{stat.S_IMODE(state.st_mode):04o}"
-    yield Problem.OWNER, "{}:{}".format(*entry.owner), f"{state.st_uid}:{state.st_gid}"
-    if not is_whiteout:  # of which nobody sees the time
-        yield Problem.TIME, _time(entry.mtime_ns), _time(state.st_mtime_ns)
-    if entry.kind == "file":
-        yield Problem.SIZE, str(entry.size), str(state.st_size)
-    if entry.kind in ("char", "block"):
+    if state.st_mtime_ns != entry.mtime_ns and not is_whiteout:  # of which nobody sees the time
+        yield Difference(path, Problem.TIME, _time(entry.mtime_ns), _time(state.st_mtime_ns))
+    if entry.kind == "file" and state.st_size != entry.size:
+        yield Difference(path, Problem.SIZE, str(entry.size), str(state.st_size))
+    if is_device:
         device = os.major(state.st_rdev), os.minor(state.st_rdev)
-        yield Problem.DEVICE, "{}:{}".format(*entry.device), "{}:{}".format(*device)
+        if device != entry.device:
+            yield Difference(path, Problem.DEVICE, _pair(entry.device), _pair(device))
 
 
 def _comparable_xattrs(
@@ -231,10 +236,13 @@ def _comparable_xattrs(
     Labels of SELinux are the host's, also where an older version took them from a layer. What else
     the kernel sets by itself counts where the layer brought it.
     """
+    on_disk = place.xattrs()
+    if not on_disk and not entry.xattrs:  # by far the most frequent
+        return {}, {}
     expected = {name: value for name, value in entry.xattrs.items() if name != SELINUX_LABEL}
     found = {
         name: value
-        for name, value in place.xattrs().items()
+        for name, value in on_disk.items()
         if name in expected or name not in SET_BY_KERNEL
     }
     return expected, found
@@ -340,12 +348,13 @@ class _Contents:
         digest = hashlib.sha256()
         left = size + 1  # others may write to it for ever
         while left and not self._cancellation.requested.is_set():
-            chunk = os.read(descriptor, min(left, _READ_BYTES))
-            if not chunk:
-                break
+            wanted = min(left, _READ_BYTES)
+            chunk = os.read(descriptor, wanted)
             digest.update(chunk)
             left -= len(chunk)
             self._on_bytes(len(chunk))
+            if not chunk or (left == 1 and len(chunk) < wanted):
+                break  # all is there, and the end was seen: most files take one call
         return digest.hexdigest()
 
 
@@ -365,6 +374,10 @@ def _words(error: OSError) -> str:
 def _time(nanoseconds: int) -> str:
     seconds, fraction = divmod(nanoseconds, 1_000_000_000)
     return f"{seconds}.{fraction:09d}"
+
+
+def _pair(numbers: tuple[int, int]) -> str:
+    return "{}:{}".format(*numbers)
 
 
 def _text(name: bytes) -> str:

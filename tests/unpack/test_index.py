@@ -4,7 +4,6 @@ import base64
 import gzip
 import io
 import os
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import pytest
@@ -125,7 +124,7 @@ def implied(path: bytes, attributes: Attributes) -> Written:
     entry = IndexEntry(path, "dir", *attributes[:3], 0, "", b"", b"", (0, 0), attributes.xattrs)
     return Written(
         lambda writer: writer.add(path, b"dir", attributes, IMPLIED),
-        replace(entry, is_implied=True),
+        entry._replace(is_implied=True),
     )
 
 

@@ -20,7 +20,6 @@ import binascii
 import os
 import re
 import zlib
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from layermanager.errors import LimitExceededError, StoreError
@@ -84,8 +83,7 @@ _HAS: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class IndexEntry:
+class IndexEntry(NamedTuple):
     """What one path of a layer is.
 
     Attributes:
