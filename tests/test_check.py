@@ -449,10 +449,10 @@ class TestOthersChangeTheLayer:
         class Swapping(dict[bytes, bytes]):
             """Is asked for between the two."""
 
-            def items(self) -> Any:
+            def __len__(self) -> int:
                 (tree / "c/1").unlink()
                 os.mkfifo(tree / "c/1")
-                return super().items()
+                return super().__len__()
 
         size = (tree / "c/1").stat().st_size
         one = entry("c/1", "file", size=size, sha256="0" * 64, xattrs=Swapping())

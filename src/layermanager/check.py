@@ -348,13 +348,12 @@ class _Contents:
         digest = hashlib.sha256()
         left = size + 1  # others may write to it for ever
         while left and not self._cancellation.requested.is_set():
-            wanted = min(left, _READ_BYTES)
-            chunk = os.read(descriptor, wanted)
+            chunk = os.read(descriptor, min(left, _READ_BYTES))
+            if not chunk:
+                break
             digest.update(chunk)
             left -= len(chunk)
             self._on_bytes(len(chunk))
-            if not chunk or (left == 1 and len(chunk) < wanted):
-                break  # all is there, and the end was seen: most files take one call
         return digest.hexdigest()
 
 
