@@ -282,12 +282,12 @@ class TestMaking:
     def test_a_working_directory_that_leads_into_proc(
         self, target: str, manager: LayerManager, tmp_path: Path
     ) -> None:
-        layer = LayerBuilder().directory(".").symlink("work", target).symlink("on", "proc")
-        reference = install(manager, tmp_path, [layer], {"Cmd": ["sh"], "WorkingDir": "/work"})
+        layer = LayerBuilder().directory(".").symlink("data", target).symlink("on", "proc")
+        reference = install(manager, tmp_path, [layer], {"Cmd": ["sh"], "WorkingDir": "/data"})
         if target == "/":
             manager.bundle("app", reference, directory=tmp_path / "bundle").umount()
             return
-        with pytest.raises(ImageError, match="leads into /proc: '/work'"):
+        with pytest.raises(ImageError, match="leads into /proc: '/data'"):
             manager.bundle("app", reference, directory=tmp_path / "bundle")
         assert not manager.mounts()
 

@@ -216,13 +216,13 @@ def _differing_attributes(entry: IndexEntry, state: os.stat_result) -> Iterator[
     owner = state.st_uid, state.st_gid
     if owner != entry.owner:
         yield Difference(path, Problem.OWNER, _pair(entry.owner), _pair(owner))
-    is_device = entry.kind in {"char", "block"}
+    # Overlayfs hides a whiteout, so its time is never visible.
     is_whiteout = entry.kind == "char" and entry.device == (0, 0)
-    if state.st_mtime_ns != entry.mtime_ns and not is_whiteout:  # of which nobody sees the time
+    if state.st_mtime_ns != entry.mtime_ns and not is_whiteout:
         yield Difference(path, Problem.TIME, _time(entry.mtime_ns), _time(state.st_mtime_ns))
     if entry.kind == "file" and state.st_size != entry.size:
         yield Difference(path, Problem.SIZE, str(entry.size), str(state.st_size))
-    if is_device:
+    if entry.kind in {"char", "block"}:
         device = os.major(state.st_rdev), os.minor(state.st_rdev)
         if device != entry.device:
             yield Difference(path, Problem.DEVICE, _pair(entry.device), _pair(device))
@@ -237,7 +237,7 @@ def _comparable_xattrs(
     the kernel sets by itself counts where the layer brought it.
     """
     on_disk = place.xattrs()
-    if not on_disk and not entry.xattrs:  # by far the most frequent
+    if not entry.xattrs and not on_disk:  # as for most files
         return {}, {}
     expected = {name: value for name, value in entry.xattrs.items() if name != SELINUX_LABEL}
     found = {

@@ -773,13 +773,10 @@ class LayerManager:
             return found.complete, users
 
     def _forget_missing(self, layers: Sequence[LayerInfo]) -> frozenset[Digest]:
-        """Delete the rows of *layers* whose directories are gone, unless the disk is full.
+        """Delete the rows of *layers* whose directories are gone; return which were deleted.
 
-        Returns which were deleted.
-
-        What is left of one whose removal in its place was interrupted is removed.
-
-        Then they do not count all the same, and the next operation is another try.
+        What is left of one whose removal in its place was interrupted is removed. On a full disk
+        the rows stay until the next operation, and do not count all the same.
         """
         if not layers:
             return frozenset()

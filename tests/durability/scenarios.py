@@ -316,16 +316,6 @@ def _apply_evicting(site: Site, walk: Walk) -> None:
         walk.do(lambda: manager.process_desired_layers(site.layers(["earlier", "large"])))
 
 
-def _evicting_one(act: Callable[[Site, Walk], None]) -> Callable[[Site], None]:
-    """Where there is no room for a change, a layer that is cached goes."""
-
-    def act_and_remove_one(site: Site) -> None:
-        act(site, Walk())
-        _remove(lambda manager: manager.remove_cached_layers(1))(site, Walk())
-
-    return act_and_remove_one
-
-
 def _evict_another(site: Site) -> None:
     """A layer that cannot be moved stays, and another one goes."""
     _apply_evicting(site, Walk(Fault(Kind.EIO, Step.MOVE_TO_TRASH, 1)))
@@ -337,6 +327,9 @@ def _remove(remove: Callable[[LayerManager], object]) -> Callable[[Site, Walk], 
             walk.do(lambda: remove(manager))
 
     return act
+
+
+_remove_oldest: Final = _remove(lambda manager: manager.remove_cached_layers(1))
 
 
 def _remove_without(*full: Step) -> Callable[[Site, Walk], None]:
@@ -621,10 +614,16 @@ def _scenario(
     return Scenario(prepare, act, settings)
 
 
-def _with_a_layer_cached(
+def _scenario_with_a_cached_layer(
     prepare: Callable[[Site], None], act: Callable[[Site, Walk], None]
 ) -> Scenario:
-    return Scenario(prepare, act, {}, _evicting_one(act))
+    """One in which the oldest cached layer is evicted if a change finds no room."""
+
+    def act_and_evict(site: Site) -> None:
+        act(site, Walk())
+        _remove_oldest(site, Walk())
+
+    return Scenario(prepare, act, {}, act_and_evict)
 
 
 SCENARIOS: Final = {
@@ -641,22 +640,20 @@ SCENARIOS: Final = {
         _evict_another,
         leaves_rest=True,
     ),
-    "install an image": _with_a_layer_cached(_with_an_image, _apply_another_image),
-    "install an image with directories": _with_a_layer_cached(
+    "install an image": _scenario_with_a_cached_layer(_with_an_image, _apply_another_image),
+    "install an image with directories": _scenario_with_a_cached_layer(
         _with_an_image_to_come, _apply_another_image
     ),
-    "repair the directories of an image": _with_a_layer_cached(
+    "repair the directories of an image": _scenario_with_a_cached_layer(
         _with_damaged_directories, _repair_directories
     ),
-    "repair below directories that are not known": _with_a_layer_cached(
+    "repair below directories that are not known": _scenario_with_a_cached_layer(
         _with_unknown_directories, _repair_all
     ),
-    "repair directories that are outdated": _with_a_layer_cached(
+    "repair directories that are outdated": _scenario_with_a_cached_layer(
         _with_outdated_directories, _repair_all
     ),
-    "remove an image": _scenario(
-        _with_a_cached_image, _remove(lambda manager: manager.remove_cached_layers(1))
-    ),
+    "remove an image": _scenario(_with_a_cached_image, _remove_oldest),
     "remove what is expired": _scenario(
         _with_two_cached, _remove(lambda manager: manager.remove_expired_layers(_NOTHING_LEFT))
     ),
