@@ -666,7 +666,9 @@ SCENARIOS: Final = {
     ),
     "repair": _scenario(_with_a_damaged_layer, _repair),
     "adopt": _scenario(_with_a_strange_layer, _adopt),
-    "adopt without markers": Scenario(_with_markers, _adopt_without_markers, {}, _remove_markers),
+    "adopt without markers": Scenario(
+        _with_markers, _adopt_without_markers, {}, _remove_markers, leaves_rest=True
+    ),
     "install in two parts": _scenario(_with_earlier, _apply_in_two_parts, network=_SPOOLING),
     "forget a spool": _scenario(_with_a_spool, _apply("earlier"), network=_SPOOLING),
     "evict a spool": _scenario(
@@ -675,7 +677,11 @@ SCENARIOS: Final = {
     "mount": _scenario(_with_layers_of_its_own, _mount),
     "lease": _scenario(_with_two_cached, _lease),
     "remove what comes into use": Scenario(
-        _with_one_of_its_own_cached, _remove_what_comes_into_use, {}, _remove_what_is_cached
+        _with_one_of_its_own_cached,
+        _remove_what_comes_into_use,
+        {},
+        _remove_what_is_cached,
+        leaves_rest=True,  # without its row, until it is not in use any more
     ),
     "start": _scenario(_with_two, _start),
     "start over leftovers": Scenario(_with_leftovers, _start, {}, leaves_rest=True),

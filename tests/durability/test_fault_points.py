@@ -115,9 +115,7 @@ class Walked:
             perform, str(self._site.base), self._name, fault.kind, fault.step, fault.occurrence
         )
         self._assert_ended_well(ended, fault)
-        # What was in use without its row is still there: the next operation removes it.
-        may_have_left = self._scenario.leaves_rest or self._scenario.end_otherwise is not None
-        if not may_have_left and (ended.status == RETURNED or "done" in ended.lines):
+        if not self._scenario.leaves_rest and (ended.status == RETURNED or "done" in ended.lines):
             self._assert_is_at_an_end()
         with self._site.manager():
             pass
